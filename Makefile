@@ -1,0 +1,53 @@
+# `make help` lists what can be made. Environments are folders here, installed once; `make clean` removes them.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+DEMO_ENV := .venv-demo
+TEST_ENV := .venv-test
+PHOTOS ?= $(HOME)/.cache/ul_tokenizer/debian-photos
+PHOTO_CONFIG := examples/configs/ul-photo-f8.yaml
+BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench photos train-photo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+
+demo: $(DEMO_ENV)/.installed ## put the bundled photos through the bundled autoencoder, offline; pictures in demo/
+	HF_HUB_OFFLINE=1 $(DEMO_ENV)/bin/ul-tokenizer reconstruct examples/images -o demo --model ul-photo-f8 --force
+	@echo "The pictures, original beside reconstruction, are in $(CURDIR)/demo"
+
+test: $(TEST_ENV)/.installed ## run the whole test suite; PYTEST="-k name" narrows it
+	$(TEST_ENV)/bin/python -m pytest $(PYTEST)
+
+lint: $(TEST_ENV)/.installed ## ruff, the format and mypy, changing nothing
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/mypy
+
+format: $(TEST_ENV)/.installed ## format the code and apply ruff's safe fixes
+	$(TEST_ENV)/bin/ruff check --fix-only .
+	$(TEST_ENV)/bin/ruff format .
+
+bench: $(TEST_ENV)/.installed ## print the figures that README and MODEL_CARD quote; BENCHMARKS=file for one
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV)/bin/python $$script; done
+
+photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
+	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)
+
+train-photo: photos ## train ul-photo-f8 as it was trained; run again, it resumes
+	$(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py --config $(PHOTO_CONFIG)
+
+clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
+	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# A stamp is written last: an install that was cut off is done again, a finished one costs nothing.
+$(DEMO_ENV)/.installed: EXTRAS :=
+$(TEST_ENV)/.installed: EXTRAS := [test]
+$(DEMO_ENV)/.installed $(TEST_ENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) -e '.$(EXTRAS)'
+	@touch $@

@@ -1,0 +1,71 @@
+"""What README and CONTRIBUTING tell a reader to type exists, and the usage snippet runs."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from ul_tokenizer import UnifiedLatentsAutoencoder
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", text_of("Makefile"), re.MULTILINE))
+
+
+def make_commands(text: str) -> set[str]:
+    """Targets of `make` in code: inline after a backtick, or at the start of a line."""
+    return set(re.findall(r"(?:^|`|&& )make ([a-z][\w-]*)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_in_a_document_exists(document: str) -> None:
+    named = make_commands(text_of(document))
+    assert {"test"} <= named <= make_targets()
+
+
+def test_every_make_target_is_explained_by_make_help() -> None:
+    assert set(re.findall(r"^([a-z-]+):[^#\n]*## \S", text_of("Makefile"), re.MULTILINE)) == make_targets()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "Makefile"])
+def test_every_path_in_a_document_exists(document: str) -> None:
+    paths = re.findall(r"(?<![\w./])(?:examples|tests|ul_tokenizer|benchmarks|\.ci)/[\w./-]*\w", text_of(document))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_subcommand_in_the_readme_exists() -> None:
+    named = set(re.findall(r"^ul-tokenizer ([a-z]+)", text_of("README.md"), re.MULTILINE))
+    assert named
+    assert named <= set(getattr(typer.main.get_command(import_module("ul_tokenizer.cli").app), "commands", {}))
+
+
+def test_the_readmes_usage_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    model = UnifiedLatentsAutoencoder(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_block_out_channels=(8, 8),
+        decoder_layers_per_block=(1, 1),
+        decoder_hidden_size=16,
+        decoder_num_layers=2,
+        attention_head_dim=8,
+        embedding_channels=16,
+    )
+    model.save_pretrained(tmp_path / "tiny")
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet.replace("ul-photo-f8", "./tiny").replace("examples/images/moose.jpg", "photo.png"), {})
+    assert Image.open("moose-again.png").size == (64, 48)

@@ -1,0 +1,159 @@
+"""The house: who may import whom, how long things may be, and what the library never calls."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ul_tokenizer"
+
+# Room → the rooms it may import from. A new room states its place here.
+BASE = {"diffusion", "models", "data", "pretrained"}
+MAY_IMPORT = {
+    "pretrained": {"pretrained"},
+    "diffusion": {"diffusion"},
+    "models": {"models", "diffusion", "pretrained"},
+    "data": {"data", "diffusion", "pretrained"},
+    "pipelines": {"pipelines", "models", "diffusion", "pretrained"},
+    "hub": {*BASE, "pipelines", "hub"},
+    "evaluation": {*BASE, "pipelines", "hub", "evaluation"},
+    "training": {*BASE, "pipelines", "hub", "evaluation", "training"},
+    "cli": {*BASE, "pipelines", "hub", "evaluation", "training", "cli"},
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 100
+PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def library_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def script_files() -> list[Path]:
+    return sorted(path for room in ("benchmarks", "conversion", "examples") for path in (ROOT / room).rglob("*.py"))
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path.name}:{getattr(node, 'lineno', 0)}"
+
+
+def imported_modules(tree: ast.Module, package: str) -> Iterator[tuple[ast.stmt, str]]:
+    """Every absolute dotted name that a module imports, at its top or inside a function; `package` holds the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from ((node, f"{base}.{alias.name}") for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def illegal_imports(tree: ast.Module, room: str, package: str) -> Iterator[tuple[ast.stmt, str]]:
+    for node, name in imported_modules(tree, package):
+        parts = name.split(".")
+        if parts[0] != "ul_tokenizer" or parts[1:] == ["__version__"]:
+            continue
+        # A public name of the package itself would hide which room it comes from: it counts as illegal, too.
+        if len(parts) < 2 or parts[1] not in MAY_IMPORT[room]:
+            yield node, name
+
+
+def calls_of(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    """Attributes as dotted names (`torch.load`), and constant keyword arguments (`allow_pickle=True`)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield node, f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
+            yield node.value, f"{node.arg}={node.value.value!r}"
+
+
+def unpickling(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    for node, name in imported_modules(tree, "ul_tokenizer"):
+        if name.split(".")[0] in PICKLING or name == "torch.load":
+            yield node, name
+    yield from ((n, name) for n, name in calls_of(tree) if name in {"torch.load", "allow_pickle=True"})
+
+
+def threads_set(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    names = ((node, name) for walk in (calls_of(tree), imported_modules(tree, "ul_tokenizer")) for node, name in walk)
+    yield from ((n, name) for n, name in names if name in {"torch.set_num_threads", "torch.set_num_interop_threads"})
+
+
+@pytest.mark.parametrize("path", library_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_rooms_below_it(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return  # it names every room's public classes, lazily
+    room = {"__main__": "cli"}.get(room, room)
+    assert room in MAY_IMPORT, f"{room} is a new room: say in MAY_IMPORT what it may import"
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    found = [f"{place(path, node)} {name}" for node, name in illegal_imports(parsed(path), room, package)]
+    assert found == []
+
+
+def test_the_layers_import_no_other_network() -> None:
+    names = [name for _, name in imported_modules(parsed(PACKAGE / "models" / "layers.py"), "ul_tokenizer.models")]
+    networks = ("autoencoder", "encoder", "decoder", "transformer")
+    assert [n for n in names if n.startswith(tuple(f"ul_tokenizer.models.{network}" for network in networks))] == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("diffusion", "from ul_tokenizer.models.layers import Attention"),
+        ("diffusion", "from ..models import layers"),
+        ("data", "def f():\n    from ul_tokenizer.models import autoencoder"),
+        ("models", "import ul_tokenizer.training.stage1"),
+        ("models", "from ul_tokenizer import UnifiedLatentsAutoencoder"),
+        ("hub", "from ul_tokenizer import cli"),
+    ],
+)
+def test_an_upward_import_is_seen_however_it_is_written(room: str, source: str) -> None:
+    assert list(illegal_imports(ast.parse(source), room, f"ul_tokenizer.{room}"))
+
+
+@pytest.mark.parametrize("source", ["from .schedule import alpha_sigma", "from . import schedule", "import torch"])
+def test_a_rooms_own_modules_and_other_libraries_are_no_upward_import(source: str) -> None:
+    assert not list(illegal_imports(ast.parse(source), "diffusion", "ul_tokenizer.diffusion"))
+
+
+@pytest.mark.parametrize("path", library_files() + script_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_FILE_LINES
+    functions = [n for n in ast.walk(parsed(path)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    long = [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno + 1 > MAX_FUNCTION_LINES]
+    assert long == []
+
+
+@pytest.mark.parametrize("path", library_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_library_leaves_threads_to_its_user_and_never_unpickles(path: Path) -> None:
+    tree = parsed(path)
+    found = [f"{place(path, node)} {name}" for walk in (threads_set, unpickling) for node, name in walk(tree)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from torch import load",
+        "torch.load(p)",
+        "np.load(p, allow_pickle=True)",
+        "torch.set_num_threads(1)",
+    ],
+)
+def test_pickle_and_thread_settings_are_seen_however_they_are_written(source: str) -> None:
+    tree = ast.parse(source)
+    assert list(unpickling(tree)) or list(threads_set(tree))

@@ -1,0 +1,155 @@
+"""Random crops as a pure function of (seed, number of the draw), so that a resumed or distributed run repeats none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ul_tokenizer.data.images import ImageSource, UnreadableImageError, to_tensor
+
+SUBSTITUTES = 100  # tries to find a readable image in place of an unreadable one
+_DRAW, _PERMUTATION = 0, 1  # two streams of random numbers under one seed
+
+
+class Crop(TypedDict):
+    """One sample."""
+
+    pixel_values: Tensor  # (3, r, r), float32, [-1, 1]
+    skipped: str  # "" or "name: reason", of each unreadable image that this one stands in for, joined by "; "
+
+
+class CropBatch(TypedDict):
+    """What `collate_crops` makes of a list of samples."""
+
+    pixel_values: Tensor  # (B, 3, r, r), float32, [-1, 1]
+    skipped: list[str]  # without the empty ones
+
+
+class RandomCropDataset(Dataset[Crop]):
+    """Square crops at random places and scales; item n is draw n since the start of the training.
+
+    Each epoch (n // len(source)) goes once through the source in an order of its own. An unreadable image is replaced
+    by another one and named in `skipped`.
+
+    Args:
+        source: where the images come from.
+        resolution: side r of a crop.
+        seed: of all choices.
+        scale: lowest and highest factor by which an image is scaled before cropping, drawn log-uniformly; raised
+            where the crop would not fit otherwise, above 1 only for images smaller than the crop.
+        random_flip: whether half of the crops are mirrored.
+        center_crop: whether crops are taken from the centre; their scale is still drawn.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        resolution: int,
+        seed: int = 0,
+        scale: tuple[float, float] = (1.0, 1.0),
+        random_flip: bool = False,
+        center_crop: bool = False,
+    ) -> None:
+        if resolution < 1:
+            raise ValueError(f"resolution must be at least 1, got {resolution}.")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be (lowest, highest) with 0 < lowest <= highest <= 1, got {scale}.")
+        self.source, self.resolution, self.seed = source, resolution, seed
+        self.scale, self.random_flip, self.center_crop = scale, random_flip, center_crop
+
+    def __len__(self) -> int:
+        """Number of draws in an epoch; n itself has no upper limit."""
+        return len(self.source)
+
+    def __getitem__(self, n: int) -> Crop:
+        """Draw n, from anywhere and in any order.
+
+        Raises:
+            ValueError: if n is negative, or no readable image could be found.
+        """
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}.")
+        random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_DRAW, n)))
+        image, skipped = self._read(n, random)
+        return {"pixel_values": to_tensor(self._crop(image, random)), "skipped": skipped}
+
+    def _read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, str]:
+        epoch, position = divmod(n, len(self.source))
+        index = int(_permutation(len(self.source), self.seed, epoch)[position])
+        failures: list[str] = []
+        for _ in range(1 + SUBSTITUTES):
+            try:
+                return self.source.read(index), "; ".join(failures)
+            except UnreadableImageError as error:
+                failures.append(f"{self.source.name(index)}: {error.reason}")
+                index = int(random.integers(len(self.source)))
+        raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
+
+    def _crop(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        draw_scale, draw_x, draw_y, draw_flip = random.random(4)
+        lowest, highest = self.scale
+        scale = max(lowest * (highest / lowest) ** draw_scale, self.resolution / min(image.size))
+        side = min(self.resolution / scale, *image.size)  # of the box in the image; min() against rounding
+        if self.center_crop:
+            draw_x = draw_y = 0.5
+        # Whole pixels, so that a crop at scale 1 is not interpolated.
+        left = int(draw_x * (int(image.width - side) + 1))
+        top = int(draw_y * (int(image.height - side) + 1))
+        box = (left, top, left + side, top + side)
+        size = (self.resolution, self.resolution)
+        crop = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        mirrored = self.random_flip and draw_flip < 0.5
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
+
+
+@lru_cache(maxsize=4)  # epochs overlap where workers or processes cross their border
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    sequence = np.random.SeedSequence(seed, spawn_key=(_PERMUTATION, epoch))
+    return np.random.default_rng(sequence).permutation(length)
+
+
+class DrawSampler(Sampler[int]):
+    """The draws of one process: `start + process_index`, every `num_processes`-th from there, below `stop`.
+
+    Args:
+        start: first draw, of all processes together; where a resumed run goes on.
+        stop: the draw before which to end.
+        num_processes: how many processes share the draws.
+        process_index: which of them this is.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(self, start: int, stop: int, num_processes: int = 1, process_index: int = 0) -> None:
+        if not 0 <= start <= stop:
+            raise ValueError(f"start and stop must be 0 <= start <= stop, got {start} and {stop}.")
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"process_index must be below num_processes, got {process_index} and {num_processes}.")
+        self.draws = range(start + process_index, stop, num_processes)
+
+    def __iter__(self) -> Iterator[int]:
+        """The draws, in order."""
+        return iter(self.draws)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.draws)
+
+
+def collate_crops(crops: Sequence[Crop]) -> CropBatch:
+    """Stacks samples into a batch."""
+    pixel_values = torch.stack([crop["pixel_values"] for crop in crops])
+    return {"pixel_values": pixel_values, "skipped": [crop["skipped"] for crop in crops if crop["skipped"]]}

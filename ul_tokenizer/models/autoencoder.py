@@ -1,0 +1,501 @@
+"""UnifiedLatentsAutoencoder: deterministic encoder and diffusion decoder, in the shape of diffusers' autoencoders."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ul_tokenizer.diffusion.objective import nats_to_bits, prior_loss, stratified_times, terminal_kl
+from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
+from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.models.decoder import Decoder
+from ul_tokenizer.models.encoder import Encoder
+from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput
+from ul_tokenizer.models.limits import check_bounds
+from ul_tokenizer.models.tiling import Axis, blend_tiles
+
+if TYPE_CHECKING:
+    from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin):
+    r"""Latent tokenizer of Unified Latents (arXiv 2602.17270).
+
+    ```
+    x (B,3,[T,]H,W) ─ encoder ─ z_clean ─(+ fixed noise, λ = 5)─ z_0 (B,c,[t,]h,w) ─┐
+                                                             noise x_1 ─ decoder: λ_min → λ_max ─ x̂ (B,3,[T,]H,W)
+    ```
+
+    Latents are as the encoder makes them; normalisation by `scaling_factor`, `shift_factor` or `latents_mean/std`
+    is left to the caller, as diffusers' pipelines expect.
+
+    Args:
+        in_channels: colour channels of the input.
+        out_channels: colour channels of the output.
+        latent_channels: c.
+        patch_size: pixels per side that encoder and decoder fold into channels.
+        encoder_block_out_channels: width of each encoder stage; all but the last halve the grid.
+        encoder_layers_per_block: residual blocks of each encoder stage.
+        decoder_block_out_channels: width of each convolutional decoder stage; all halve the grid on the way in.
+        decoder_layers_per_block: residual blocks of each stage, down and up each.
+        decoder_hidden_size: width of the decoder's transformer, on the grid of z_0.
+        decoder_num_layers: its blocks.
+        decoder_latent_embedding_layers: residual convolutions on z_0 before it enters.
+        attention_head_dim: channels of an attention head.
+        embedding_channels: width of the log-SNR embedding.
+        dropout: probability in the decoder.
+        latent_logsnr: λ_z(0), the log-SNR of z_0.
+        decoder_logsnr_max: λ_x(0), the cleanest level of the decoder.
+        decoder_logsnr_min: λ_x(1), the level that decoding starts from; no x̂ is trained at noisier ones.
+        decoder_schedule: "linear" or "cosine", λ_x(t) between them.
+        decoder_shift_clean: shift of λ_x at t = 0.
+        decoder_shift_noisy: shift of λ_x at t = 1.
+        decoder_algorithm: `algorithm_type` of `LogSNRScheduler`.
+        num_inference_steps: decoding steps where a caller gives none; 1 is the posterior mean, more sample detail.
+        temporal_compression_ratio: frames per latent frame.
+        sample_size: height and width in training; informative.
+        scaling_factor: what pipelines multiply latents by.
+        shift_factor: what pipelines subtract before.
+        latents_mean: per-channel mean of z_clean, once measured.
+        latents_std: per-channel standard deviation of z_clean, once measured.
+        force_upcast: never needed: what overflows runs in fp32 by itself.
+        block_out_channels: derived, for pipelines that take the compression from its length.
+        z_dim: derived.
+        spatial_compression_ratio: derived.
+        scale_factor_spatial: derived.
+        scale_factor_temporal: derived.
+        timestep_conditioning: derived.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock", "LatentEmbedding"]
+    _repeated_blocks = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock"]
+    _keep_in_fp32_modules = ["norm", "logsnr_embedding", "conv_out"]
+    _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "modulation"]
+    _group_offload_block_modules = ["encoder", "decoder"]
+    _skip_keys = ["latent_features"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 32,
+        patch_size: int = 2,
+        encoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+        encoder_layers_per_block: tuple[int, ...] = (2, 2, 2, 3),
+        decoder_block_out_channels: tuple[int, ...] = (128, 256, 512),
+        decoder_layers_per_block: tuple[int, ...] = (2, 2, 2),
+        decoder_hidden_size: int = 1024,
+        decoder_num_layers: int = 8,
+        decoder_latent_embedding_layers: int = 0,
+        attention_head_dim: int = 64,
+        embedding_channels: int = 256,
+        dropout: float = 0.1,
+        latent_logsnr: float = 5.0,
+        decoder_logsnr_max: float = 9.0,
+        decoder_logsnr_min: float = -5.0,
+        decoder_schedule: str = "linear",
+        decoder_shift_clean: float = 0.0,
+        decoder_shift_noisy: float = 0.0,
+        decoder_algorithm: str = "ddim",
+        num_inference_steps: int = 1,
+        temporal_compression_ratio: int = 1,
+        sample_size: int | None = None,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+        force_upcast: bool = False,
+        block_out_channels: tuple[int, ...] | None = None,
+        z_dim: int | None = None,
+        spatial_compression_ratio: int | None = None,
+        scale_factor_spatial: int | None = None,
+        scale_factor_temporal: int | None = None,
+        timestep_conditioning: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_bounds(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            latent_channels=latent_channels,
+            patch_size=patch_size,
+            encoder_block_out_channels=encoder_block_out_channels,
+            encoder_layers_per_block=encoder_layers_per_block,
+            decoder_block_out_channels=decoder_block_out_channels,
+            decoder_layers_per_block=decoder_layers_per_block,
+            decoder_hidden_size=decoder_hidden_size,
+            decoder_num_layers=decoder_num_layers,
+            decoder_latent_embedding_layers=decoder_latent_embedding_layers,
+            attention_head_dim=attention_head_dim,
+            embedding_channels=embedding_channels,
+            num_inference_steps=num_inference_steps,
+        )
+        if len(encoder_block_out_channels) != len(decoder_block_out_channels) + 1:
+            raise ValueError(
+                "encoder_block_out_channels must have one entry more than decoder_block_out_channels, whose transformer "
+                f"is the last stage, got {len(encoder_block_out_channels)} and {len(decoder_block_out_channels)}."
+            )
+        if temporal_compression_ratio != 1:
+            raise ValueError(
+                f"temporal_compression_ratio must be 1 until video is supported, got {temporal_compression_ratio}."
+            )
+        ratio = patch_size * 2 ** len(decoder_block_out_channels)
+        if ratio & (ratio - 1):
+            raise ValueError(f"patch_size must be a power of two, got {patch_size}.")
+        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            if values is not None and len(values) != latent_channels:
+                raise ValueError(
+                    f"{name} must hold {latent_channels} values, one per latent channel, got {len(values)}."
+                )
+
+        self.encoder = Encoder(
+            in_channels, latent_channels, patch_size, encoder_block_out_channels, encoder_layers_per_block
+        )
+        self.decoder = Decoder(
+            out_channels,
+            latent_channels,
+            patch_size,
+            decoder_block_out_channels,
+            decoder_layers_per_block,
+            decoder_hidden_size,
+            decoder_num_layers,
+            attention_head_dim,
+            embedding_channels,
+            decoder_latent_embedding_layers,
+            dropout,
+        )
+        self.spatial_compression_ratio = ratio
+        self.temporal_compression_ratio = temporal_compression_ratio
+        self._set_derived_config()
+
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_height = 512
+        self.tile_sample_min_width = 512
+        self.tile_overlap_factor = 0.125
+
+    def _set_derived_config(self) -> None:
+        """Config keys that pipelines read and that follow from the others."""
+        # Pipelines take the compression as 2^(len(block_out_channels) − 1); the patch halves without a stage.
+        widths = tuple(self.config.encoder_block_out_channels)
+        levels = int(math.log2(self.spatial_compression_ratio)) + 1
+        self.register_to_config(
+            block_out_channels=(*[widths[0]] * (levels - len(widths)), *widths),
+            z_dim=self.config.latent_channels,
+            spatial_compression_ratio=self.spatial_compression_ratio,
+            scale_factor_spatial=self.spatial_compression_ratio,
+            scale_factor_temporal=self.temporal_compression_ratio,
+            timestep_conditioning=False,
+        )
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Properties
+    # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def decoder_noise_schedule(self) -> LogSNRSchedule:
+        """λ_x(t)."""
+        config = self.config
+        return LogSNRSchedule(
+            config.decoder_logsnr_max,
+            config.decoder_logsnr_min,
+            config.decoder_schedule,
+            config.decoder_shift_clean,
+            config.decoder_shift_noisy,
+        )
+
+    @property
+    def latents_mean(self) -> Tensor | None:
+        """Per-channel mean of z_clean, (c,), or None where it was not measured."""
+        return self._channel_statistic(self.config.latents_mean)
+
+    @property
+    def latents_std(self) -> Tensor | None:
+        """Per-channel standard deviation of z_clean, (c,), or None where it was not measured."""
+        return self._channel_statistic(self.config.latents_std)
+
+    def _channel_statistic(self, values: list[float] | None) -> Tensor | None:
+        return None if values is None else torch.tensor(values, device=self.device)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Memory
+    # ------------------------------------------------------------------------------------------------------------
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_overlap_factor: float | None = None,
+    ) -> None:
+        """Encodes and decodes pictures larger than a tile in overlapping tiles, blended; memory no longer grows with size.
+
+        Args:
+            tile_sample_min_height: height of a tile in pixels; rounded down to the compression ratio.
+            tile_sample_min_width: width of a tile in pixels; likewise.
+            tile_overlap_factor: smallest overlap of two tiles as a fraction of a tile, in [0, 0.5).
+
+        Raises:
+            ValueError: a tile smaller than the compression ratio, or an overlap outside [0, 0.5).
+        """
+        height = tile_sample_min_height or self.tile_sample_min_height
+        width = tile_sample_min_width or self.tile_sample_min_width
+        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        if min(height, width) < self.spatial_compression_ratio:
+            raise ValueError(
+                f"tile_sample_min_height and tile_sample_min_width must be at least {self.spatial_compression_ratio}, "
+                f"got {height} and {width}."
+            )
+        if not 0 <= overlap < 0.5:
+            raise ValueError(f"tile_overlap_factor must be at least 0 and below 0.5, got {overlap}.")
+        self.tile_sample_min_height, self.tile_sample_min_width = height, width
+        self.tile_overlap_factor = overlap
+        super().enable_tiling()
+
+    def _axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        """The tiles of an (h, w) latent grid."""
+        ratio = self.spatial_compression_ratio
+        tiles = (self.tile_sample_min_height // ratio, self.tile_sample_min_width // ratio)
+        rows, columns = (
+            Axis(length, tile, int(tile * self.tile_overlap_factor))
+            for length, tile in zip((height, width), tiles, strict=True)
+        )
+        return rows, columns
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Encode
+    # ------------------------------------------------------------------------------------------------------------
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> UnifiedLatentsEncoderOutput | tuple[LatentDistribution]:
+        """Encodes images or clips.
+
+        Args:
+            x: (B, C, H, W) or (B, C, T, H, W), float, [−1, 1]; H and W multiples of `spatial_compression_ratio`.
+            return_dict: an output object, or the tuple `(latent_dist,)`.
+
+        Returns:
+            `UnifiedLatentsEncoderOutput` with `latent` = z_clean (B, c, [t,] h, w) and `latent_dist` = q(z_0 | x).
+
+        Raises:
+            ValueError: wrong rank, channels, or a size that the compression ratio does not divide.
+        """
+        latent = self._encode(x)
+        distribution = LatentDistribution(latent, self.config.latent_logsnr)
+        if not return_dict:
+            return (distribution,)
+        return UnifiedLatentsEncoderOutput(latent=latent, latent_dist=distribution)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """Pixels (B, C, [T,] H, W) → z_clean (B, c, [t,] h, w): checks, slices, and tiles within slices."""
+        self._check_pixels(x)
+        clip = x.unsqueeze(2) if x.ndim == 4 else x
+        slices = clip.split(1) if self.use_slicing else [clip]
+        latent = torch.cat([self._encode_slice(s) for s in slices]) if len(slices) > 1 else self._encode_slice(clip)
+        latent = latent.to(x.dtype)
+        return latent.squeeze(2) if x.ndim == 4 else latent
+
+    def _encode_slice(self, x: Tensor) -> Tensor:
+        x = x.to(get_parameter_dtype(self.encoder.conv_in))
+        if not self.use_tiling:
+            return self.encoder(x)
+        ratio = self.spatial_compression_ratio
+
+        def encode_tile(rows: slice, columns: slice) -> Tensor:
+            return self.encoder(x[..., _times(rows, ratio), _times(columns, ratio)])
+
+        return blend_tiles(encode_tile, *self._axes(x.shape[-2] // ratio, x.shape[-1] // ratio), scale=1)
+
+    def _check_pixels(self, x: Tensor) -> None:
+        ratio = self.spatial_compression_ratio
+        if x.ndim not in (4, 5) or x.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"x must be (B, {self.config.in_channels}, H, W) or (B, {self.config.in_channels}, T, H, W), "
+                f"got {tuple(x.shape)}."
+            )
+        if x.shape[-1] % ratio or x.shape[-2] % ratio or 0 in x.shape:
+            raise ValueError(f"height and width must be multiples of {ratio}, got {x.shape[-2]}×{x.shape[-1]}.")
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Decode
+    # ------------------------------------------------------------------------------------------------------------
+
+    @apply_forward_hook
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: bool = True,
+        generator: Generators = None,
+        num_inference_steps: int | None = None,
+        noise: Tensor | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Decodes latents by denoising pixels from noise.
+
+        Args:
+            z: z_0 (B, c, h, w) or (B, c, t, h, w), as `latent_dist.sample()` or `.mode()` gives it.
+            return_dict: a `DecoderOutput`, or a tuple of its values.
+            generator: makes the noise; a list has one per sample, so that no sample depends on its neighbours.
+            num_inference_steps: denoiser calls; the config's where None. 1 gives the posterior mean.
+            noise: x_1 itself, (B, C, [T,] H, W); the call is then a pure function of its arguments.
+
+        Returns:
+            `sample` (B, C, [T,] H, W), about [−1, 1], in the dtype of `z`.
+
+        Raises:
+            ValueError: wrong rank or channels, noise of another shape, or fewer than one step.
+        """
+        sample = self._decode(z, generator, num_inference_steps, noise)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decode(
+        self, z: Tensor, generator: Generators, num_inference_steps: int | None, noise: Tensor | None
+    ) -> Tensor:
+        """Latents (B, c, [t,] h, w) → pixels (B, C, [T,] H, W): the whole noise canvas first, then slices, then tiles."""
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
+        if z.ndim not in (4, 5) or z.shape[1] != self.config.latent_channels:
+            channels = self.config.latent_channels
+            raise ValueError(f"z must be (B, {channels}, h, w) or (B, {channels}, t, h, w), got {tuple(z.shape)}.")
+        noise = self._noise_canvas(z, generator, noise)
+        clip, canvas = (z.unsqueeze(2), noise.unsqueeze(2)) if z.ndim == 4 else (z, noise)
+        pairs = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
+        parts = [self._decode_slice(*pair, steps) for pair in pairs]
+        sample = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(z.dtype)
+        return sample.squeeze(2) if z.ndim == 4 else sample
+
+    def _noise_canvas(self, z: Tensor, generator: Generators, noise: Tensor | None) -> Tensor:
+        *leading, height, width = z.shape
+        ratio = self.spatial_compression_ratio
+        shape = (leading[0], self.config.out_channels, *leading[2:], height * ratio, width * ratio)
+        if noise is None:
+            return randn_tensor(shape, generator=generator, device=z.device, dtype=torch.float32)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"noise must be {shape} for these latents, got {tuple(noise.shape)}.")
+        return noise.to(z.device)
+
+    def _decode_slice(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
+        z = z.to(get_parameter_dtype(self.decoder.conv_in))
+        if not self.use_tiling:
+            return self._denoise(z, noise, steps)
+        ratio = self.spatial_compression_ratio
+
+        def decode_tile(rows: slice, columns: slice) -> Tensor:
+            return self._denoise(z[..., rows, columns], noise[..., _times(rows, ratio), _times(columns, ratio)], steps)
+
+        return blend_tiles(decode_tile, *self._axes(*z.shape[-2:]), scale=ratio)
+
+    def _denoise(self, z: Tensor, x: Tensor, steps: int) -> Tensor:
+        """x_1 → x̂: `steps` calls of the denoiser; returns the x̂ of the last, fp32."""
+        scheduler = self.make_decoder_scheduler()
+        scheduler.set_timesteps(steps, device=z.device)
+        latent_features = self.decoder.embed_latents(z)
+        output = None
+        for logsnr in scheduler.timesteps:
+            prediction = self.decoder(x.to(z.dtype), logsnr.expand(z.shape[0]), latent_features)
+            output = scheduler.step(prediction, logsnr, x)
+            x = output.prev_sample
+        assert output is not None  # steps ≥ 1
+        return output.pred_original_sample
+
+    def make_decoder_scheduler(self) -> LogSNRScheduler:
+        """The sampler of the decoder, from λ_x(1) to λ_x(0), as the config says."""
+        config = self.config
+        return LogSNRScheduler(
+            logsnr_max=config.decoder_logsnr_max,
+            logsnr_min=config.decoder_logsnr_min,
+            schedule=config.decoder_schedule,
+            shift_clean=config.decoder_shift_clean,
+            shift_noisy=config.decoder_shift_noisy,
+            algorithm_type=config.decoder_algorithm,
+        )
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Both
+    # ------------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: Generators = None,
+        num_inference_steps: int | None = None,
+        noise: Tensor | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encodes and decodes.
+
+        Args:
+            sample: as `encode`'s `x`.
+            sample_posterior: decode a draw of z_0, rather than its mean.
+            return_dict: as in `decode`.
+            generator: makes the noise of z_0 (if sampled), then that of the decoder.
+            num_inference_steps: as in `decode`.
+            noise: as in `decode`; with `sample_posterior=False` the call is then a pure function.
+
+        Returns:
+            As `decode`.
+        """
+        distribution = LatentDistribution(self._encode(sample), self.config.latent_logsnr)
+        z = distribution.sample(generator) if sample_posterior else distribution.mode()
+        decoded = self._decode(z, generator, num_inference_steps, noise)
+        return DecoderOutput(sample=decoded) if return_dict else (decoded,)
+
+    @torch.no_grad()
+    def bits(
+        self,
+        x: Tensor,
+        prior: UnifiedLatentsTransformer,
+        num_levels: int = 16,
+        generator: torch.Generator | None = None,
+        logsnr_min: float = -10.0,
+    ) -> Tensor:
+        """Upper bound on the information in z_0: the prior's ELBO, in bits per image.
+
+        Args:
+            x: as in `encode`.
+            prior: the stage-1 prior.
+            num_levels: noise levels per sample, stratified: the estimate's variance falls with it.
+            generator: makes levels and noise.
+            logsnr_min: λ_z(1).
+
+        Returns:
+            (B,), fp32, bits.
+
+        Raises:
+            ValueError: the prior's λ_z(0) is not the autoencoder's.
+        """
+        if prior.config.latent_logsnr != self.config.latent_logsnr:
+            raise ValueError(
+                f"prior must share the autoencoder's latent_logsnr of {self.config.latent_logsnr}, "
+                f"got {prior.config.latent_logsnr}."
+            )
+        schedule = LogSNRSchedule(self.config.latent_logsnr, logsnr_min, "linear")
+        z_clean = self._encode(x).float()
+        nats = terminal_kl(z_clean, schedule)
+        for t_level in stratified_times(num_levels, generator).to(z_clean.device):
+            t = t_level.expand(z_clean.shape[0])
+            noise = randn_tensor(z_clean.shape, generator=generator, device=z_clean.device)
+            alpha, sigma = alpha_sigma(schedule.logsnr(t_level))
+            prediction = prior(alpha * z_clean + sigma * noise, schedule.logsnr(t)).sample
+            nats = nats + prior_loss(prediction, z_clean, noise, t, schedule) / num_levels
+        return nats_to_bits(nats)
+
+    def num_parameters_by_part(self) -> dict[str, Any]:
+        """Weights of encoder and decoder."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
+
+
+def _times(span: slice, factor: int) -> slice:
+    return slice(span.start * factor, span.stop * factor)

@@ -1,0 +1,130 @@
+"""D: a U-ViT that denoises pixels x_t given the noisy latent z_0."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ul_tokenizer.models.layers import (
+    ChannelNorm,
+    DecoderResidualBlock,
+    Downsample,
+    LogSNREmbedding,
+    OutputConv,
+    TransformerStage,
+    Upsample,
+    fold_time,
+    to_frames,
+    to_tokens,
+    unfold_time,
+)
+
+
+class DecoderStage(nn.Module):
+    """Residual blocks at one resolution, conditioned on the log-SNR."""
+
+    gradient_checkpointing = False
+
+    def __init__(self, channels: int, num_layers: int, embedding_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [DecoderResidualBlock(channels, embedding_channels, dropout) for _ in range(num_layers)]
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(N, C, H, W), (N, E) → (N, C, H, W)."""
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, embedding)
+            else:
+                x = block(x, embedding)
+        return x
+
+
+class LatentEmbedding(nn.Module):
+    """z_0 at its own grid to features of the decoder's middle; runs once per decode, not once per step."""
+
+    def __init__(self, latent_channels: int, channels: int, num_layers: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(latent_channels, channels, 3, padding=1)
+        self.mix = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_layers)])
+        self.norms = nn.ModuleList([ChannelNorm(channels) for _ in range(num_layers)])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, c, h, w) → (N, C, h, w)."""
+        h = self.conv_in(z)
+        for norm, conv in zip(self.norms, self.mix, strict=True):
+            h = h + conv(F.silu(norm(h)))
+        return h
+
+
+class Decoder(nn.Module):
+    r"""U-ViT denoiser, v-prediction, conditioned on z_0 and the log-SNR.
+
+    ```
+    x_t ─ patch ─ conv ─ down 0 ─ ½ ─ down 1 ─ ½ ─ … ─(+)─ transformer ─ … ─ ×2 ─ up 1 ─ ×2 ─ up 0 ─ norm, silu, conv ─ v
+                      │h_before    │h_after            │                        │
+                      └────────────┴───── x ← Up(x − h_after) + h_before ───────┘
+    z_0 ─ embed_latents (once per decode) ─────────────┘        λ ─ embedding ─ every block
+    ```
+    One skip per downsampling, no block-wise skips (SiD2, arXiv 2410.19324).
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        latent_channels: int,
+        patch_size: int,
+        block_out_channels: tuple[int, ...],
+        layers_per_block: tuple[int, ...],
+        hidden_size: int,
+        num_layers: int,
+        attention_head_dim: int,
+        embedding_channels: int,
+        latent_embedding_layers: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        widths = (*block_out_channels, hidden_size)
+        stages = list(zip(block_out_channels, layers_per_block, strict=True))
+        self.logsnr_embedding = LogSNREmbedding(embedding_channels)
+        self.latent_embedding = LatentEmbedding(latent_channels, hidden_size, latent_embedding_layers)
+        self.conv_in = nn.Conv2d(out_channels * patch_size**2, block_out_channels[0], 3, padding=1)
+        self.down_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
+        self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.transformer = TransformerStage(hidden_size, num_layers, attention_head_dim, embedding_channels, dropout)
+        self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in zip(widths, widths[1:], strict=False)])
+        self.up_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
+        self.norm_out = ChannelNorm(block_out_channels[0])
+        self.conv_out = OutputConv(block_out_channels[0], out_channels * patch_size**2, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def embed_latents(self, z_BxCxTxHxW: Tensor) -> Tensor:
+        """z_0 (B, c, T, h, w) → features (B·T, hidden_size, h, w), the `latent_features` of `forward`."""
+        return self.latent_embedding(fold_time(z_BxCxTxHxW))
+
+    def forward(self, x_BxCxTxHxW: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
+        """Predicts v of x_t (B, C, T, H, W) at λ (B,); returns (B, C, T, H, W) in fp32."""
+        num_frames = x_BxCxTxHxW.shape[2]
+        embedding = F.silu(self.logsnr_embedding(logsnr))
+        frame_embedding = embedding.repeat_interleave(num_frames, dim=0)
+
+        h = self.conv_in(F.pixel_unshuffle(fold_time(x_BxCxTxHxW), self.patch_size))
+        skips = []
+        for stage, downsample in zip(self.down_stages, self.downsamples, strict=True):
+            before = stage(h, frame_embedding)
+            h = downsample(before)
+            skips.append((before, h))
+
+        grid = (num_frames, h.shape[2], h.shape[3])
+        h = h + latent_features.to(h.dtype)
+        h = to_frames(self.transformer(to_tokens(h, num_frames), embedding, grid), grid)
+
+        for stage, upsample in zip(reversed(self.up_stages), reversed(self.upsamples), strict=True):
+            before, after = skips.pop()
+            h = stage(upsample(h - after) + before, frame_embedding)
+
+        patches = self.conv_out(F.silu(self.norm_out(h)))
+        return unfold_time(F.pixel_shuffle(patches, self.patch_size), num_frames)

@@ -1,0 +1,88 @@
+"""Stage 1: encoder, prior and decoder trained together (Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ul_tokenizer.diffusion.objective import (
+    DecoderWeighting,
+    UnifiedLatentsLoss,
+    decoder_loss,
+    diffuse,
+    prior_loss,
+    scale_gradient,
+    terminal_kl,
+)
+from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+HOLD_LEVELS = 0.3  # part of the decoder's levels, from the noisy end, that the first part of the warm-up trains
+
+
+@dataclass
+class Stage1Noise:
+    """All that is random in one evaluation of the objective, so that the objective is a function."""
+
+    t_prior: Tensor  # (B,)  in [0, 1)
+    t_decoder: Tensor  # (B,)
+    prior: Tensor  # (B, c, h, w)  ε of z_t
+    latent: Tensor  # (B, c, h, w)  ε of z_0
+    decoder: Tensor  # (B, C, H, W)  ε of x_t
+
+
+class Stage1Model(nn.Module):
+    """The three networks and Algorithm 1, as one module, so that every gradient is reduced across processes."""
+
+    def __init__(
+        self,
+        autoencoder: UnifiedLatentsAutoencoder,
+        prior: UnifiedLatentsTransformer,
+        prior_schedule: LogSNRSchedule,
+        weighting: DecoderWeighting,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.prior = autoencoder.encoder, autoencoder.decoder, prior
+        self.prior_schedule, self.weighting = prior_schedule, weighting
+        self.decoder_schedule = autoencoder.decoder_noise_schedule
+
+    def forward(self, x: Tensor, noise: Stage1Noise, progress: float = 1.0) -> UnifiedLatentsLoss:
+        """Algorithm 1.
+
+        Args:
+            x: pixels (B, C, H, W), [−1, 1].
+            noise: what is random.
+            progress: of the warm-up, 0 to 1. Below 1 the decoder loss covers only the noisiest part of its levels,
+                where nothing but the latent tells what to paint, and the encoder feels the boost of those levels.
+
+        Returns:
+            the terms of L in nats per sample; the paper's objective at `progress` 1.
+        """
+        z_clean = self.encoder(x.unsqueeze(2)).squeeze(2)
+
+        # Prior: z_t from z_clean with fresh noise; gradient reaches the encoder through input and target.
+        logsnr_z = self.prior_schedule.logsnr(noise.t_prior)
+        z_t = diffuse(z_clean, noise.prior, logsnr_z)
+        v_z = self.prior(z_t, logsnr_z).sample
+        loss_z = prior_loss(v_z, z_clean, noise.prior, noise.t_prior, self.prior_schedule)
+
+        # Decoder: conditioned on z_0, the latent with its fixed noise.
+        logsnr_0 = torch.full_like(noise.t_prior, self.prior_schedule.logsnr_max)
+        fraction = HOLD_LEVELS + (1 - HOLD_LEVELS) * progress
+        t_x = 1 - fraction * (1 - noise.t_decoder)
+        logsnr_x = self.decoder_schedule.logsnr(t_x)
+        boost = self.weighting.boost(logsnr_x)
+        z_0 = scale_gradient(diffuse(z_clean, noise.latent, logsnr_0), boost**-progress)
+        x_t = diffuse(x, noise.decoder, logsnr_x)
+        v_x = self.decoder(x_t.unsqueeze(2), logsnr_x, self.decoder.embed_latents(z_0.unsqueeze(2))).squeeze(2)
+        loss_x = fraction * decoder_loss(v_x, x, noise.decoder, t_x, self.decoder_schedule, self.weighting)
+
+        return UnifiedLatentsLoss(
+            prior=loss_z,
+            terminal_kl=terminal_kl(z_clean, self.prior_schedule),
+            decoder=loss_x.detach(),
+            decoder_boosted=boost * loss_x,
+        )

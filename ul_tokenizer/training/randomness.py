@@ -1,0 +1,46 @@
+"""Randomness as a function of (seed, draw): a resumed run repeats it, and the number of processes does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Streams under one seed; data/crops.py has its own seeds' streams 0 and 1.
+NOISE, TIMES, DROPOUT = 2, 3, 4
+
+
+def derived_seed(seed: int, stream: int, *keys: int) -> int:
+    """A 63-bit seed for `torch.Generator`, a pure function of its arguments."""
+    state = np.random.SeedSequence(seed, spawn_key=(stream, *keys)).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
+
+
+def sample_noise(
+    shapes: Sequence[tuple[int, ...]], draws: Sequence[int], seed: int, device: torch.device
+) -> list[Tensor]:
+    """Standard normal noise of several shapes for each draw.
+
+    Args:
+        shapes: per-sample shapes.
+        draws: the number of each sample since the start of training.
+        seed: the run's.
+        device: where.
+
+    Returns:
+        a (B, *shape) fp32 tensor per shape; row i depends on draws[i] alone.
+    """
+    noise = [torch.empty(len(draws), *shape, device=device) for shape in shapes]
+    generator = torch.Generator(device)
+    for i, draw in enumerate(draws):
+        generator.manual_seed(derived_seed(seed, NOISE, draw))
+        for tensor in noise:
+            tensor[i].normal_(generator=generator)
+    return noise
+
+
+def stream_generator(seed: int, stream: int, *keys: int) -> torch.Generator:
+    """A CPU generator for one stream of random numbers."""
+    return torch.Generator().manual_seed(derived_seed(seed, stream, *keys))
