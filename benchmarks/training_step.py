@@ -86,11 +86,10 @@ def main() -> None:
         step(dtype)
         flops, peak = count_flops(lambda step=step, dtype=dtype: step(dtype)), convolution_peak(dtype)
         seconds = median_seconds(lambda step=step, dtype=dtype: step(dtype))
-        print(
-            f"\n{args.preset} {args.batch_size}×{args.resolution}² {dtype}: {flops / 1e9:.0f} GFLOP in "
-            f"{seconds * 1e3:.0f} ms, {args.batch_size / seconds:.0f} images/s, {flops / seconds / peak:.2f} of the convolution peak "
-            f"({peak / 1e9:.0f} GFLOP/s)"
-        )
+        print(f"\n{args.preset}, {args.batch_size}×{args.resolution}², {dtype}: {flops / 1e9:.0f} GFLOP")
+        rate = flops / seconds
+        print(f"  {seconds * 1e3:.0f} ms, {args.batch_size / seconds:.0f} images/s, {rate / 1e9:.0f} GFLOP/s")
+        print(f"  {rate / peak:.2f} of the convolution peak of {peak / 1e9:.0f} GFLOP/s")
         print("  " + ", ".join(f"{name} {share:.0%}" for name, share in breakdown(step, dtype)))
 
 
