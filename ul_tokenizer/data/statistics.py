@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class ChannelStatistics:
-    """Count, mean and sum of squared deviations per channel (Chan et al., 1983): merged in any order, no cancellation."""
+    """Count, mean and sum of squared deviations per channel, merged in any order (Chan et al., 1983)."""
 
     count: int
     mean: Tensor  # (c,) float64
