@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ul_tokenizer.diffusion.parameterization import PredictionType, broadcast_to_rank
+from ul_tokenizer.diffusion.parameterization import PREDICTION_TYPES, PredictionType, broadcast_to_rank, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 
 
@@ -77,9 +77,10 @@ class UnifiedLatentsLoss:
 
 
 def stratified_times(batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-    """t (B,) fp32, each uniform on [0, 1): one draw in every B-th of the interval, in random order."""
-    offset = torch.rand((), generator=generator)
-    order = torch.randperm(batch_size, generator=generator)
+    """t (B,) fp32 on the generator's device, each uniform on [0, 1]: one in every B-th of it, in random order."""
+    device = None if generator is None else generator.device
+    offset = torch.rand((), generator=generator, device=device)
+    order = torch.randperm(batch_size, generator=generator, device=device)
     return (order + offset) / batch_size
 
 
@@ -106,8 +107,9 @@ def eps_squared_error(
         return sum_of_squares(noise - prediction)
     if prediction_type == "sample":
         return logsnr.exp() * sum_of_squares(clean - prediction)
-    alpha, sigma = alpha_sigma(broadcast_to_rank(logsnr, clean))
-    return torch.sigmoid(logsnr) * sum_of_squares(alpha * noise - sigma * clean - prediction)
+    if prediction_type == "v_prediction":
+        return torch.sigmoid(logsnr) * sum_of_squares(velocity(clean, noise, logsnr) - prediction)
+    raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -175,19 +177,19 @@ def decoder_loss(
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(factor)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (factor,) = ctx.saved_tensors
         return grad * factor.to(grad.dtype), None
 
 
 def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
     """x unchanged, its gradient multiplied by `factor` (B,) per sample."""
-    scaled: Tensor = _ScaleGradient.apply(x, broadcast_to_rank(factor, x))
+    scaled: Tensor = _ScaleGradient.apply(x, broadcast_to_rank(factor, x))  # type: ignore[no-untyped-call]
     return scaled
 
 

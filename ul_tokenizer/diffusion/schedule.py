@@ -63,10 +63,11 @@ class LogSNRSchedule:
             raise ValueError(f"a schedule's log-SNR values must be finite, got {asdict(self)}.")
         if self.logsnr_min >= self.logsnr_max:
             raise ValueError(f"logsnr_min must be below logsnr_max, got {self.logsnr_min} and {self.logsnr_max}.")
-        t = torch.linspace(0, 1, 101, dtype=torch.float64)
+        t = torch.linspace(0, 1, 101, dtype=torch.float64, device="cpu")
         if self._base_ends[0] <= self._base_ends[1] or not bool((self.dlogsnr_dt(t) < 0).all()):
             raise ValueError(
-                f"shift_clean and shift_noisy must leave λ(t) falling with t, got {self.shift_clean} and {self.shift_noisy}."
+                "shift_clean and shift_noisy must leave λ(t) falling with t, "
+                f"got {self.shift_clean} and {self.shift_noisy}."
             )
 
     @classmethod
@@ -86,7 +87,7 @@ class LogSNRSchedule:
 
     @property
     def _angles(self) -> tuple[float, float, float]:
-        """(a, b, c) of the cosine λ = −2 ln tan(a t + b), with tan b = e^{−λ(0)/2} and c = π/2 − a − b, tan c = e^{λ(1)/2}.
+        """(a, b, c) of the cosine λ = −2 ln tan(a t + b), tan b = e^{−λ(0)/2} and c = π/2 − a − b, tan c = e^{λ(1)/2}.
 
         Near t = 1 the tangent's argument is near π/2, where it has no digits left; π/2 − (a t + b) = a (1 − t) + c has.
         """

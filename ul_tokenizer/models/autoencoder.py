@@ -11,25 +11,24 @@ from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ul_tokenizer.diffusion.objective import nats_to_bits, prior_loss, stratified_times, terminal_kl
-from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.diffusion.scheduler import Generators, LogSNRScheduler
+from ul_tokenizer.models.config_checks import check_autoencoder_config
 from ul_tokenizer.models.decoder import Decoder
 from ul_tokenizer.models.encoder import Encoder
-from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput
-from ul_tokenizer.models.limits import check_bounds
+from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
+from ul_tokenizer.models.layers import FP32_MODULES
+from ul_tokenizer.models.loading import BundledNamesMixin
+from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.tiling import Axis, blend_tiles
 
 if TYPE_CHECKING:
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
-Generators = torch.Generator | list[torch.Generator] | None
 
-
-class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin):
+class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin):
     r"""Latent tokenizer of Unified Latents (arXiv 2602.17270).
 
     ```
@@ -61,7 +60,7 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
         decoder_schedule: "linear" or "cosine", λ_x(t) between them.
         decoder_shift_clean: shift of λ_x at t = 0.
         decoder_shift_noisy: shift of λ_x at t = 1.
-        decoder_algorithm: `algorithm_type` of `LogSNRScheduler`.
+        decoder_algorithm: `algorithm_type` of `LogSNRScheduler`, "ddim" or "dpmsolver++".
         num_inference_steps: decoding steps where a caller gives none; 1 is the posterior mean, more sample detail.
         temporal_compression_ratio: frames per latent frame.
         sample_size: height and width in training; informative.
@@ -81,9 +80,10 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
     _supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock", "LatentEmbedding"]
     _repeated_blocks = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock"]
-    _keep_in_fp32_modules = ["norm", "logsnr_embedding", "conv_out"]
+    _keep_in_fp32_modules = FP32_MODULES
     _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "modulation"]
-    _group_offload_block_modules = ["encoder", "decoder"]
+    # latent_embedding is called from outside of its decoder, so it must bring its own weights.
+    _group_offload_block_modules = ["encoder", "decoder", "transformer", "latent_embedding"]
     _skip_keys = ["latent_features"]
 
     @register_to_config
@@ -126,40 +126,8 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
         timestep_conditioning: bool | None = None,
     ) -> None:
         super().__init__()
-        check_bounds(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            latent_channels=latent_channels,
-            patch_size=patch_size,
-            encoder_block_out_channels=encoder_block_out_channels,
-            encoder_layers_per_block=encoder_layers_per_block,
-            decoder_block_out_channels=decoder_block_out_channels,
-            decoder_layers_per_block=decoder_layers_per_block,
-            decoder_hidden_size=decoder_hidden_size,
-            decoder_num_layers=decoder_num_layers,
-            decoder_latent_embedding_layers=decoder_latent_embedding_layers,
-            attention_head_dim=attention_head_dim,
-            embedding_channels=embedding_channels,
-            num_inference_steps=num_inference_steps,
-        )
-        if len(encoder_block_out_channels) != len(decoder_block_out_channels) + 1:
-            raise ValueError(
-                "encoder_block_out_channels must have one entry more than decoder_block_out_channels, whose transformer "
-                f"is the last stage, got {len(encoder_block_out_channels)} and {len(decoder_block_out_channels)}."
-            )
-        if temporal_compression_ratio != 1:
-            raise ValueError(
-                f"temporal_compression_ratio must be 1 until video is supported, got {temporal_compression_ratio}."
-            )
-        ratio = patch_size * 2 ** len(decoder_block_out_channels)
-        if ratio & (ratio - 1):
-            raise ValueError(f"patch_size must be a power of two, got {patch_size}.")
-        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
-            if values is not None and len(values) != latent_channels:
-                raise ValueError(
-                    f"{name} must hold {latent_channels} values, one per latent channel, got {len(values)}."
-                )
-
+        check_autoencoder_config(self.config)
+        self.make_decoder_scheduler()  # refuses levels that make no schedule
         self.encoder = Encoder(
             in_channels, latent_channels, patch_size, encoder_block_out_channels, encoder_layers_per_block
         )
@@ -176,7 +144,7 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
             decoder_latent_embedding_layers,
             dropout,
         )
-        self.spatial_compression_ratio = ratio
+        self.spatial_compression_ratio = patch_size * 2 ** len(decoder_block_out_channels)
         self.temporal_compression_ratio = temporal_compression_ratio
         self._set_derived_config()
 
@@ -239,7 +207,7 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
         tile_sample_min_width: int | None = None,
         tile_overlap_factor: float | None = None,
     ) -> None:
-        """Encodes and decodes pictures larger than a tile in overlapping tiles, blended; memory no longer grows with size.
+        """Encodes and decodes pictures larger than a tile in overlapping, blended tiles, in the memory of one tile.
 
         Args:
             tile_sample_min_height: height of a tile in pixels; rounded down to the compression ratio.
@@ -249,8 +217,8 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
         Raises:
             ValueError: a tile smaller than the compression ratio, or an overlap outside [0, 0.5).
         """
-        height = tile_sample_min_height or self.tile_sample_min_height
-        width = tile_sample_min_width or self.tile_sample_min_width
+        height = self.tile_sample_min_height if tile_sample_min_height is None else tile_sample_min_height
+        width = self.tile_sample_min_width if tile_sample_min_width is None else tile_sample_min_width
         overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
         if min(height, width) < self.spatial_compression_ratio:
             raise ValueError(
@@ -289,7 +257,7 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
             `UnifiedLatentsEncoderOutput` with `latent` = z_clean (B, c, [t,] h, w) and `latent_dist` = q(z_0 | x).
 
         Raises:
-            ValueError: wrong rank, channels, or a size that the compression ratio does not divide.
+            ValueError: wrong rank, channels or dtype, or a size that the compression ratio does not divide.
         """
         latent = self._encode(x)
         distribution = LatentDistribution(latent, self.config.latent_logsnr)
@@ -304,7 +272,7 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
         slices = clip.split(1) if self.use_slicing else [clip]
         latent = torch.cat([self._encode_slice(s) for s in slices]) if len(slices) > 1 else self._encode_slice(clip)
         latent = latent.to(x.dtype)
-        return latent.squeeze(2) if x.ndim == 4 else latent
+        return (latent.squeeze(2) if x.ndim == 4 else latent).contiguous()
 
     def _encode_slice(self, x: Tensor) -> Tensor:
         x = x.to(get_parameter_dtype(self.encoder.conv_in))
@@ -324,6 +292,8 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
                 f"x must be (B, {self.config.in_channels}, H, W) or (B, {self.config.in_channels}, T, H, W), "
                 f"got {tuple(x.shape)}."
             )
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point in [−1, 1], got {x.dtype}.")
         if x.shape[-1] % ratio or x.shape[-2] % ratio or 0 in x.shape:
             raise ValueError(f"height and width must be multiples of {ratio}, got {x.shape[-2]}×{x.shape[-1]}.")
 
@@ -361,7 +331,7 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
     def _decode(
         self, z: Tensor, generator: Generators, num_inference_steps: int | None, noise: Tensor | None
     ) -> Tensor:
-        """Latents (B, c, [t,] h, w) → pixels (B, C, [T,] H, W): the whole noise canvas first, then slices, then tiles."""
+        """Latents (B, c, [t,] h, w) → pixels (B, C, [T,] H, W): whole noise canvas first, then slices, then tiles."""
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
@@ -371,19 +341,19 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
         noise = self._noise_canvas(z, generator, noise)
         clip, canvas = (z.unsqueeze(2), noise.unsqueeze(2)) if z.ndim == 4 else (z, noise)
         pairs = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        parts = [self._decode_slice(*pair, steps) for pair in pairs]
+        parts = [self._decode_slice(latent, x_1, steps) for latent, x_1 in pairs]
         sample = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(z.dtype)
-        return sample.squeeze(2) if z.ndim == 4 else sample
+        return (sample.squeeze(2) if z.ndim == 4 else sample).contiguous()
 
     def _noise_canvas(self, z: Tensor, generator: Generators, noise: Tensor | None) -> Tensor:
         *leading, height, width = z.shape
         ratio = self.spatial_compression_ratio
         shape = (leading[0], self.config.out_channels, *leading[2:], height * ratio, width * ratio)
         if noise is None:
-            return randn_tensor(shape, generator=generator, device=z.device, dtype=torch.float32)
+            return draw_noise(shape, generator, z.device)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise must be {shape} for these latents, got {tuple(noise.shape)}.")
-        return noise.to(z.device)
+        return noise.to(z.device, torch.float32)
 
     def _decode_slice(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
         z = z.to(get_parameter_dtype(self.decoder.conv_in))
@@ -474,23 +444,10 @@ class UnifiedLatentsAutoencoder(ModelMixin, AttentionMixin, AutoencoderMixin, Co
             (B,), fp32, bits.
 
         Raises:
-            ValueError: the prior's λ_z(0) is not the autoencoder's.
+            ValueError: as in `encode`; no levels; or the prior's λ_z(0) is not the autoencoder's.
         """
-        if prior.config.latent_logsnr != self.config.latent_logsnr:
-            raise ValueError(
-                f"prior must share the autoencoder's latent_logsnr of {self.config.latent_logsnr}, "
-                f"got {prior.config.latent_logsnr}."
-            )
         schedule = LogSNRSchedule(self.config.latent_logsnr, logsnr_min, "linear")
-        z_clean = self._encode(x).float()
-        nats = terminal_kl(z_clean, schedule)
-        for t_level in stratified_times(num_levels, generator).to(z_clean.device):
-            t = t_level.expand(z_clean.shape[0])
-            noise = randn_tensor(z_clean.shape, generator=generator, device=z_clean.device)
-            alpha, sigma = alpha_sigma(schedule.logsnr(t_level))
-            prediction = prior(alpha * z_clean + sigma * noise, schedule.logsnr(t)).sample
-            nats = nats + prior_loss(prediction, z_clean, noise, t, schedule) / num_levels
-        return nats_to_bits(nats)
+        return latent_bits(self._encode(x), prior, schedule, num_levels, generator)
 
     def num_parameters_by_part(self) -> dict[str, Any]:
         """Weights of encoder and decoder."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ class DecoderStage(nn.Module):
     """Residual blocks at one resolution, conditioned on the log-SNR."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, channels: int, num_layers: int, embedding_channels: int, dropout: float) -> None:
         super().__init__()
@@ -63,10 +67,10 @@ class Decoder(nn.Module):
     r"""U-ViT denoiser, v-prediction, conditioned on z_0 and the log-SNR.
 
     ```
-    x_t ─ patch ─ conv ─ down 0 ─ ½ ─ down 1 ─ ½ ─ … ─(+)─ transformer ─ … ─ ×2 ─ up 1 ─ ×2 ─ up 0 ─ norm, silu, conv ─ v
-                      │h_before    │h_after            │                        │
-                      └────────────┴───── x ← Up(x − h_after) + h_before ───────┘
-    z_0 ─ embed_latents (once per decode) ─────────────┘        λ ─ embedding ─ every block
+    x_t ─ patch, conv ─ down 0 ─ ½ ─ down 1 ─ ½ ─ … ─(+)─ transformer ─ … ─ ×2 ─ up 1 ─ ×2 ─ up 0 ─ norm, silu, conv ─ v
+                     │h_before    │h_after            │                        │
+                     └────────────┴───── x ← Up(x − h_after) + h_before ───────┘
+    z_0 ─ embed_latents (once per decode) ────────────┘        λ ─ embedding ─ every block
     ```
     One skip per downsampling, no block-wise skips (SiD2, arXiv 2410.19324).
     """
@@ -93,9 +97,9 @@ class Decoder(nn.Module):
         self.latent_embedding = LatentEmbedding(latent_channels, hidden_size, latent_embedding_layers)
         self.conv_in = nn.Conv2d(out_channels * patch_size**2, block_out_channels[0], 3, padding=1)
         self.down_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
-        self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairwise(widths)])
         self.transformer = TransformerStage(hidden_size, num_layers, attention_head_dim, embedding_channels, dropout)
-        self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in zip(widths, widths[1:], strict=False)])
+        self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairwise(widths)])
         self.up_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
         self.norm_out = ChannelNorm(block_out_channels[0])
         self.conv_out = OutputConv(block_out_channels[0], out_channels * patch_size**2, 3, padding=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ class EncoderStage(nn.Module):
     """Residual blocks at one resolution, then (but in the last stage) a halving of it."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, channels: int, out_channels: int | None, num_layers: int, dropout: float) -> None:
         super().__init__()
@@ -39,8 +42,8 @@ class Encoder(nn.Module):
     r"""Deterministic residual encoder.
 
     ```
-    x (B,3,T,H,W) ─ patch p×p ─ conv ─┬─ stage 0: blocks ─ ½ ─ … ─ stage n−1: blocks ─ norm, silu, conv ─ z_clean (B,c,T,h,w)
-                                      └ widths block_out_channels;  h = H / (p·2^(n−1))
+    x (B,3,T,H,W) ─ patch p×p ─ conv ─┬─ stage 0: blocks ─ ½ ─ … ─ stage n−1: blocks ─ norm, silu, conv ─ z_clean
+                                      └ widths block_out_channels;  z_clean (B,c,T,h,w), h = H / (p·2^(n−1))
     ```
     """
 

@@ -9,7 +9,22 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ul_tokenizer.diffusion.objective import diffuse
 from ul_tokenizer.diffusion.schedule import alpha_sigma
+
+
+def draw_noise(
+    shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
+) -> Tensor:
+    """ε, fp32: the same generator gives the same noise in every dtype; a list of generators has one per sample.
+
+    Raises:
+        ValueError: a list of another length than the batch.
+    """
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(f"generator must be one or a list of {shape[0]}, one per sample, got {len(generator)}.")
+    noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    return noise
 
 
 class LatentDistribution:
@@ -20,13 +35,15 @@ class LatentDistribution:
         logsnr: λ_z(0), one for all.
 
     Attributes:
+        logsnr: λ_z(0) (0-dimensional).
         mean: α₀ z_clean, shaped like `latent`.
         std: σ₀ (0-dimensional; 0.0818 at λ = 5).
     """
 
     def __init__(self, latent: Tensor, logsnr: float) -> None:
         self.latent = latent
-        alpha, sigma = alpha_sigma(torch.tensor(logsnr, device=latent.device))
+        self.logsnr = torch.tensor(logsnr, dtype=torch.float32, device=latent.device)
+        alpha, sigma = alpha_sigma(self.logsnr)
         self.mean = (alpha * latent.float()).to(latent.dtype)
         self.std = sigma
         self.var = sigma.square()
@@ -34,8 +51,8 @@ class LatentDistribution:
 
     def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """z_0 = α₀ z_clean + σ₀ ε, the latent that decoders read; a list of generators has one per sample."""
-        noise = randn_tensor(self.latent.shape, generator=generator, device=self.latent.device, dtype=self.latent.dtype)
-        return self.mean + self.std.to(noise.dtype) * noise
+        noise = draw_noise(tuple(self.latent.shape), generator, self.latent.device)
+        return diffuse(self.latent, noise, self.logsnr).to(self.latent.dtype)
 
     def mode(self) -> Tensor:
         """α₀ z_clean: z_0 without its noise."""

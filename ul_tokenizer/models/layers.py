@@ -10,6 +10,9 @@ are normalised alike, and a network trained on small crops keeps its meaning on 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +29,8 @@ def fold_time(x_BxCxTxHxW: Tensor) -> Tensor:
     """(B, C, T, H, W) → (B·T, C, H, W), channels-last."""
     b, c, t, h, w = x_BxCxTxHxW.shape
     frames = x_BxCxTxHxW.transpose(1, 2).reshape(b * t, c, h, w)
-    return frames.contiguous(memory_format=torch.channels_last)
+    # Not `contiguous`, which leaves the strides of a single frame as they came: convolutions then miss the layout.
+    return frames.clone(memory_format=torch.channels_last)
 
 
 def unfold_time(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
@@ -47,12 +51,24 @@ def to_frames(x_BxLxC: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Normalisation: always in fp32
+# What always runs in fp32
 # ----------------------------------------------------------------------------------------------------------------
+
+# For `_keep_in_fp32_modules`, where diffusers compares whole parts of a weight's dotted name.
+FP32_MODULES = ["norm_1", "norm_2", "norm_q", "norm_k", "norm_out", "norms", "logsnr_embedding", "conv_out"]
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on the device of `x`."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class TokenNorm(nn.Module):
-    """LayerNorm over the last dimension, in fp32, returned in the dtype that came; `elementwise_affine=False` has no weights."""
+    """LayerNorm over the last dimension, in fp32, returned in the dtype that came.
+
+    `elementwise_affine=False` has no weights.
+    """
 
     def __init__(self, channels: int, elementwise_affine: bool = True, eps: float = 1e-6) -> None:
         super().__init__()
@@ -79,8 +95,18 @@ class OutputConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W), any float dtype → (N, C', H, W), fp32."""
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+        bias = None if self.bias is None else self.bias.float()
+        with without_autocast(x):
+            return self._conv_forward(x.float(), self.weight.float(), bias)
+
+
+class Fp32Linear(nn.Linear):
+    """A linear layer that runs in fp32, whatever dtype its weights were cast to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C), any float dtype → (…, C'), fp32."""
+        with without_autocast(x):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -95,17 +121,16 @@ class LogSNREmbedding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(2 * self.num_frequencies, channels)
-        self.linear_2 = nn.Linear(channels, channels)
+        self.linear_1 = Fp32Linear(2 * self.num_frequencies, channels)
+        self.linear_2 = Fp32Linear(channels, channels)
 
     def forward(self, logsnr: Tensor) -> Tensor:
         """(B,) → (B, C), fp32."""
         # Periods from 2π/8 to 2π·40: λ spans about ±15, its fine structure about 1.
         exponents = torch.linspace(math.log(1 / 40), math.log(8), self.num_frequencies, device=logsnr.device)
-        with torch.autocast(logsnr.device.type, enabled=False):
-            angles = logsnr.float()[:, None] * exponents.exp()
-            waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-            return self.linear_2(F.silu(self.linear_1(waves)))
+        angles = logsnr.float()[:, None] * exponents.exp()
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.linear_2(F.silu(self.linear_1(waves)))
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -113,8 +138,8 @@ class LogSNREmbedding(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-class EncoderResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+class _ResidualLayers(nn.Module):
+    """The layers of a residual block."""
 
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -125,13 +150,17 @@ class EncoderResidualBlock(nn.Module):
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv_2.weight)
 
+
+class EncoderResidualBlock(_ResidualLayers):
+    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         return x + self.conv_2(self.dropout(F.silu(self.norm_2(h))))
 
 
-class DecoderResidualBlock(EncoderResidualBlock):
+class DecoderResidualBlock(_ResidualLayers):
     """The residual block with its second norm scaled and shifted by the log-SNR embedding."""
 
     def __init__(self, channels: int, embedding_channels: int, dropout: float = 0.0) -> None:
@@ -140,7 +169,8 @@ class DecoderResidualBlock(EncoderResidualBlock):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(N, C, H, W), (N, E) → (N, C, H, W)."""
-        scale, shift = self.modulation(embedding.to(x.dtype)).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
+        modulation = self.modulation(embedding.to(self.modulation.weight.dtype)).to(x.dtype)
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = self.norm_2(self.conv_1(F.silu(self.norm_1(x))))
         h = F.silu(torch.addcmul(shift, h, 1 + scale))
         return x + self.conv_2(self.dropout(h))
@@ -241,6 +271,9 @@ class RotaryAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = RotaryAttnProcessor
     _available_processors = [RotaryAttnProcessor]
     use_bias = False
+    to_qkv: nn.Linear  # where the projections are fused
+    processor: RotaryAttnProcessor
+    set_processor: Callable[[RotaryAttnProcessor], None]
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
@@ -304,6 +337,7 @@ class TransformerStage(nn.Module):
     """A run of transformer blocks at one width, with the projection of the conditioning that they share."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, channels: int, num_layers: int, head_dim: int, embedding_channels: int, dropout: float) -> None:
         super().__init__()
@@ -316,7 +350,7 @@ class TransformerStage(nn.Module):
 
     def forward(self, x_BxLxC: Tensor, embedding: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """(B, L, C), (B, E) → (B, L, C); `grid` is (T, H, W) with T·H·W = L."""
-        modulation = self.modulation(embedding.to(x_BxLxC.dtype)).unflatten(-1, (6, -1))
+        modulation = self.modulation(embedding.to(self.modulation.weight.dtype)).unflatten(-1, (6, -1))
         rotary = rotary_table(grid, self.head_dim, x_BxLxC.device)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 MAX_SIZE = 1 << 16  # widest layer or channel count that a config may ask for
 MAX_ENTRIES = 16  # stages
 MAX_LAYERS = 512
+MAX_WEIGHTS = 1 << 35  # in all, as `check_weights` estimates them
 
 
 def check_bounds(**sizes: int | Sequence[int]) -> None:
@@ -21,3 +22,16 @@ def check_bounds(**sizes: int | Sequence[int]) -> None:
         legal = all(isinstance(v, int) and not isinstance(v, bool) and low <= v <= high for v in values)
         if not legal or not 0 < len(values) <= MAX_ENTRIES:
             raise ValueError(f"{name} must hold integers from {low} to {high}, at most {MAX_ENTRIES}, got {value!r}.")
+
+
+def check_weights(widths: Sequence[int], layers: Sequence[int]) -> None:
+    """Raises a ValueError where each size is legal, but all together would fill any machine.
+
+    The estimate takes every block for two 3×3 convolutions of the greatest width: too high, by less than tenfold.
+    """
+    estimate = 18 * max(widths) ** 2 * (sum(layers) + len(layers))
+    if estimate > MAX_WEIGHTS:
+        raise ValueError(
+            f"the config's widths and layers would make about {estimate:.0e} weights, more than the {MAX_WEIGHTS:.0e} "
+            f"that are legal, got a width of {max(widths)} and {sum(layers)} layers."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -12,6 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ul_tokenizer.models.layers import (
+    FP32_MODULES,
     ChannelNorm,
     Downsample,
     LogSNREmbedding,
@@ -23,7 +25,8 @@ from ul_tokenizer.models.layers import (
     to_tokens,
     unfold_time,
 )
-from ul_tokenizer.models.limits import check_bounds
+from ul_tokenizer.models.limits import check_bounds, check_weights
+from ul_tokenizer.models.loading import BundledNamesMixin
 
 
 @dataclass
@@ -37,7 +40,7 @@ class UnifiedLatentsTransformerOutput(BaseOutput):
     sample: Tensor
 
 
-class UnifiedLatentsTransformer(ModelMixin, AttentionMixin, ConfigMixin):
+class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, ConfigMixin):
     r"""Multi-stage ViT on noisy latents, conditioned on the log-SNR, with v-prediction.
 
     ```
@@ -60,7 +63,7 @@ class UnifiedLatentsTransformer(ModelMixin, AttentionMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerBlock"]
     _repeated_blocks = ["TransformerBlock"]
-    _keep_in_fp32_modules = ["norm", "logsnr_embedding", "conv_out"]
+    _keep_in_fp32_modules = FP32_MODULES
     _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "modulation"]
 
     @register_to_config
@@ -83,9 +86,11 @@ class UnifiedLatentsTransformer(ModelMixin, AttentionMixin, ConfigMixin):
             attention_head_dim=attention_head_dim,
             embedding_channels=embedding_channels,
         )
+        check_weights((in_channels, embedding_channels, *block_out_channels), num_layers)
         if len(num_layers) != len(block_out_channels):
             raise ValueError(
-                f"num_layers must have one entry per stage of block_out_channels, got {num_layers} for {block_out_channels}."
+                "num_layers must have one entry per stage of block_out_channels, "
+                f"got {num_layers} for {block_out_channels}."
             )
         widths, outer = block_out_channels, num_layers[:-1]
 
@@ -94,7 +99,7 @@ class UnifiedLatentsTransformer(ModelMixin, AttentionMixin, ConfigMixin):
 
         self.logsnr_embedding = LogSNREmbedding(embedding_channels)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 1)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.down_stages = nn.ModuleList([stage(c, n - n // 2) for c, n in zip(widths, outer, strict=False)])
         self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairs])
         self.mid_stage = stage(widths[-1], num_layers[-1])
@@ -123,8 +128,13 @@ class UnifiedLatentsTransformer(ModelMixin, AttentionMixin, ConfigMixin):
             v shaped like `sample`, fp32.
 
         Raises:
-            ValueError: the grid is no multiple of `size_multiple`.
+            ValueError: wrong rank or channels, or a grid that is no multiple of `size_multiple`.
         """
+        channels = self.config.in_channels
+        if sample.ndim not in (4, 5) or sample.shape[1] != channels:
+            raise ValueError(
+                f"sample must be (B, {channels}, h, w) or (B, {channels}, t, h, w), got {tuple(sample.shape)}."
+            )
         if any(size % self.size_multiple for size in sample.shape[-2:]):
             raise ValueError(
                 f"sample height and width must be multiples of {self.size_multiple}, got {tuple(sample.shape[-2:])}."
@@ -140,7 +150,7 @@ class UnifiedLatentsTransformer(ModelMixin, AttentionMixin, ConfigMixin):
         num_frames = z_BxCxTxHxW.shape[2]
         embedding = F.silu(self.logsnr_embedding(logsnr))
 
-        def run(stage: TransformerStage, x: Tensor) -> Tensor:
+        def run(stage: nn.Module, x: Tensor) -> Tensor:
             grid = (num_frames, x.shape[2], x.shape[3])
             return to_frames(stage(to_tokens(x, num_frames), embedding, grid), grid)
 

@@ -1,0 +1,108 @@
+"""Puts a trained repository into the package as a bundled model: half-precision weights, manifest, training curve.
+
+    python conversion/bundle_weights.py runs/ul-photo-f8 ul-photo-f8 [--dtype float16]
+
+SRC holds the autoencoder at its root and the prior in `prior/`. What was bundled under NAME before is replaced, except
+for its cards (*.md, *.png). Norms, embeddings and last convolutions stay in fp32, as `from_pretrained` keeps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ul_tokenizer import pretrained
+from ul_tokenizer.hub import PRIOR, load_autoencoder, load_prior
+
+MAX_BYTES = 10_000_000  # of safetensors in all
+MAX_CURVE_POINTS = 200
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def bundle(source: Path, name: str, dtype: torch.dtype) -> Path:
+    """Writes the bundled model whole or not at all; returns its folder.
+
+    Raises:
+        ValueError: no such repository, weights beyond the dtype's range, or more than MAX_BYTES.
+    """
+    with tempfile.TemporaryDirectory(dir=pretrained.ROOT) as temporary:
+        folder = Path(temporary, name)
+        _save_models(source, name, folder, dtype)
+        _check_size(folder)
+        _copy_training_record(source, folder)
+        final = pretrained.ROOT / name
+        if final.exists():
+            _keep_cards(final, folder)
+            shutil.rmtree(final)
+        folder.rename(final)
+    pretrained.write_manifest(final)
+    return final
+
+
+def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> None:
+    models = {"": load_autoencoder(str(source), torch_dtype=dtype), PRIOR: load_prior(str(source), torch_dtype=dtype)}
+    for subfolder, model in models.items():
+        for key, weight in model.state_dict().items():
+            if not weight.isfinite().all():
+                raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")
+        model.register_to_config(_name_or_path=name)  # and not a path of this machine
+        model.save_pretrained(folder / subfolder)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes them for their owner only
+
+
+def _check_size(folder: Path) -> None:
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    if size > MAX_BYTES:
+        raise ValueError(f"bundled weights must have at most {MAX_BYTES:,} bytes, got {size:,}.")
+
+
+def _copy_training_record(source: Path, folder: Path) -> None:
+    if (source / "config.yaml").is_file():
+        shutil.copyfile(source / "config.yaml", folder / "config.yaml")
+    if (source / "metrics.jsonl").is_file():
+        curve = summarise((source / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        (folder / "training_curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+
+
+def summarise(lines: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The JSON lines of a run as two curves: all validations, and evenly spaced training logs."""
+    rows = [json.loads(line) for line in lines]
+    validation = [row for row in rows if any(key.startswith("validation/") for key in row)]
+    training = [row for row in rows if "loss" in row]
+    return {"training": training[:: -(-len(training) // MAX_CURVE_POINTS) or 1], "validation": validation}
+
+
+def _keep_cards(old: Path, new: Path) -> None:
+    for pattern in ("*.md", "*.png"):
+        for path in old.glob(pattern):
+            shutil.copyfile(path, new / path.name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Bundle trained weights with the package.")
+    parser.add_argument("source", metavar="SRC", type=Path, help="repository: autoencoder at its root, prior/ below")
+    parser.add_argument("name", metavar="NAME", help="bundled name, e.g. ul-photo-f8")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored weights (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        folder = bundle(args.source, args.name, DTYPES[args.dtype])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}")
+        return 1
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            print(f"{path.stat().st_size:>10,}  {path.relative_to(pretrained.ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

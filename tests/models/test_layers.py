@@ -1,0 +1,238 @@
+"""The building blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ul_tokenizer.models.layers import (
+    ChannelNorm,
+    DecoderResidualBlock,
+    EncoderResidualBlock,
+    LogSNREmbedding,
+    OutputConv,
+    RotaryAttention,
+    TokenNorm,
+    TransformerStage,
+    Upsample,
+    apply_rotary,
+    fold_time,
+    rotary_table,
+    to_frames,
+    to_tokens,
+    unfold_time,
+)
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+CPU = torch.device("cpu")
+halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def part_of_table(
+    grid: tuple[int, int, int], rows: slice, columns: slice, frames: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    tables = (table.reshape(*grid, -1) for table in rotary_table(grid, 16, CPU))
+    cos, sin = (table[frames, rows, columns].flatten(0, 2) for table in tables)
+    return cos, sin
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def test_folding_and_unfolding_time_are_inverse_and_frames_stay_in_order() -> None:
+    clip = torch.randn(2, 3, 4, 5, 6)
+    frames = fold_time(clip)
+    assert torch.equal(frames[5], clip[1, :, 1])
+    assert frames.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unfold_time(frames, 4), clip)
+    assert torch.equal(to_frames(to_tokens(frames, 4), (4, 5, 6)), frames)
+    assert torch.equal(to_tokens(frames, 4)[1, 1 * 30 + 2 * 6 + 3], clip[1, :, 1, 2, 3])
+
+
+def test_a_single_frame_has_the_strides_of_channels_last_whatever_its_own() -> None:
+    """With a batch of one, PyTorch calls odd strides contiguous, and convolutions then take the slow way."""
+    odd = torch.randn(16, 3).as_strided((1, 3, 1, 4, 4), (3, 1, 3, 12, 3))
+    assert fold_time(odd).stride() == (48, 1, 12, 3)
+
+
+def test_upsampling_doubles_the_grid() -> None:
+    assert Upsample(6, 4)(torch.randn(2, 6, 3, 5)).shape == (2, 4, 6, 10)
+
+
+# ---------------------------------------------------------------- fp32 inside
+
+
+@halves
+@pytest.mark.parametrize("norm", [TokenNorm(32), ChannelNorm(32)])
+def test_norms_run_in_fp32_in_half_precision(norm: TokenNorm, dtype: torch.dtype) -> None:
+    shape = (2, 32, 4, 4) if isinstance(norm, ChannelNorm) else (2, 7, 32)
+    x = (300 * torch.randn(shape) + 1000).to(dtype)  # its squares overflow in fp16
+    expected = norm.float()(x.float()).to(dtype)
+    assert torch.equal(norm.to(dtype)(x), expected)
+    assert expected.isfinite().all()
+    norm.float()
+
+
+@halves
+def test_the_last_convolution_runs_in_fp32_whatever_its_weights_were_cast_to(dtype: torch.dtype) -> None:
+    layer, x = OutputConv(4, 3, 3, padding=1), torch.randn(2, 4, 8, 8)
+    assert layer.bias is not None
+    expected = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+    layer.to(dtype)
+    assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight.float(), layer.bias.float(), padding=1))
+    assert layer(x.to(dtype)).dtype == torch.float32
+
+
+@halves
+def test_the_log_snr_embedding_runs_in_fp32_and_tells_near_levels_apart(dtype: torch.dtype) -> None:
+    embedding = LogSNREmbedding(16)
+    logsnr = torch.tensor([-10.0, -9.99, 5.0])
+    out = embedding(logsnr)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(embedding(logsnr), out)
+    assert (out[0] - out[1]).abs().max() > 1e-4
+    assert embedding.to(dtype)(logsnr).dtype == torch.float32
+
+
+# ---------------------------------------------------------------- no statistics across the picture
+
+
+def test_channel_norm_sees_one_position_at_a_time() -> None:
+    norm, x = ChannelNorm(8), torch.randn(2, 8, 6, 10)
+    whole = norm(x)
+    torch.testing.assert_close(norm(x[..., 2:5, 3:9]), whole[..., 2:5, 3:9], rtol=1e-6, atol=1e-6)
+    x[..., 0, 0] = 1e4
+    torch.testing.assert_close(norm(x)[..., 1:, :], whole[..., 1:, :], rtol=0, atol=0)
+    assert whole.mean(dim=1).abs().max() < 1e-5
+
+
+def test_an_encoder_block_reads_two_pixels_around_and_not_more() -> None:
+    block = EncoderResidualBlock(8)
+    nn.init.normal_(block.conv_2.weight)
+    x = torch.randn(1, 8, 11, 11, requires_grad=True)
+    (gradient,) = torch.autograd.grad(block(x)[0, :, 5, 5].sum(), x)
+    reach = gradient.abs().sum(dim=(0, 1))
+    assert reach[3:8, 3:8].min() > 0
+    reach[3:8, 3:8] = 0
+    assert reach.max() == 0
+
+
+def test_a_decoder_block_is_steered_by_the_embedding_of_its_own_sample() -> None:
+    block = DecoderResidualBlock(8, 4)
+    nn.init.normal_(block.conv_2.weight)
+    x, embedding = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
+    before, embedding[1] = block(x, embedding), torch.randn(4)
+    after = block(x, embedding)
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+
+
+# ---------------------------------------------------------------- rotary attention
+
+
+def test_attention_depends_on_relative_positions_only() -> None:
+    attention, x = RotaryAttention(32, 16), torch.randn(2, 12, 32)
+    grid = (3, 9, 9)
+    corner = attention(x, part_of_table(grid, slice(0, 3), slice(0, 4), slice(0, 1)))
+    for rows, columns, frames in (((3, 6), (0, 4), (0, 1)), ((0, 3), (5, 9), (0, 1)), ((6, 9), (4, 8), (2, 3))):
+        shifted = attention(x, part_of_table(grid, slice(*rows), slice(*columns), slice(*frames)))
+        torch.testing.assert_close(shifted, corner, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_depends_on_positions_at_all_on_every_axis() -> None:
+    attention, x = RotaryAttention(32, 16), torch.randn(1, 4, 32)
+    grids = [(4, 1, 1), (1, 4, 1), (1, 1, 4), (1, 2, 2)]
+    outputs = [attention(x, rotary_table(grid, 16, CPU)) for grid in grids]
+    for i in range(4):
+        for j in range(i):
+            assert (outputs[i] - outputs[j]).abs().max() > 1e-4
+
+
+def test_turning_keeps_lengths_and_a_still_position_alone() -> None:
+    x = torch.randn(2, 12, 3, 16)
+    turned = apply_rotary(x, rotary_table((1, 3, 4), 16, CPU))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned[:, 0], x[:, 0])
+    assert not torch.equal(turned[:, 1], x[:, 1])
+
+
+@pytest.mark.parametrize("head_dim", [2, 4, 6, 16, 64])
+def test_any_even_head_dim_has_a_table(head_dim: int) -> None:
+    cos, sin = rotary_table((2, 3, 4), head_dim, CPU)
+    assert cos.shape == sin.shape == (24, head_dim // 2)
+
+
+@pytest.mark.parametrize("head_dim", [12, 5, 64])
+def test_a_head_dim_that_is_odd_or_does_not_divide_is_refused(head_dim: int) -> None:
+    with pytest.raises(ValueError, match=f"head_dim must be even and divide the 40 channels, got {head_dim}"):
+        RotaryAttention(40, head_dim)
+
+
+def test_a_fresh_stage_of_blocks_passes_its_input_on_with_open_gates() -> None:
+    stage = TransformerStage(32, 2, 16, 8, dropout=0.0)
+    gates = stage.modulation.bias.unflatten(0, (6, 32))
+    assert gates[[2, 5]].eq(1).all()
+    assert gates[[0, 1, 3, 4]].eq(0).all()
+    out = stage(torch.randn(2, 4, 32), torch.randn(2, 8), (1, 2, 2))
+    assert out.isfinite().all()
+
+
+# ---------------------------------------------------------------- the transformer as a whole
+
+
+def make_transformer() -> UnifiedLatentsTransformer:
+    model = UnifiedLatentsTransformer(4, (16, 32), (2, 1), 16, 8).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    return model
+
+
+@torch.no_grad()
+def test_a_latent_image_is_a_clip_of_one_frame() -> None:
+    model, z, logsnr = make_transformer(), torch.randn(2, 4, 4, 6), torch.tensor([-3.0, 4.0])
+    v = model(z, logsnr).sample
+    assert v.shape == z.shape
+    assert torch.equal(model(z.unsqueeze(2), logsnr, return_dict=False)[0], v.unsqueeze(2))
+    assert model(torch.randn(2, 4, 3, 4, 6), logsnr).sample.shape == (2, 4, 3, 4, 6)
+
+
+@torch.no_grad()
+def test_each_latent_is_denoised_at_its_own_level_and_alone() -> None:
+    model, z, logsnr = make_transformer(), torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 4.0])
+    v = model(z, logsnr).sample
+    torch.testing.assert_close(v[1:], model(z[1:], logsnr[1:]).sample, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(v[1:], model(z[1:], logsnr[:1]).sample, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((1, 4, 5, 4), r"sample height and width must be multiples of 2, got \(5, 4\)"),
+        ((1, 3, 4, 4), r"sample must be \(B, 4, h, w\) or \(B, 4, t, h, w\), got \(1, 3, 4, 4\)"),
+        ((4, 4, 4), r"sample must be .* got \(4, 4, 4\)"),
+    ],
+)
+def test_wrong_latents_are_refused(shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_transformer()(torch.zeros(shape), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"block_out_channels": (10**12,)}, "block_out_channels must hold integers from 1 to 65536"),
+        ({"block_out_channels": (1 << 16,), "num_layers": (512,)}, "would make about .* weights"),
+        ({"num_layers": (1, 2)}, "num_layers must have one entry per stage"),
+    ],
+)
+def test_hostile_or_contradictory_transformers_are_refused(config: dict[str, tuple[int, ...]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        UnifiedLatentsTransformer(**config)

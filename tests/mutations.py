@@ -1,0 +1,264 @@
+"""Breaks the code on purpose, a line at a time, and says whether the tests see it.
+
+`python tests/mutations.py [word …]` works on a temporary copy of the tree; words choose mutations by their names.
+Exits with 1 if a mutation survives, 2 if the tests fail before anything is broken. Not collected by pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OBJECTIVE = "ul_tokenizer/diffusion/objective.py"
+SCHEDULER = "ul_tokenizer/diffusion/scheduler.py"
+ALGORITHM = "ul_tokenizer/training/algorithm1.py"
+AUTOENCODER = "ul_tokenizer/models/autoencoder.py"
+LATENT = "ul_tokenizer/models/latent_distribution.py"
+LAYERS = "ul_tokenizer/models/layers.py"
+TILING = "ul_tokenizer/models/tiling.py"
+
+ON_OBJECTIVE = "tests/diffusion/test_objective.py"
+ON_SCHEDULER = "tests/diffusion/test_scheduler.py"
+ON_ALGORITHM = "tests/training/test_algorithm1.py"
+ON_AUTOENCODER = "tests/models/test_autoencoder.py"
+ON_LAYERS = "tests/models/test_layers.py"
+ON_TILING = "tests/models/test_tiling.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One line that goes wrong: `old`, which stands once in `file`, becomes `new`; `tests` should turn red."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    Mutation(
+        "the decoder weight has the printed sign, sigmoid(λ − b)",
+        OBJECTIVE,
+        "torch.sigmoid(self.bias - logsnr)",
+        "torch.sigmoid(logsnr - self.bias)",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the decoder loss has the printed sign, +dλ/dt",
+        OBJECTIVE,
+        "return 0.5 * -schedule.dlogsnr_dt(t) * weighting.weight(logsnr) * error",
+        "return 0.5 * schedule.dlogsnr_dt(t) * weighting.weight(logsnr) * error",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the decoder loss drops e^b",
+        OBJECTIVE,
+        "return self.loss_factor * torch.sigmoid(self.bias - logsnr)",
+        "return self.loss_factor * math.exp(-self.bias) * torch.sigmoid(self.bias - logsnr)",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the losses are means over dimensions",
+        OBJECTIVE,
+        "return x.square().flatten(1).sum(1)",
+        "return x.square().flatten(1).mean(1)",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the two terms have separate divisors",
+        OBJECTIVE,
+        "(prior_weight * self.latent + self.decoder_boosted) / divisor",
+        "(prior_weight * self.latent + self.decoder_boosted / divisor)",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the terminal KL is left out",
+        OBJECTIVE,
+        "return self.prior + self.terminal_kl",
+        "return self.prior",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the losses are computed in the dtype of the networks",
+        OBJECTIVE,
+        "prediction, clean, noise = prediction.float(), clean.float(), noise.float()",
+        "prediction, clean, noise = prediction, clean, noise",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "σ₀ is taken for a variance",
+        LATENT,
+        "return diffuse(self.latent, noise, self.logsnr).to(self.latent.dtype)",
+        "return (self.mean + self.std.sqrt() * noise).to(self.latent.dtype)",
+        ON_AUTOENCODER,
+    ),
+    Mutation(
+        "in training, too, σ₀ is taken for a variance",
+        ALGORITHM,
+        "diffuse(z_clean, noise.latent, logsnr_0)",
+        "diffuse(z_clean, noise.latent * 0.0818**-0.5, logsnr_0)",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the prior's z_t is drawn from z_0",
+        ALGORITHM,
+        "z_t = diffuse(z_clean, noise.prior, logsnr_z)",
+        "z_t = diffuse(diffuse(z_clean, noise.latent, 0 * logsnr_z + 5), noise.prior, logsnr_z)",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the prior's gradient does not reach the encoder through its input",
+        ALGORITHM,
+        "v_z = self.prior(z_t, logsnr_z)",
+        "v_z = self.prior(z_t.detach(), logsnr_z)",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the prior's gradient does not reach the encoder through its target",
+        ALGORITHM,
+        "loss_z = prior_loss(v_z, z_clean, ",
+        "loss_z = prior_loss(v_z, z_clean.detach(), ",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the decoder is conditioned on z_clean",
+        ALGORITHM,
+        "z_0 = scale_gradient(diffuse(z_clean, noise.latent, logsnr_0), ",
+        "z_0 = scale_gradient(z_clean, ",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the encoder feels the decoder's boost",
+        ALGORITHM,
+        "boost**-progress",
+        "boost**0",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the scheduler goes on past logsnr_max",
+        SCHEDULER,
+        "top, bottom = self.noise_schedule.logsnr_max, self.noise_schedule.logsnr_min",
+        "top, bottom = self.noise_schedule.logsnr_max + 5, self.noise_schedule.logsnr_min",
+        ON_SCHEDULER,
+    ),
+    Mutation(
+        "the scheduler ends with x̂",
+        SCHEDULER,
+        "prev_sample, pred_original_sample = z_s.to(sample.dtype), x.to(sample.dtype)",
+        "prev_sample, pred_original_sample = x.to(sample.dtype), x.to(sample.dtype)",
+        ON_SCHEDULER,
+    ),
+    Mutation(
+        "one generator makes the noise of the whole batch",
+        LATENT,
+        "randn_tensor(shape, generator=generator, ",
+        "randn_tensor(shape, generator=generator[0] if isinstance(generator, list) else generator, ",
+        ON_AUTOENCODER,
+    ),
+    Mutation(
+        "one step returns the next noisy sample",
+        AUTOENCODER,
+        "return output.pred_original_sample",
+        "return output.prev_sample",
+        ON_AUTOENCODER,
+    ),
+    Mutation(
+        "the latent is embedded in every step",
+        AUTOENCODER,
+        "logsnr.expand(z.shape[0]), latent_features)",
+        "logsnr.expand(z.shape[0]), self.decoder.embed_latents(z))",
+        ON_AUTOENCODER,
+    ),
+    Mutation(
+        "every tile draws noise of its own",
+        AUTOENCODER,
+        "self._denoise(z[..., rows, columns], noise[..., ",
+        "self._denoise(z[..., rows, columns], torch.randn_like(noise)[..., ",
+        ON_TILING,
+    ),
+    Mutation(
+        "tiles are averaged and not blended",
+        TILING,
+        "ramps.append(torch.minimum(rising, falling).clamp(0, 1))",
+        "ramps.append((torch.minimum(rising, falling) > 0).float())",
+        ON_TILING,
+    ),
+    Mutation(
+        "keys have no positions",
+        LAYERS,
+        "key = apply_rotary(attn.norm_k(key), rotary)",
+        "key = attn.norm_k(key)",
+        ON_LAYERS,
+    ),
+    Mutation(
+        "norms run in half precision",
+        LAYERS,
+        "return F.layer_norm(x.float(), (self.channels,), weight, bias, self.eps).to(x.dtype)",
+        "return F.layer_norm(x, (self.channels,), self.weight, self.bias, self.eps)",
+        ON_LAYERS,
+    ),
+]
+
+
+def pytest_is_green(tree: Path, tests: list[str]) -> bool:
+    """Runs some test files of a tree; raises RuntimeError where they could not run at all."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {result.returncode}:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+    return result.returncode == 0
+
+
+def is_caught(tree: Path, mutation: Mutation) -> bool:
+    """Applies a mutation, runs its tests, and takes it back."""
+    path = tree / mutation.file
+    source = path.read_text(encoding="utf-8")
+    if source.count(mutation.old) != 1:
+        raise RuntimeError(f"{mutation.file} must hold once what a mutation changes: {mutation.old}")
+    path.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        return not pytest_is_green(tree, [mutation.tests])
+    finally:
+        path.write_text(source, encoding="utf-8")
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """The package and its tests; weights and data stay behind."""
+    tree = folder / "tree"
+    leave = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    for part in ("ul_tokenizer", "tests"):
+        shutil.copytree(ROOT / part, tree / part, ignore=leave)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    return tree
+
+
+def main(words: list[str]) -> int:
+    """Prints a line per mutation; returns the exit status."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    start, survivors = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_of_the_tree(Path(folder))
+        if not pytest_is_green(tree, sorted({m.tests for m in chosen})):
+            print("the tests fail before anything is broken")
+            return 2
+        for mutation in chosen:
+            caught = is_caught(tree, mutation)
+            survivors += not caught
+            print(f"{'caught  ' if caught else 'SURVIVED'}  {mutation.name}", flush=True)
+    seconds = time.monotonic() - start
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutations caught in {seconds:.0f} s")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
