@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def convolution_peak(dtype: torch.dtype) -> float:
         x = torch.randn(batch, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
         w = torch.randn(channels, channels, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
         with torch.inference_mode():
-            seconds = median_seconds(lambda x=x, w=w: torch.nn.functional.conv2d(x, w, padding=1), runs=9, warmup=3)
+            seconds = median_seconds(partial(torch.nn.functional.conv2d, x, w, padding=1), runs=9, warmup=3)
         rates.append(2 * 9 * channels**2 * side**2 * batch / seconds)
     return max(rates)
 

@@ -6,7 +6,8 @@ python benchmarks/training_step.py [--preset ul-small-f8] [--resolution 64] [--b
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
+from functools import partial
 
 import torch
 from _measure import convolution_peak, machine, median_seconds
@@ -36,7 +37,8 @@ class Step:
     def __init__(self, preset: str, resolution: int, batch_size: int) -> None:
         autoencoder, prior = build_autoencoder(preset), build_prior(preset)
         schedule = LogSNRSchedule(5.0, -10.0, "linear")
-        self.model = Stage1Model(autoencoder, prior, schedule, DecoderWeighting()).to(memory_format=torch.channels_last)
+        model = Stage1Model(autoencoder, prior, schedule, DecoderWeighting())
+        self.model = model.to(torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
         side = resolution // autoencoder.spatial_compression_ratio
         latent = (batch_size, autoencoder.config.latent_channels, side, side)
@@ -63,14 +65,14 @@ def breakdown(step: Step, dtype: torch.dtype) -> list[tuple[str, float]]:
     """Share of the step's time by kind of operator."""
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         step(dtype)
-    shares: Counter[str] = Counter()
+    shares: defaultdict[str, float] = defaultdict(float)
     events = trace.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     for event in events:
         name = event.key.lower()
         group = next((g for g, keys in GROUPS.items() if any(key in name for key in keys)), "other")
         shares[group] += event.self_cpu_time_total / total
-    return shares.most_common()
+    return sorted(shares.items(), key=lambda share: -share[1])
 
 
 def main() -> None:
@@ -84,8 +86,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         step = Step(args.preset, args.resolution, args.batch_size)
         step(dtype)
-        flops, peak = count_flops(lambda step=step, dtype=dtype: step(dtype)), convolution_peak(dtype)
-        seconds = median_seconds(lambda step=step, dtype=dtype: step(dtype))
+        run = partial(step, dtype)
+        flops, peak = count_flops(run), convolution_peak(dtype)
+        seconds = median_seconds(run)
         print(f"\n{args.preset}, {args.batch_size}×{args.resolution}², {dtype}: {flops / 1e9:.0f} GFLOP")
         rate = flops / seconds
         print(f"  {seconds * 1e3:.0f} ms, {args.batch_size / seconds:.0f} images/s, {rate / 1e9:.0f} GFLOP/s")

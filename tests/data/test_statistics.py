@@ -24,7 +24,12 @@ def test_the_config_normalises_latents_to_zero_mean_and_unit_variance() -> None:
     torch.manual_seed(0)
     latents = torch.randn(64, 4, 8, 8) * 3 + 2
     config = channel_statistics([latents]).to_config()
-    normalised = (latents - config["shift_factor"]) * config["scaling_factor"]
+    shift, scale = config["shift_factor"], config["scaling_factor"]
+    assert isinstance(shift, float)
+    assert isinstance(scale, float)
+    normalised = (latents - shift) * scale
     assert abs(float(normalised.mean())) < 1e-3
     assert abs(float(normalised.std()) - 1) < 1e-3
-    assert len(config["latents_mean"]) == len(config["latents_std"]) == 4
+    for name in ("latents_mean", "latents_std"):
+        values = config[name]
+        assert isinstance(values, list) and len(values) == 4

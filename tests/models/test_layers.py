@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ul_tokenizer.evaluation.flops import count_flops
 from ul_tokenizer.models.layers import (
     ChannelNorm,
     DecoderResidualBlock,
     EncoderResidualBlock,
+    Linear,
     LogSNREmbedding,
     OutputConv,
     RotaryAttention,
@@ -236,3 +238,22 @@ def test_wrong_latents_are_refused(shape: tuple[int, ...], words: str) -> None:
 def test_hostile_or_contradictory_transformers_are_refused(config: dict[str, tuple[int, ...]], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         UnifiedLatentsTransformer(**config)
+
+
+def test_linear_layers_of_fp32_inference_are_those_of_torch_and_training_keeps_its_gradient() -> None:
+    layer = Linear(24, 40)
+    x = torch.randn(2, 5, 24)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_flops_count_onednns_linear_layers() -> None:
+    layer, x = Linear(24, 40, bias=False), torch.randn(2, 5, 24)
+    with torch.inference_mode():
+        assert count_flops(lambda: layer(x)) == 2 * 10 * 24 * 40
+    assert count_flops(lambda: layer(x)) == 2 * 10 * 24 * 40

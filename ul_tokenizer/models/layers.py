@@ -110,6 +110,38 @@ class Fp32Linear(nn.Linear):
 
 
 # ----------------------------------------------------------------------------------------------------------------
+# Matrix products
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes oneDNN for fp32 inference on CPUs.
+
+    torch's own choice there is MKL, which on AMD processors runs at less than half of oneDNN's rate
+    (`benchmarks/linear.py`); in half precision torch takes oneDNN by itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C')."""
+        if _takes_onednn(x, self.weight):
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's linear layer, which has no gradient and is unknown to tracers, can and should be taken."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------
 # Log-SNR conditioning
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -280,12 +312,12 @@ class RotaryAttention(nn.Module, AttentionModuleMixin):
         if channels % head_dim or head_dim % 2:
             raise ValueError(f"attention head_dim must be even and divide the {channels} channels, got {head_dim}.")
         self.heads, self.head_dim = channels // head_dim, head_dim
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(channels, channels, bias=False)
-        self.to_v = nn.Linear(channels, channels, bias=False)
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(channels, channels, bias=False)
+        self.to_v = Linear(channels, channels, bias=False)
         self.norm_q = TokenNorm(head_dim)
         self.norm_k = TokenNorm(head_dim)
-        self.to_out = nn.Linear(channels, channels, bias=False)
+        self.to_out = Linear(channels, channels, bias=False)
         self.set_processor(RotaryAttnProcessor())
 
     def forward(self, x_BxLxC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -298,9 +330,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(channels, 4 * channels)
+        self.linear_in = Linear(channels, 4 * channels)
         self.dropout = nn.Dropout(dropout)
-        self.linear_out = nn.Linear(4 * channels, channels)
+        self.linear_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
