@@ -2,7 +2,7 @@
 
 python benchmarks/reconstruction.py --data ~/.cache/ul_tokenizer/debian-photos/validation [--output FILE --grid FILE]
 
-Protocol: N random square crops at random scales, as in training's validation, from the held-out folder, seed 0;
+Protocol: N random square crops of the held-out photos, scaled by a random factor from --scale_min to 1, seed 0;
 latents are drawn with their noise; bits from the bundled prior at 16 stratified levels per image.
 """
 
@@ -67,7 +67,11 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, default=None, help="write a picture: originals, one step, most steps")
     args = parser.parse_args()
 
-    source = ImageFolder(args.data.expanduser(), cache_bytes=1 << 30)
+    try:
+        source = ImageFolder(args.data.expanduser(), cache_bytes=1 << 30)
+    except ValueError as error:
+        print(f"skipped: {error} `make photos` fetches them.")
+        return
     crops = RandomCropDataset(source, args.resolution, seed=0, scale=(args.scale_min, 1.0))
     pixels = torch.stack([crops[n]["pixel_values"] for n in range(args.num_images)])
     with torch.inference_mode():

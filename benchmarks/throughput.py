@@ -1,4 +1,4 @@
-"""Encoding and decoding beside diffusers' autoencoders, as fractions of this machine's convolution peak.
+"""Encoding, decoding and training beside diffusers' autoencoders, as fractions of this machine's convolution peak.
 
 python benchmarks/throughput.py [--sizes 256 512] [--dtypes float32 bfloat16]
 
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from _measure import convolution_peak, machine, median_seconds
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
+from training_step import Step
 
 from ul_tokenizer.evaluation.flops import count_flops
 from ul_tokenizer.models.presets import build_autoencoder
@@ -39,7 +42,7 @@ DC_CONFIG = {  # DC-AE f32 c32
     "decoder_norm_types": "rms_norm",
     "decoder_act_fns": "silu",
 }
-Task = tuple[str, str, int, Callable[[], Tensor]]  # model, job, parameters, call
+Task = tuple[str, str, int, Callable[[], Any]]  # model, job, parameters, call
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -73,6 +76,13 @@ def peer_tasks(model: AutoencoderKL | AutoencoderDC, x: Tensor, dtype: torch.dty
     yield name, "decode", parameters(model.decoder), lambda: model.decode(z).sample
 
 
+def training_tasks(preset: str, size: int, dtype: torch.dtype) -> Iterator[Task]:
+    """A stage-1 step, optimiser included, on as many pixels as one picture of the size has."""
+    resolution = min(size, 64) if preset == "ul-small-f8" else size
+    step = Step(preset, resolution, (size // resolution) ** 2)
+    yield preset, "training step", parameters(step.model), partial(step, dtype)
+
+
 def tasks(size: int, dtype: torch.dtype) -> Iterator[Task]:
     x = (torch.rand(1, 3, size, size) * 2 - 1).to(dtype).to(memory_format=torch.channels_last)
     yield from our_tasks("ul-imagenet512", x, dtype)
@@ -81,11 +91,33 @@ def tasks(size: int, dtype: torch.dtype) -> Iterator[Task]:
     yield from peer_tasks(AutoencoderDC(**DC_CONFIG), x, dtype)
 
 
+def measure(task: Task, size: int, peak: float, runs: int) -> tuple[float, float]:
+    """Prints a row; returns seconds and fraction of the peak."""
+    model, job, count, call = task
+    flops, seconds = count_flops(call), median_seconds(call, runs)
+    fraction = flops / seconds / peak
+    sizes = f"{count / 1e6:>9.1f} {flops / 1e9:>8.0f}"
+    print(f"{size:>5} {model:<16} {job:<15} {sizes} {seconds * 1e3:>8.0f} {fraction:>8.2f}", flush=True)
+    return seconds, fraction
+
+
+def print_bars(results: dict[tuple[str, str], tuple[float, float]]) -> None:
+    """What issue and card claim of the paper's size at the largest picture."""
+    ours, peer = "ul-imagenet512", "AutoencoderKL"
+    peers = [fraction for (model, _), (_, fraction) in results.items() if model.startswith("Autoencoder")]
+    for job in ("encode", "decode step"):
+        print(f"  fraction of the peak, {job}: {results[ours, job][1]:.2f}; peers {min(peers):.2f} to {max(peers):.2f}")
+    for job, of, bar in (("encode", "encode", 1 / 4), ("decode step", "decode", 1 / 3)):
+        ratio = results[ours, job][0] / results[peer, of][0]
+        print(f"  {job} in {ratio:.3f} of {peer}'s time to {of}; at most {bar:.3f} wanted")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--largest_training_size", type=int, default=256, help="of the paper's networks; 266 M weights")
     args = parser.parse_args()
     torch.manual_seed(0)
     print(machine())
@@ -95,15 +127,15 @@ def main() -> None:
         print(f"\n{dtype_name}: convolution peak {peak / 1e9:.0f} GFLOP/s")
         print(f"{'size':>5} {'model':<16} {'job':<15} {'M params':>9} {'GFLOP':>8} {'ms':>8} {'of peak':>8}")
         for size in args.sizes:
+            results = {}
             with torch.inference_mode():
-                for model, job, count, call in tasks(size, dtype):
-                    flops, seconds = count_flops(call), median_seconds(call, args.runs)
-                    fraction = flops / seconds / peak
-                    print(
-                        f"{size:>5} {model:<16} {job:<15} {count / 1e6:>9.1f} {flops / 1e9:>8.0f} "
-                        f"{seconds * 1e3:>8.0f} {fraction:>8.2f}",
-                        flush=True,
-                    )
+                for task in tasks(size, dtype):
+                    results[task[:2]] = measure(task, size, peak, args.runs)
+            for preset in ("ul-small-f8", "ul-imagenet512"):
+                if preset == "ul-small-f8" or size <= args.largest_training_size:
+                    for task in training_tasks(preset, size, dtype):
+                        measure(task, size, peak, args.runs)
+        print_bars(results)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Puts a trained repository into the package as a bundled model: half-precision weights, manifest, training curve.
 
-    python conversion/bundle_weights.py runs/ul-photo-f8 ul-photo-f8 [--dtype float16]
+    python conversion/bundle_weights.py runs/phase-2 ul-photo-f8 [--earlier runs/phase-1] [--dtype float16]
 
-SRC holds the autoencoder at its root and the prior in `prior/`. What was bundled under NAME before is replaced, except
-for its cards (*.md, *.png). Norms, embeddings and last convolutions stay in fp32, as `from_pretrained` keeps them.
+SRC holds the autoencoder at its root and the prior in `prior/`. Of it and of the earlier phases of its training, the
+configuration (less what names folders) and the training curve are kept. What was bundled under NAME before is
+replaced, except for its cards (*.md, *.png). Norms, embeddings and last convolutions stay in fp32, as
+`from_pretrained` keeps them.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from ul_tokenizer import pretrained
 from ul_tokenizer.hub import PRIOR, load_autoencoder, load_prior
+from ul_tokenizer.training.stage1 import Stage1Arguments
 
 MAX_BYTES = 10_000_000  # of safetensors in all
 MAX_CURVE_POINTS = 200
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def bundle(source: Path, name: str, dtype: torch.dtype) -> Path:
+def bundle(source: Path, name: str, dtype: torch.dtype, earlier: Sequence[Path] = ()) -> Path:
     """Writes the bundled model whole or not at all; returns its folder.
 
     Raises:
@@ -36,7 +40,7 @@ def bundle(source: Path, name: str, dtype: torch.dtype) -> Path:
         folder = Path(temporary, name)
         _save_models(source, name, folder, dtype)
         _check_size(folder)
-        _copy_training_record(source, folder)
+        _keep_training_record([*earlier, source], folder)
         final = pretrained.ROOT / name
         if final.exists():
             _keep_cards(final, folder)
@@ -64,17 +68,27 @@ def _check_size(folder: Path) -> None:
         raise ValueError(f"bundled weights must have at most {MAX_BYTES:,} bytes, got {size:,}.")
 
 
-def _copy_training_record(source: Path, folder: Path) -> None:
-    if (source / "config.yaml").is_file():
-        shutil.copyfile(source / "config.yaml", folder / "config.yaml")
-    if (source / "metrics.jsonl").is_file():
-        curve = summarise((source / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        (folder / "training_curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+def _keep_training_record(runs: Sequence[Path], folder: Path) -> None:
+    phases = [run for run in runs if (run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()]
+    rows: list[dict[str, Any]] = []
+    for number, run in enumerate(phases, 1):
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in Stage1Arguments.PATHS}
+        text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+        (folder / f"training-phase-{number}.yaml").write_text(text, encoding="utf-8")
+        rows += read_rows(run, first_step=max((row["step"] for row in rows), default=0))
+    if rows:
+        (folder / "training_curve.json").write_text(json.dumps(summarise(rows), indent=1) + "\n", encoding="utf-8")
 
 
-def summarise(lines: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The JSON lines of a run as two curves: all validations, and evenly spaced training logs."""
-    rows = [json.loads(line) for line in lines]
+def read_rows(run: Path, first_step: int) -> list[dict[str, Any]]:
+    """The JSON lines of a run, its steps counted from `first_step`."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{**row, "step": row["step"] + first_step} for row in rows]
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Two curves: all validations, and evenly spaced training logs."""
     validation = [row for row in rows if any(key.startswith("validation/") for key in row)]
     training = [row for row in rows if "loss" in row]
     return {"training": training[:: -(-len(training) // MAX_CURVE_POINTS) or 1], "validation": validation}
@@ -91,10 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Bundle trained weights with the package.")
     parser.add_argument("source", metavar="SRC", type=Path, help="repository: autoencoder at its root, prior/ below")
     parser.add_argument("name", metavar="NAME", help="bundled name, e.g. ul-photo-f8")
+    parser.add_argument(
+        "--earlier", metavar="RUN", type=Path, nargs="*", default=[], help="runs that SRC went on from, in order"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored weights (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        folder = bundle(args.source, args.name, DTYPES[args.dtype])
+        folder = bundle(args.source, args.name, DTYPES[args.dtype], args.earlier)
     except (ValueError, OSError) as error:
         print(f"error: {error}")
         return 1

@@ -35,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"step": n, "loss": 1 / n} for n in range(1, 1001)]
     rows += [{"step": n, "validation/psnr_1_step": n / 50} for n in (500, 1000)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text("preset: ul-tiny-f8\n")
+    (folder / "config.yaml").write_text(f"preset: ul-tiny-f8\noutput_dir: {folder}\n")
     return folder
 
 
@@ -139,11 +139,22 @@ def test_the_training_record_is_kept_in_short(bundled: Path) -> None:
     curve = json.loads((bundled / "training_curve.json").read_text())
     assert [row["step"] for row in curve["validation"]] == [500, 1000]
     assert 100 <= len(curve["training"]) <= 200
-    assert (bundled / "config.yaml").read_text() == "preset: ul-tiny-f8\n"
+    assert (bundled / "training-phase-1.yaml").read_text() == "preset: ul-tiny-f8\n"
+
+
+def test_the_curve_of_several_phases_goes_on_where_the_earlier_one_ended(
+    bundled: Path, repository: Path, bundle_weights: Any
+) -> None:
+    assert bundle_weights.main([str(repository), "ul-tiny", "--earlier", str(repository)]) == 0
+    curve = json.loads((bundled / "training_curve.json").read_text())
+    assert [row["step"] for row in curve["validation"]] == [500, 1000, 1500, 2000]
+    assert (bundled / "training-phase-2.yaml").is_file()
 
 
 def test_no_path_of_the_training_machine_is_bundled(bundled: Path, repository: Path) -> None:
-    for path in bundled.rglob("*.json"):
+    texts = [path for path in bundled.rglob("*") if path.suffix in (".json", ".yaml")]
+    assert len(texts) >= 4
+    for path in texts:
         assert str(repository) not in path.read_text()
 
 
