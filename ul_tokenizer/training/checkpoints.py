@@ -6,22 +6,33 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import ModelMixin
-from diffusers.training_utils import EMAModel
-from torch import nn
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ul_tokenizer.training.averages import Averages
 
 STATE_FILE = "trainer_state.json"
+UNFINISHED = re.compile(r"tmp-(checkpoint-\d+|model)")  # folders that are still being written
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
@@ -39,13 +50,19 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     return path
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's state in a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
 class Checkpoints:
     """Saves and loads what accelerate prepared, with the models as `save_pretrained` folders.
 
     Args:
         accelerator: holds the prepared module, optimiser and learning-rate schedule.
         models: name → model; the parts of the prepared module.
-        averages: name → moving average of that model's weights; empty without.
+        averages: of the models' weights.
         output_dir: where.
         total_limit: checkpoints to keep; None for all.
     """
@@ -54,7 +71,7 @@ class Checkpoints:
         self,
         accelerator: Accelerator,
         models: Mapping[str, ModelMixin],
-        averages: Mapping[str, EMAModel],
+        averages: Averages,
         output_dir: Path,
         total_limit: int | None,
     ) -> None:
@@ -63,67 +80,140 @@ class Checkpoints:
         accelerator.register_save_state_pre_hook(self._save_models)
         accelerator.register_load_state_pre_hook(self._load_models)
 
-    def _save_models(self, modules: list[nn.Module], weights: list[Any], folder: str) -> None:
-        weights.clear()  # nothing is left for accelerate to write: the folders below hold the weights
-        if not self.accelerator.is_main_process:
-            return
-        for name, model in self.models.items():
-            model.save_pretrained(Path(folder, name))
-        for name, average in self.averages.items():
-            average.save_pretrained(Path(folder, f"{name}_ema"))
+    # ------------------------------------------------------------------------------------------------------------
+    # Writing
+    # ------------------------------------------------------------------------------------------------------------
 
-    def _load_models(self, modules: list[nn.Module], folder: str) -> None:
-        modules.clear()
-        for name, model in self.models.items():
-            loaded = type(model).from_pretrained(Path(folder, name), low_cpu_mem_usage=False)
-            model.load_state_dict(loaded.state_dict())
-        for name, average in self.averages.items():
-            loaded_average = EMAModel.from_pretrained(Path(folder, f"{name}_ema"), type(self.models[name]))
-            average.load_state_dict(loaded_average.state_dict())
-            average.to(self.accelerator.device)
-
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes `checkpoint-<step>` under a temporary name, renames it, then removes the oldest beyond the limit.
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Writes `checkpoint-<step>` whole, then removes the oldest beyond the limit; nothing if it is there already.
 
         Raises:
             OSError: a full or read-only disk; earlier checkpoints are untouched and no half-written one is left.
         """
         final = self.output_dir / f"checkpoint-{step}"
-        temporary = self.output_dir / f"tmp-checkpoint-{step}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            self.accelerator.save_state(str(temporary))
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-                self._publish(temporary, final)
-        except Exception as error:  # safetensors reports a full disk as an error of its own
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(f"checkpoint-{step} could not be written to {self.output_dir}: {error}") from error
-        self.accelerator.wait_for_everyone()
-        return final
-
-    def _publish(self, temporary: Path, final: Path) -> None:
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        if self.total_limit is not None:
-            for old in list_checkpoints(self.output_dir)[: -max(self.total_limit, 1)]:
+        if not final.exists():
+            self._write_whole(
+                final.name, lambda folder: self._write(folder, state), lambda folder: folder.rename(final)
+            )
+        if self.accelerator.is_main_process and self.total_limit is not None:
+            for old in list_checkpoints(self.output_dir)[: -self.total_limit]:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Loads a checkpoint into what was prepared; returns the trainer's state."""
-        self.accelerator.load_state(str(folder))
-        state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        return state
+    def save_models(self, save: Callable[[Path], None]) -> None:
+        """Writes the trained models, which `save` saves to a folder, to `output_dir` itself.
+
+        Raises:
+            OSError: a full or read-only disk; models that were there are untouched.
+        """
+
+        def write(folder: Path) -> None:
+            if self.accelerator.is_main_process:
+                with self.averages.applied():
+                    save(folder)
+
+        self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir))
+
+    def _write_whole(self, name: str, write: Callable[[Path], None], publish: Callable[[Path], Any]) -> None:
+        """Every process writes to a temporary folder; once it is on the disk, the main one gives it its place."""
+        temporary = self.output_dir / f"tmp-{name}"
+        self.remove_unfinished()
+        self.accelerator.wait_for_everyone()
+
+        def publish_once() -> None:
+            if self.accelerator.is_main_process:
+                _flush(temporary)
+                publish(temporary)
+
+        try:
+            _together(self.accelerator, lambda: write(temporary))
+            _together(self.accelerator, publish_once)
+        except OSError as error:
+            free = shutil.disk_usage(self.output_dir).free / 1e6  # torch's own message doesn't say that a disk is full
+            raise OSError(f"{name} could not be written to {self.output_dir} ({free:.0f} MB free): {error}") from error
+        finally:
+            self.remove_unfinished()
+
+    def remove_unfinished(self) -> None:
+        """Removes what a killed run left half-written."""
+        if self.accelerator.is_main_process:
+            for path in self.output_dir.glob("tmp-*"):
+                if UNFINISHED.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _write(self, folder: Path, state: Mapping[str, Any]) -> None:
+        self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process:
+            (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def _save_models(self, modules: list[nn.Module], weights: list[Any], folder: str) -> None:
+        weights.clear()  # nothing is left for accelerate to write: the folders below hold the weights
+        if self.accelerator.is_main_process:
+            for name, model in self.models.items():
+                model.save_pretrained(Path(folder, name))
+            self.averages.save(Path(folder))
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Reading
+    # ------------------------------------------------------------------------------------------------------------
+
+    def load(self, folder: Path) -> None:
+        """Loads a checkpoint into what was prepared.
+
+        Raises:
+            ValueError: it is damaged, or of other networks or another choice of what is trained.
+        """
+        try:
+            self.accelerator.load_state(str(folder))
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise ValueError(f"{folder} doesn't fit this run or is damaged: {_one_line(error)}") from error
+        self.accelerator.step = 0  # its count of micro-batches, of which a step may now have another number
+
+    def _load_models(self, modules: list[nn.Module], folder: str) -> None:
+        modules.clear()
+        for name, model in self.models.items():
+            weights = load_file(Path(folder, name, SAFETENSORS_WEIGHTS_NAME))
+            _check_shapes(name, model.state_dict(), weights)
+            model.load_state_dict(weights)
+        self.averages.load(Path(folder))
 
 
-def _flush(path: Path) -> None:
+def _check_shapes(name: str, here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
+    for key in sorted(here.keys() | there.keys()):
+        shapes = [tuple(weights[key].shape) if key in weights else None for weights in (here, there)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{key} of the {name} is {shapes[1]} there and {shapes[0]} here")
+
+
+def _together(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Runs `action` on every process; fails on all of them if it fails on any, so that none waits for another.
+
+    Raises:
+        OSError: a file could not be written: safetensors and torch report that as errors of their own.
+    """
+    failure = ""
+    try:
+        action()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failure = _one_line(error)
+    failures = [text for text in gather_object([failure]) if text]
+    if failures:
+        raise OSError(failures[0])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+
+
+def _flush(folder: Path) -> None:
     """To the disk itself, so that a rename never outlives its content at a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from diffusers import ModelMixin
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,11 +20,18 @@ from tqdm.auto import tqdm
 
 from ul_tokenizer.data.crops import CropBatch, DrawSampler, RandomCropDataset, collate_crops
 from ul_tokenizer.training.arguments import TrainingArguments
-from ul_tokenizer.training.checkpoints import Checkpoints, find_checkpoint
-from ul_tokenizer.training.randomness import DROPOUT, derived_seed
+from ul_tokenizer.training.averages import Averages
+from ul_tokenizer.training.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
+from ul_tokenizer.training.optimization import (
+    apply_arguments,
+    gradient_norm,
+    is_trained,
+    make_lr_scheduler,
+    make_optimizer,
+)
+from ul_tokenizer.training.randomness import DROPOUT, Draws, derived_seed
+from ul_tokenizer.training.signals import StopSignal, leave_signals_to_the_main_process
 from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
@@ -46,10 +49,13 @@ class Stage(Protocol):
         """Scalar to minimise and values to log, for one micro-batch."""
 
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
-        """Values and a picture; runs on the main process only, with the averaged weights in place."""
+        """Values and a picture; runs on the main process only, with the averaged weights in place.
 
-    def observe(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes note of validation values, on every process."""
+        It must use the models themselves, not the prepared module, whose forward waits for the other processes.
+        """
+
+    def observe(self, step: int, metrics: dict[str, float]) -> str | None:
+        """Takes note of validation values, on every process; returns a warning for the user."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state beside the weights."""
@@ -61,45 +67,14 @@ class Stage(Protocol):
         """Writes the trained models as a loadable repository."""
 
 
-class Draws:
-    """Which samples of the run a micro-batch holds."""
-
-    def __init__(self, first: int, batch_size: int, accelerator: Accelerator, step: int) -> None:
-        self.step = step
-        self.num_processes, self.process_index = accelerator.num_processes, accelerator.process_index
-        self.first, self.global_batch_size = first, batch_size * self.num_processes
-
-    @property
-    def local(self) -> range:
-        """Draw numbers of this process's samples."""
-        return range(self.first + self.process_index, self.first + self.global_batch_size, self.num_processes)
-
-    def pick(self, values_of_global_batch: Tensor) -> Tensor:
-        """This process's entries of a tensor over the global batch."""
-        return values_of_global_batch[self.process_index :: self.num_processes]
-
-
-class StopSignal:
-    """SIGTERM and SIGINT as a flag that is read between steps; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        signal.signal(number, self._previous[signal.Signals(number)])
-
-    def received(self, accelerator: Accelerator) -> bool:
-        """Whether any process got one; all agree."""
-        if accelerator.num_processes == 1:
-            return self.name is not None
-        flag = torch.tensor(float(self.name is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum") > 0)
-
-
 class Trainer:
-    """Runs a stage from its last checkpoint to its last step."""
+    """Runs a stage from its last checkpoint to its last step.
+
+    Args:
+        args: the run's.
+        stage: what to train; its models are moved to the accelerator's device.
+        accelerator: as `make_accelerator` makes it.
+    """
 
     def __init__(self, args: TrainingArguments, stage: Stage, accelerator: Accelerator) -> None:
         self.args, self.stage, self.accelerator = args, stage, accelerator
@@ -109,8 +84,11 @@ class Trainer:
         self.step = 0
         self.nonfinite_steps = 0  # in all
         self.nonfinite_in_a_row = 0
-        self.skipped_images = 0
-        torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
+        self.skipped_images = 0  # on all processes, when they last agreed
+        self._skipped_here = 0  # on this one since then
+        self._said: set[str] = set()
+        self.means = RunningMeans()
+        self._restart_clock()
         self._prepare()
 
     def _max_steps(self) -> int:
@@ -121,41 +99,18 @@ class Trainer:
 
     def _prepare(self) -> None:
         args, stage, accelerator = self.args, self.stage, self.accelerator
-        stage.model.to(accelerator.device, memory_format=torch.channels_last)
-        parameters = [p for p in stage.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            weight_decay=args.adam_weight_decay,
-            fused=True,
-        )
-        lr_scheduler = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=self.max_steps,
-        )
-        self.averages = {
-            name: EMAModel(
-                list(model.parameters()),
-                decay=args.ema_decay,
-                use_ema_warmup=True,
-                power=0.75,
-                foreach=True,
-                model_cls=type(model),
-                model_config=model.config,
-            )
-            for name, model in (stage.models.items() if args.use_ema else ())
-        }
-        if args.gradient_checkpointing:
-            for model in stage.models.values():
+        if accelerator.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+        stage.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(args, stage.model)
+        lr_scheduler = make_lr_scheduler(args, optimizer, self.max_steps)
+        for model in stage.models.values():
+            if args.gradient_checkpointing:
                 model.enable_gradient_checkpointing()
-        if args.compile:
-            for model in stage.models.values():
+            if args.compile:
                 model.compile_repeated_blocks()
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(stage.model, optimizer, lr_scheduler)
+        self.averages = Averages(stage.models, args.ema_decay if args.use_ema else None)
         self.checkpoints = Checkpoints(
             accelerator, stage.models, self.averages, self.output_dir, args.checkpoints_total_limit
         )
@@ -169,59 +124,54 @@ class Trainer:
 
         Raises:
             TrainingError: losses stay non-finite.
-            OSError: the final weights can't be written.
+            ValueError: the checkpoint to resume doesn't fit, or `output_dir` holds another run's.
+            OSError: the last checkpoint or the trained model can't be written.
         """
-        self._resume()
-        self._start_trackers()
-        stop = StopSignal()
-        bar = tqdm(
+        try:
+            self._resume()
+            self._start_trackers()
+            with StopSignal() as stop, self._progress_bar() as bar:
+                if self._train(stop, bar):
+                    self._finish()
+                else:
+                    self._checkpoint()
+                    self._say(f"{stop.name or 'A signal'} received: saved checkpoint-{self.step}, stopping.")
+            # gloo can hang at its end while it still holds a tensor of the last exchange; a barrier has none.
+            self.accelerator.wait_for_everyone()
+        finally:
+            self.accelerator.end_training()
+
+    def _train(self, stop: StopSignal, bar: tqdm) -> bool:
+        """Whether the last step was reached; False at a signal."""
+        batches = self._batches()
+        self._set_train_mode()
+        self._restart_clock()
+        while self.step < self.max_steps:
+            self.means.add(self._train_step(batches))
+            self.step += 1
+            bar.update()
+            if self._is_due(self.args.logging_steps):
+                self._log(bar)
+            if self._is_due(self.args.validation_steps):
+                self._validate()
+            if stop.received(self.accelerator):
+                return False
+            if self.step % self.args.checkpointing_steps == 0:
+                self._periodic_checkpoint()
+        return True
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.max_steps
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
             total=self.max_steps,
             initial=self.step,
             unit="step",
             dynamic_ncols=True,
-            disable=not self.accelerator.is_main_process,
+            # In a log file it would be one endless line; `_log` writes lines there.
+            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
         )
-        means, started, images = RunningMeans(), time.perf_counter(), 0
-        batches = self._batches()
-        while self.step < self.max_steps:
-            means.add(self._train_step(batches))
-            self.step += 1
-            images += self.global_batch_size
-            bar.update()
-            if self.step % self.args.logging_steps == 0 or self.step == self.max_steps:
-                values = means.take(self.accelerator)
-                values["images_per_second"] = images / (time.perf_counter() - started)
-                self._log(values, bar)
-                started, images = time.perf_counter(), 0
-            if self.step % self.args.validation_steps == 0 or self.step == self.max_steps:
-                self._validate()
-                started, images = time.perf_counter(), 0
-            if stop.received(self.accelerator):
-                self._checkpoint()
-                self._say(f"{stop.name or 'a signal'} received: saved checkpoint-{self.step}, stopping.")
-                break
-            if self.step % self.args.checkpointing_steps == 0:
-                self._periodic_checkpoint()
-        else:
-            self._finish()
-        bar.close()
-        self.accelerator.end_training()
-
-    def _resume(self) -> None:
-        wanted = self.args.resume_from_checkpoint
-        folder = find_checkpoint(self.output_dir, wanted) if wanted else None
-        if folder is None:
-            return
-        state = self.checkpoints.load(folder)
-        if state["global_batch_size"] != self.global_batch_size or state["seed"] != self.args.seed:
-            raise ValueError(
-                f"the checkpoint was made with global batch size {state['global_batch_size']} and seed {state['seed']}, "
-                f"got {self.global_batch_size} and {self.args.seed}: resuming would repeat or skip samples."
-            )
-        self.step, self.nonfinite_steps = state["step"], state["nonfinite_steps"]
-        self.skipped_images = state["skipped_images"]
-        self.stage.load_state_dict(state["stage"])
-        self._say(f"Resumed {folder} at step {self.step}.")
 
     def _start_trackers(self) -> None:
         self.accelerator.init_trackers(self.args.tracker_project_name)
@@ -234,7 +184,7 @@ class Trainer:
         args, accelerator = self.args, self.accelerator
         sampler = DrawSampler(
             start=self.step * self.global_batch_size,
-            stop=self.max_steps * self.global_batch_size,
+            stop=max(self.step, self.max_steps) * self.global_batch_size,
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
         )
@@ -243,9 +193,9 @@ class Trainer:
             batch_size=args.train_batch_size,
             sampler=sampler,
             num_workers=args.dataloader_num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
             collate_fn=collate_crops,
             pin_memory=accelerator.device.type == "cuda",
-            persistent_workers=args.dataloader_num_workers > 0,
         )
         return iter(loader)
 
@@ -253,109 +203,142 @@ class Trainer:
     # One step
     # ------------------------------------------------------------------------------------------------------------
 
+    def _set_train_mode(self) -> None:
+        """Frozen parts stay in evaluation mode: the others learn from what these do in use."""
+        self.model.train()
+        for part in self.stage.model.children():
+            part.train(is_trained(part))
+
     def _train_step(self, batches: Iterator[CropBatch]) -> dict[str, Tensor]:
         """One optimiser step over all its micro-batches; returns values to log."""
         micro_steps = self.args.gradient_accumulation_steps
         totals: dict[str, Tensor] = {}
-        self.model.train()
         for micro_step in range(micro_steps):
-            self.accelerator.gradient_state._set_sync_gradients(micro_step == micro_steps - 1)
-            for name, value in self._micro_step(next(batches), micro_step).items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value / micro_steps
-        totals.update(self._update())
-        return totals
+            with self.accelerator.accumulate(self.model):
+                for name, value in self._micro_step(next(batches), micro_step).items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value / micro_steps
+        norms = self._update()
+        return {**totals, **norms} if norms else {}
 
     def _micro_step(self, batch: CropBatch, micro_step: int) -> dict[str, Tensor]:
-        accelerator = self.accelerator
+        args, accelerator = self.args, self.accelerator
         self._note_skipped(batch["skipped"])
         batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-        batch_size = len(batch["pixel_values"])
-        first = self.step * self.global_batch_size + micro_step * batch_size * accelerator.num_processes
-        draws = Draws(first, batch_size, accelerator, self.step)
-        torch.manual_seed(derived_seed(self.args.seed, DROPOUT, first, accelerator.process_index))
-        with self._no_sync_unless_last(), accelerator.autocast():
+        draws = Draws.of(self.step, micro_step, accelerator, args.train_batch_size, args.gradient_accumulation_steps)
+        torch.manual_seed(derived_seed(args.seed, DROPOUT, draws.local.start))
+        with accelerator.autocast():
             loss, values = self.stage.loss(self.model, batch, draws)
-            accelerator.backward(loss)  # divides by the number of micro-batches
+        accelerator.backward(loss)  # divides by the number of micro-batches
         return {"loss": loss.detach(), **values}
 
-    def _no_sync_unless_last(self) -> Any:
-        if self.accelerator.sync_gradients:
-            return torch.enable_grad()
-        return self.accelerator.no_sync(self.model)
-
     def _update(self) -> dict[str, Tensor]:
-        """Clips, steps and averages; a non-finite gradient is counted and its step skipped."""
-        args, accelerator = self.args, self.accelerator
-        norms = {f"grad_norm/{name}": _grad_norm(model) for name, model in self._parts()}
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
-        if bool(torch.isfinite(norm)):
+        """Clips, steps and averages; returns gradient norms, or nothing if they are not finite: no step then."""
+        accelerator = self.accelerator
+        accelerator.unscale_gradients(self.optimizer)
+        norms = {f"grad_norm/{name}": gradient_norm(part) for name, part in self._trained_parts()}
+        norms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        is_finite = bool(torch.isfinite(norms["grad_norm"]))
+        if is_finite or accelerator.scaler is not None:  # a scaler skips the step itself, and then scales less
             self.optimizer.step()
+        if is_finite:
+            self.averages.step()
             self.nonfinite_in_a_row = 0
-            for name, average in self.averages.items():
-                average.step(self.stage.models[name].parameters())
-        else:
-            self._count_nonfinite()
-            norms, norm = {}, None
         self.lr_scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norms if norm is None else {**norms, "grad_norm": norm.detach()}
+        self.optimizer.zero_grad()
+        if not is_finite:
+            self._count_nonfinite()
+        return norms if is_finite else {}
 
-    def _parts(self) -> list[tuple[str, nn.Module]]:
-        """Trainable parts of the prepared module, for logging."""
-        module = self.accelerator.unwrap_model(self.model)
-        return [(n, m) for n, m in module.named_children() if any(p.requires_grad for p in m.parameters())]
+    def _trained_parts(self) -> list[tuple[str, nn.Module]]:
+        return [(name, part) for name, part in self.stage.model.named_children() if is_trained(part)]
 
     def _count_nonfinite(self) -> None:
         self.nonfinite_steps += 1
         self.nonfinite_in_a_row += 1
-        self._say(f"step {self.step}: non-finite gradient, step skipped ({self.nonfinite_steps} so far).")
+        self._say(f"step {self.step + 1}: non-finite gradient, step skipped ({self.nonfinite_steps} so far).")
         if self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
             raise TrainingError(
-                f"gradients were non-finite in {self.nonfinite_in_a_row} steps in a row at step {self.step}; "
+                f"gradients were non-finite in {self.nonfinite_in_a_row} steps in a row at step {self.step + 1}; "
                 "lower --learning_rate or look at the data."
             )
 
     def _note_skipped(self, skipped: list[str]) -> None:
-        for reason in skipped:
-            self.skipped_images += 1
-            self._say(f"skipped {reason}", everywhere=True)
+        for reason in filter(None, "; ".join(skipped).split("; ")):
+            self._skipped_here += 1
+            if reason not in self._said:  # once, and not in every epoch
+                self._said.add(reason)
+                self._say(f"skipped {reason}", everywhere=True)
 
     # ------------------------------------------------------------------------------------------------------------
     # Between steps
     # ------------------------------------------------------------------------------------------------------------
 
-    def _log(self, values: dict[str, float], bar: tqdm) -> None:
+    def _restart_clock(self) -> None:
+        self._clock = time.perf_counter(), self.step
+
+    def _log(self, bar: tqdm) -> None:
+        values = self.means.take(self.accelerator)
+        started, first_step = self._clock
+        rate = (self.step - first_step) / (time.perf_counter() - started)
+        values["images_per_second"] = rate * self.global_batch_size
         values["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
         values["nonfinite_steps"] = float(self.nonfinite_steps)
-        values["skipped_images"] = float(self.skipped_images)
-        self.accelerator.log(values, step=self.step)
-        bar.set_postfix(loss=f"{values.get('loss', math.nan):.3f}", refresh=False)
+        values["skipped_images"] = float(self._count_skipped())
+        self._track(values)
+        loss = f"loss {values.get('loss', math.nan):.3f}"
+        bar.set_postfix_str(loss, refresh=False)
+        if bar.disable:
+            left = tqdm.format_interval((self.max_steps - self.step) / rate)
+            self._say(
+                f"step {self.step}/{self.max_steps}: {loss}, {values['images_per_second']:.1f} images/s, {left} left"
+            )
+        self._restart_clock()
+
+    def _track(self, values: dict[str, float]) -> None:
+        try:
+            self.accelerator.log(values, step=self.step)
+        except OSError as error:  # the run is worth more than a line of its log
+            self._say(f"step {self.step} could not be logged: {error}; training goes on.")
+
+    def _count_skipped(self) -> int:
+        here = torch.tensor(float(self._skipped_here), device=self.accelerator.device)
+        self.skipped_images += int(self.accelerator.reduce(here, reduction="sum"))
+        self._skipped_here = 0
+        return self.skipped_images
 
     def _validate(self) -> None:
         """On the main process, with the averaged weights; every process learns the result."""
         metrics: list[dict[str, float]] = [{}]
         if self.accelerator.is_main_process:
-            self._swap_in_averages()
             self.model.eval()
-            metrics[0], picture = self.stage.validate(self.accelerator, self.step)
-            self._swap_out_averages()
-            folder = self.output_dir / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"step-{self.step:07d}.png")
-            self.accelerator.log({f"validation/{k}": v for k, v in metrics[0].items()}, step=self.step)
+            with self.averages.applied():
+                metrics[0], picture = self.stage.validate(self.accelerator, self.step)
+            self._set_train_mode()
+            self._keep_picture(picture)
+            self._track({f"validation/{name}": value for name, value in metrics[0].items()})
             self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics[0].items()))
-        if self.accelerator.num_processes > 1:
-            torch.distributed.broadcast_object_list(metrics, src=0)
-        self.stage.observe(self.step, metrics[0])
+        broadcast_object_list(metrics)
+        warning = self.stage.observe(self.step, metrics[0])
+        if warning:
+            self._say(f"warning: {warning}")
+        self._restart_clock()
 
-    def _swap_in_averages(self) -> None:
-        for name, average in self.averages.items():
-            average.store(self.stage.models[name].parameters())
-            average.copy_to(self.stage.models[name].parameters())
+    def _keep_picture(self, picture: Image.Image) -> None:
+        path = self.output_dir / "samples" / f"step-{self.step:07d}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            self._say(f"{path} could not be written: {error}; training goes on.")
 
-    def _swap_out_averages(self) -> None:
-        for name, average in self.averages.items():
-            average.restore(self.stage.models[name].parameters())
+    def _say(self, message: str, everywhere: bool = False) -> None:
+        if everywhere or self.accelerator.is_main_process:
+            tqdm.write(message, file=sys.stderr)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Checkpoints
+    # ------------------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
         state = {
@@ -363,7 +346,9 @@ class Trainer:
             "seed": self.args.seed,
             "global_batch_size": self.global_batch_size,
             "nonfinite_steps": self.nonfinite_steps,
-            "skipped_images": self.skipped_images,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "skipped_images": self._count_skipped(),
+            "means": self.means.state_dict(self.accelerator),
             "stage": self.stage.state_dict(),
         }
         self.checkpoints.save(self.step, state)
@@ -373,36 +358,63 @@ class Trainer:
             self._checkpoint()
         except OSError as error:  # the run is worth more than this checkpoint; earlier ones stand
             self._say(f"{error}; training goes on with the earlier checkpoints.")
+        self._restart_clock()
 
     def _finish(self) -> None:
         self._checkpoint()
-        if self.accelerator.is_main_process:
-            self._swap_in_averages()
-            self.stage.save(self.output_dir)
-            self._swap_out_averages()
+        self.checkpoints.save_models(self.stage.save)
         self._say(f"Trained to step {self.step}: {self.output_dir}")
-        self.accelerator.wait_for_everyone()
 
-    def _say(self, message: str, everywhere: bool = False) -> None:
-        if everywhere or self.accelerator.is_main_process:
-            tqdm.write(message)
+    def _resume(self) -> None:
+        wanted = self.args.resume_from_checkpoint
+        folder = find_checkpoint(self.output_dir, wanted) if wanted else None
+        state = read_state(folder) if folder else {"step": 0}
+        self._refuse_later_checkpoints(state["step"])
+        self.accelerator.wait_for_everyone()  # all have looked before anything changes
+        self.checkpoints.remove_unfinished()
+        if folder is not None:
+            self._load(folder, state)
+            self._say(f"Resumed {folder} at step {self.step}.")
+
+    def _refuse_later_checkpoints(self, start: int) -> None:
+        """Two runs in one folder would mix their checkpoints, and the limit would remove the wrong ones."""
+        later = [path.name for path in list_checkpoints(self.output_dir) if step_of(path) > start]
+        if later:
+            raise ValueError(
+                f"--output_dir {self.output_dir} holds {later[-1]}, and this run would start at step {start}: "
+                "use --resume_from_checkpoint latest, or another folder."
+            )
+
+    def _load(self, folder: Path, state: dict[str, Any]) -> None:
+        for name, here in (("global_batch_size", self.global_batch_size), ("seed", self.args.seed)):
+            if state[name] != here:
+                raise ValueError(
+                    f"{folder} was made with a {name.replace('_', ' ')} of {state[name]}, got {here}: "
+                    "resuming would repeat or skip samples."
+                )
+        self.checkpoints.load(folder)
+        apply_arguments(self.args, self.optimizer, self.lr_scheduler.scheduler)
+        self.step, self.nonfinite_steps = state["step"], state["nonfinite_steps"]
+        self.nonfinite_in_a_row = state.get("nonfinite_in_a_row", 0)
+        self.skipped_images = state["skipped_images"]
+        self.means.load_state_dict(state.get("means", {}), self.accelerator.device)
+        self.stage.load_state_dict(state["stage"])
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """The accelerator as the arguments say; trackers' own files go under `output_dir/logs`."""
-    return Accelerator(
+    """The accelerator as the arguments say; trackers' own files go under `output_dir/logs`.
+
+    Raises:
+        ValueError: a tracker that is unknown or not installed, or a precision that the device lacks.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else torchrun's processes would not know of one another there
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=args.report_to,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir, "logs"))),
-        dataloader_config=DataLoaderConfiguration(),
         step_scheduler_with_optimizer=False,
     )
-
-
-def _grad_norm(module: nn.Module) -> Tensor:
-    """L2 norm of a module's gradients before clipping."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if args.report_to and not accelerator.log_with:
+        raise ValueError(f"--report_to {args.report_to} needs the package {args.report_to}, which is not installed.")
+    return accelerator

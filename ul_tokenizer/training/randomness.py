@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 # Streams under one seed; data/crops.py has its own seeds' streams 0 and 1.
@@ -44,3 +46,29 @@ def sample_noise(
 def stream_generator(seed: int, stream: int, *keys: int) -> torch.Generator:
     """A CPU generator for one stream of random numbers."""
     return torch.Generator().manual_seed(derived_seed(seed, stream, *keys))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which samples of the run a micro-batch holds, by their numbers since the start of training.
+
+    All that is random about a sample follows from its number and its step's first one, so that neither the number of
+    processes nor that of micro-batches changes it.
+    """
+
+    step: int
+    of_step: range  # of all processes and micro-batches of this optimiser step
+    local: range  # of this micro-batch, on this process
+
+    @classmethod
+    def of(cls, step: int, micro_step: int, accelerator: Accelerator, batch_size: int, micro_steps: int) -> Draws:
+        """Of a micro-batch; processes take turns at the samples."""
+        processes = accelerator.num_processes
+        first = (step * micro_steps + micro_step) * batch_size * processes
+        of_step = range(batch_size * processes * micro_steps * step, batch_size * processes * micro_steps * (step + 1))
+        return cls(step, of_step, range(first + accelerator.process_index, first + batch_size * processes, processes))
+
+    def pick(self, values_of_step: Tensor) -> Tensor:
+        """This micro-batch's entries of a tensor over the step's samples."""
+        start = self.of_step.start
+        return values_of_step[self.local.start - start : self.local.stop - start : self.local.step]

@@ -2,66 +2,90 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
 from ul_tokenizer.data.crops import CropBatch, RandomCropDataset
-from ul_tokenizer.data.images import HubImages, ImageFolder, ImageSource, SubsetOfImages
+from ul_tokenizer.data.images import HubImages, ImageFolder, ImageSource, SubsetOfImages, UnreadableImageError
 from ul_tokenizer.diffusion.objective import DecoderWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.evaluation.metrics import comparison_grid, mean_psnr, psnr_of_mean_mse
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.presets import build_autoencoder, build_prior
+from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
-from ul_tokenizer.training.arguments import TrainingArguments, arg, parse_arguments
-from ul_tokenizer.training.loop import Draws, Trainer, TrainingError, make_accelerator
-from ul_tokenizer.training.randomness import TIMES, sample_noise, stream_generator
+from ul_tokenizer.training.arguments import FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
+from ul_tokenizer.training.loop import Trainer, TrainingError, make_accelerator
+from ul_tokenizer.training.parsing import parse_arguments
+from ul_tokenizer.training.randomness import TIMES, Draws, sample_noise, stream_generator
+from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
 from ul_tokenizer.training.warmup import PriorWarmup
 
 PARTS = ("encoder", "decoder", "prior")
+MIN_HELD_OUT = 2  # readable images: validation decodes with another image's latent, too
 
 
 @dataclass
 class Stage1Arguments(TrainingArguments):
     """Arguments of `train_autoencoder.py`."""
 
+    EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
+        *TrainingArguments.EXCLUSIVE,
+        ("pretrained_model_name_or_path", "autoencoder"),
+        ("pretrained_model_name_or_path", "prior"),
+    )
+    PATHS: ClassVar[tuple[str, ...]] = (*TrainingArguments.PATHS, "pretrained_model_name_or_path")
+
     # Networks
-    preset: str = arg("ul-small-f8", "Named configuration of the networks.")
-    autoencoder: dict[str, Any] = arg(dict, "Changes to the preset's autoencoder config (JSON on the command line).")
-    prior: dict[str, Any] = arg(dict, "Changes to the preset's prior config (JSON on the command line).")
+    preset: str = arg("ul-small-f8", f"Named configuration of the networks: {', '.join(PRESETS)}.")
+    autoencoder: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Changes to the preset's autoencoder config, as JSON."}
+    )
+    prior: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Changes to the preset's prior config, as JSON."}
+    )
     pretrained_model_name_or_path: str | None = arg(
         None, "Fine-tune this model (bundled name, folder or hub id), in place of a preset's fresh networks."
     )
     revision: str | None = arg(None, "Revision of the pretrained model on the hub.")
-    train_only: str | None = arg(None, "Train this part and freeze the others.", choices=PARTS)
+    train_only: Literal["encoder", "decoder", "prior"] | None = arg(None, "Train this part and freeze the others.")
 
     # Objective
-    loss_factor: float = arg(1.5, "c_lf: weight of the decoder loss; higher gives more bits and PSNR.")
+    loss_factor: float = arg(1.5, "c_lf: weight of the decoder loss; higher gives more bits and PSNR.", POSITIVE)
     decoder_bias: float = arg(4.5, "b of the decoder's sigmoid weight; higher gives more bits and PSNR.")
     decoder_boost_below: float | None = arg(
         0.0, "Train the decoder (not the encoder) harder at levels noisier than this log-SNR; null turns it off."
     )
     prior_logsnr_min: float = arg(-10.0, "λ_z(1), the prior's noisiest level.")
-    prior_schedule: str = arg("linear", "The prior's schedule.", choices=("linear", "cosine"))
+    prior_schedule: Literal["linear", "cosine"] = arg("linear", "The prior's schedule.")
 
     # Warm-up of the prior's weight
     prior_warmup: bool = arg(True, "Hold the prior's weight near 0 until the decoder reads the latent, then ramp to 1.")
-    prior_hold_weight: float = arg(0.01, "Its weight while held.")
-    prior_min_hold_steps: int = arg(500, "Hold at least so many steps.")
+    prior_hold_weight: float = arg(0.01, "Its weight while held.", FRACTION)
+    prior_min_hold_steps: int = arg(500, "Hold at least so many steps.", NOT_NEGATIVE)
     prior_hold_gap_db: float = arg(6.0, "Hold until the own latent decodes better than another image's by so many dB.")
-    prior_ramp_steps: int = arg(2000, "Steps from the hold to full weight.")
+    prior_ramp_steps: int = arg(2000, "Steps from the hold to full weight.", NOT_NEGATIVE)
 
     # Validation
-    validation_inference_steps: int = arg(4, "Decoding steps of the second PSNR.")
+    validation_inference_steps: int = arg(4, "Decoding steps of the second PSNR.", POSITIVE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {self.preset}.")
+        if self.revision and not self.pretrained_model_name_or_path:
+            raise ValueError("--revision needs --pretrained_model_name_or_path.")
+        if not (self.train_data_dir or self.dataset_name):
+            raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")
 
 
 class Stage1:
@@ -72,7 +96,8 @@ class Stage1:
         autoencoder, prior = _make_models(args)
         self.autoencoder, self.prior = autoencoder, prior
         self.models: dict[str, ModelMixin] = {"autoencoder": autoencoder, "prior": prior}
-        prior_schedule = LogSNRSchedule(autoencoder.config.latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
+        latent_logsnr = autoencoder.config.latent_logsnr
+        prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
         weighting = DecoderWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
         self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting)
         if args.train_only:
@@ -91,6 +116,15 @@ class Stage1:
         side = args.validation_resolution or args.resolution
         self._held_out = RandomCropDataset(held_out, side, seed=0, scale=scale)
         self._validation_pixels: Tensor | None = None
+        self._check_resolutions()
+
+    def _check_resolutions(self) -> None:
+        multiple = self.autoencoder.spatial_compression_ratio * self.prior.size_multiple
+        for name in ("resolution", "validation_resolution"):
+            if (getattr(self.args, name) or multiple) % multiple:
+                raise ValueError(
+                    f"--{name} must be a multiple of {multiple} for these networks, got {getattr(self.args, name)}."
+                )
 
     # ------------------------------------------------------------------------------------------------------------
     # Loss
@@ -116,10 +150,10 @@ class Stage1:
         latent_shape = (channels, pixels.shape[-2] // ratio, pixels.shape[-1] // ratio)
         shapes = (latent_shape, latent_shape, tuple(pixels.shape[1:]))
         prior, latent, decoder = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
-        generator = stream_generator(self.args.seed, TIMES, draws.first)
-        # Levels are spread over the batch of all processes, so that their number does not change them.
+        generator = stream_generator(self.args.seed, TIMES, draws.of_step.start)
+        # Levels are spread over all samples of the step, so that how these are divided up does not change them.
         t_prior, t_decoder = (
-            draws.pick(stratified_times(draws.global_batch_size, generator)).to(pixels.device) for _ in range(2)
+            draws.pick(stratified_times(len(draws.of_step), generator)).to(pixels.device) for _ in range(2)
         )
         return Stage1Noise(t_prior, t_decoder, prior, latent, decoder)
 
@@ -127,49 +161,40 @@ class Stage1:
     # Validation
     # ------------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
         """PSNR at one and more steps, the gap to another image's latent, bits per pixel, and a picture."""
-        pixels = self._fixed_pixels().to(accelerator.device)
-        steps = self.args.validation_inference_steps
+        args = self.args
         with accelerator.autocast():
-            z = self.autoencoder.encode(pixels).latent_dist.sample(_generators(pixels, seed=0))
+            return validate_autoencoder(
+                self.autoencoder,
+                self.prior,
+                self._fixed_pixels(),
+                args.train_batch_size,
+                args.validation_inference_steps,
+                accelerator.device,
+            )
 
-            def decode(latents: Tensor, num_inference_steps: int) -> Tensor:
-                generators = _generators(pixels, seed=1)
-                return self.autoencoder.decode(
-                    latents, generator=generators, num_inference_steps=num_inference_steps
-                ).sample.float()
+    def read_validation_images(self) -> None:
+        """Reads them before training rather than after hours of it.
 
-            one_step, more_steps, swapped = decode(z, 1), decode(z, steps), decode(z.roll(1, 0), 1)
-            bits = self.autoencoder.bits(pixels, self.prior, generator=torch.Generator(pixels.device).manual_seed(0))
-        psnr = psnr_of_mean_mse(pixels, one_step)
-        metrics = {
-            "psnr_1_step": psnr,
-            f"psnr_{steps}_steps": psnr_of_mean_mse(pixels, more_steps),
-            "mean_of_psnr_1_step": mean_psnr(pixels, one_step),
-            "latent_gap_db": psnr - psnr_of_mean_mse(pixels, swapped),
-            "bits_per_pixel": float(bits.mean()) / (pixels.shape[-1] * pixels.shape[-2]),
-        }
-        return metrics, comparison_grid([pixels, one_step, more_steps], columns=8)
+        Raises:
+            ValueError: none can be read.
+        """
+        self._fixed_pixels()
 
     def _fixed_pixels(self) -> Tensor:
         if self._validation_pixels is None:
-            count = self.args.num_validation_images
-            self._validation_pixels = torch.stack([self._held_out[n]["pixel_values"] for n in range(count)])
+            crops = [self._held_out[n] for n in range(self.args.num_validation_images)]
+            self._validation_pixels = torch.stack([crop["pixel_values"] for crop in crops])
+            skipped = "; ".join(crop["skipped"] for crop in crops if crop["skipped"])
+            for reason in sorted(set(filter(None, skipped.split("; ")))):
+                _say(f"skipped in validation: {reason}")
         return self._validation_pixels
 
-    def observe(self, step: int, metrics: dict[str, float]) -> None:
-        """Ends the hold of the prior's weight when the decoder reads the latent; warns when it never does."""
-        gap, bits = metrics["latent_gap_db"], metrics["bits_per_pixel"]
-        self.warmup.observe(step, gap)
-        if not self.warmup.holding and gap < 1.0 and bits < 0.01:
-            print(
-                f"warning: posterior collapse at step {step}: {bits:.4f} bits per pixel, and decoding with another image's "
-                f"latent costs only {gap:.2f} dB. Hold the prior longer (--prior_min_hold_steps, --prior_hold_gap_db) "
-                "or raise --loss_factor or --decoder_bias.",
-                flush=True,
-            )
+    def observe(self, step: int, metrics: dict[str, float]) -> str | None:
+        """Ends the hold of the prior's weight when the decoder reads the latent; warns of a collapse."""
+        self.warmup.observe(step, metrics["latent_gap_db"])
+        return collapse_warning(step, metrics)
 
     # ------------------------------------------------------------------------------------------------------------
     # State
@@ -180,8 +205,9 @@ class Stage1:
         return {"prior_ramp_start": self.warmup.ramp_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores it."""
-        self.warmup.ramp_start = state["prior_ramp_start"]
+        """Restores it, unless there is no warm-up any more."""
+        if self.args.prior_warmup:
+            self.warmup.ramp_start = state["prior_ramp_start"]
 
     def save(self, folder: Path) -> None:
         """The autoencoder at the root, the prior below it."""
@@ -189,10 +215,11 @@ class Stage1:
         self.prior.save_pretrained(folder / "prior")
 
     def describe(self) -> str:
-        """Sizes of networks and data, a line each."""
+        """Sizes of networks and data, a YAML comment each."""
         sizes = {name: sum(p.numel() for p in getattr(self.model, name).parameters()) for name in PARTS}
         lines = [f"{name}: {size:,} parameters" for name, size in sizes.items()]
-        return "\n".join([*lines, f"training images: {len(self.dataset)}", f"held-out images: {len(self._held_out)}"])
+        lines += [f"training images: {len(self.dataset)}", f"held-out images: {len(self._held_out)}"]
+        return "\n".join(f"# {line}" for line in lines)
 
 
 def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTransformer]:
@@ -208,28 +235,58 @@ def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, Unif
 def _make_sources(args: Stage1Arguments) -> tuple[ImageSource, ImageSource]:
     """Training and held-out images, disjoint."""
     train = _make_source(args)
-    if args.validation_data_dir:
-        return train, ImageFolder(Path(args.validation_data_dir).expanduser())
-    held_out = max(1, round(len(train) * args.validation_fraction))
-    if held_out >= len(train):
-        raise ValueError(f"--train_data_dir must hold at least two readable images, got {len(train)}.")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
-    return SubsetOfImages(train, order[held_out:]), SubsetOfImages(train, order[:held_out])
+    if not args.validation_data_dir:
+        return _split(train, args.validation_fraction)
+    held_out = _make_folder("validation_data_dir", args.validation_data_dir)
+    for flag, source in (("--train_data_dir or --dataset_name", train), ("--validation_data_dir", held_out)):
+        if not any(_is_readable(source, index) for index in range(len(source))):
+            raise ValueError(f"{flag} must hold readable images, got none among {len(source)}.")
+    return train, held_out
+
+
+def _split(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
+    readable = (place for place, index in enumerate(order, 1) if _is_readable(source, index))
+    places = list(itertools.islice(readable, MIN_HELD_OUT + 1))  # one more, for training
+    held_out = max([round(len(source) * fraction), *places[:MIN_HELD_OUT]])
+    if len(places) <= MIN_HELD_OUT or held_out >= len(source):
+        raise ValueError(
+            f"--train_data_dir or --dataset_name must hold more than {MIN_HELD_OUT} readable images, as some are held "
+            f"out for validation, got {len(places)} among {len(source)} with --validation_fraction {fraction}."
+        )
+    return SubsetOfImages(source, order[held_out:]), SubsetOfImages(source, order[:held_out])
+
+
+def _is_readable(source: ImageSource, index: int) -> bool:
+    try:
+        source.read(index)
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _make_source(args: Stage1Arguments) -> ImageSource:
     if args.dataset_name:
         return HubImages(args.dataset_name, args.dataset_config_name, image_column=args.image_column)
-    if args.train_data_dir:
-        source = ImageFolder(Path(args.train_data_dir).expanduser(), cache_bytes=int(args.cache_images_gb * 1e9))
-        for path, reason in source.skipped:
-            print(f"skipped {path}: {reason}", flush=True)
-        return source
-    raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")
+    assert args.train_data_dir is not None  # Stage1Arguments sees to it that one of the two is given
+    return _make_folder("train_data_dir", args.train_data_dir, int(args.cache_images_gb * 1e9))
 
 
-def _generators(pixels: Tensor, seed: int) -> list[torch.Generator]:
-    return [torch.Generator(pixels.device).manual_seed(1000 * seed + i) for i in range(len(pixels))]
+def _make_folder(flag: str, path: str, cache_bytes: int = 0) -> ImageFolder:
+    try:
+        source = ImageFolder(Path(path), cache_bytes=cache_bytes)
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from None
+    for skipped in source.skipped:
+        _say(f"skipped {skipped.path}: {skipped.reason}")
+    if source.skipped:
+        _say(f"--{flag}: {len(source.skipped)} files skipped, {len(source)} images.")
+    return source
+
+
+def _say(message: str) -> None:
+    if PartialState().is_main_process:
+        print(message, file=sys.stderr, flush=True)
 
 
 def train_autoencoder(argv: Sequence[str] | None = None) -> int:
@@ -239,10 +296,14 @@ def train_autoencoder(argv: Sequence[str] | None = None) -> int:
         accelerator = make_accelerator(args)
         stage = Stage1(args)
         if args.dry_run:
-            print(args.to_yaml() + stage.describe())
-            return 0
-        Trainer(args, stage, accelerator).run()
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"error: {error}", flush=True)
+            accelerator.print(args.to_yaml() + stage.describe())
+        else:
+            stage.read_validation_images()
+            Trainer(args, stage, accelerator).run()
+    except (TrainingError, ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:  # before the first step, or a second one
+        print("interrupted.", file=sys.stderr, flush=True)
+        return 130
     return 0

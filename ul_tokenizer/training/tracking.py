@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,11 @@ class JsonLinesTracker(GeneralTracker):
 
     @on_main_process
     def _keep_until(self, step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [
-            line for line in lines if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= step
-        ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with self.path.open("ab+") as file:
+            file.seek(0)
+            kept = sum(map(len, itertools.takewhile(lambda line: _is_kept(line, step), file)))
+            file.truncate(kept)  # needs no room on a full disk, and steps only rise within the file
 
     @property
     def tracker(self) -> Path:
@@ -47,8 +48,18 @@ class JsonLinesTracker(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Appends a line; non-finite values become null, which JSON can hold."""
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        line = (json.dumps({"step": step, **finite}) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                file.write(line)
+            except OSError:  # no half a line, to which the next one would be appended
+                file.truncate(end)
+                raise
+
+
+def _is_kept(line: bytes, last_step: int) -> bool:
+    return line.startswith(b"{") and line.endswith(b"}\n") and json.loads(line)["step"] <= last_step
 
 
 class RunningMeans:
@@ -73,3 +84,15 @@ class RunningMeans:
             return {}
         values = accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
         return dict(zip(means, values.tolist(), strict=True))
+
+    def state_dict(self, accelerator: Accelerator) -> dict[str, tuple[float, int]]:
+        """What was added and not yet taken, as means over processes; every process calls it."""
+        if not self._sums:
+            return {}
+        sums = accelerator.reduce(torch.stack(list(self._sums.values())), reduction="mean")
+        return dict(zip(self._sums, zip(sums.tolist(), self._counts.values(), strict=True), strict=True))
+
+    def load_state_dict(self, state: Mapping[str, tuple[float, int]], device: torch.device) -> None:
+        """Restores it."""
+        self._sums = {name: torch.tensor(total, device=device) for name, (total, _) in state.items()}
+        self._counts = {name: count for name, (_, count) in state.items()}

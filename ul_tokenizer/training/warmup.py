@@ -38,7 +38,7 @@ class PriorWarmup:
         """How far the ramp has come, 0 while holding, 1 at its end."""
         if self.ramp_start is None:
             return 0.0
-        return min(1.0, (step - self.ramp_start) / max(self.ramp_steps, 1))
+        return min(1.0, (step - self.ramp_start) / self.ramp_steps) if self.ramp_steps else 1.0
 
     def weight(self, step: int) -> float:
         """The weight of L_z at a step."""

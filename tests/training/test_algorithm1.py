@@ -1,0 +1,265 @@
+"""Algorithm 1: what each network is given, and which gradients it gets.
+
+The networks' neighbours are spies: they record what they are called with and answer something simple.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ul_tokenizer.diffusion.objective import DecoderWeighting, UnifiedLatentsLoss, stratified_times, terminal_kl
+from ul_tokenizer.diffusion.parameterization import to_x
+from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
+from ul_tokenizer.models.presets import build_autoencoder, build_prior
+from ul_tokenizer.training.algorithm1 import HOLD_LEVELS, Stage1Model, Stage1Noise
+
+LATENT, PIXELS = (4, 4, 4), (3, 32, 32)
+
+
+class FixedEncoder(nn.Module):
+    """Answers one latent, whatever the image."""
+
+    def __init__(self, z_clean: Tensor) -> None:
+        super().__init__()
+        self.z_clean = z_clean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.z_clean.unsqueeze(2)
+
+
+class DetachedEncoder(nn.Module):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent: Tensor = self.encoder(x).detach()
+        return latent
+
+
+class DecoderSpy(nn.Module):
+    """Keeps z_0, x_t and λ_x; predicts v = 0."""
+
+    z_0: Tensor
+    x_t: Tensor
+    logsnr: Tensor
+
+    def embed_latents(self, z: Tensor) -> Tensor:
+        self.z_0 = z.squeeze(2)
+        return z
+
+    def forward(self, x: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
+        self.x_t, self.logsnr = x.squeeze(2), logsnr
+        return torch.zeros_like(x)
+
+
+class PriorSpy(nn.Module):
+    """Keeps z_t and λ_z; predicts v = ½ z_t, so that its input matters."""
+
+    z_t: Tensor
+    logsnr: Tensor
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> SimpleNamespace:
+        self.z_t, self.logsnr = z, logsnr
+        return SimpleNamespace(sample=0.5 * z)
+
+
+def make_model(latent_logsnr: float = 5.0, boost_below: float | None = None, **autoencoder: Any) -> Stage1Model:
+    torch.manual_seed(0)
+    networks = build_autoencoder("ul-tiny-f8", autoencoder), build_prior("ul-tiny-f8")
+    for network in networks:
+        for parameter in network.parameters():  # some start at 0 and would hide gradients
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    return Stage1Model(
+        *networks, LogSNRSchedule(latent_logsnr, -10.0, "linear"), DecoderWeighting(1.5, 4.5, boost_below)
+    )
+
+
+def make_spied(z_clean: Tensor, latent_logsnr: float = 5.0) -> tuple[Stage1Model, PriorSpy, DecoderSpy]:
+    model, prior, decoder = make_model(latent_logsnr), PriorSpy(), DecoderSpy()
+    model.encoder, model.prior, model.decoder = FixedEncoder(z_clean), prior, decoder  # type: ignore[assignment]
+    return model, prior, decoder
+
+
+def make_noise(batch: int, seed: int = 0) -> Stage1Noise:
+    generator = torch.Generator().manual_seed(seed)
+    prior, latent = torch.randn(2, batch, *LATENT, generator=generator)
+    decoder = torch.randn(batch, *PIXELS, generator=generator)
+    return Stage1Noise(stratified_times(batch, generator), stratified_times(batch, generator), prior, latent, decoder)
+
+
+def make_pixels(batch: int) -> Tensor:
+    return torch.rand(batch, *PIXELS, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def gradients(module: nn.Module, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(module.parameters()), retain_graph=True))
+
+
+# ---------------------------------------------------------------- the prior
+
+
+def test_the_priors_gradient_reaches_the_encoder() -> None:
+    model = make_model()
+    loss = model(make_pixels(2), make_noise(2))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(model.encoder, loss.prior.sum()))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(model.encoder, loss.terminal_kl.sum()))
+
+
+def test_with_the_stop_gradient_ablation_it_does_not() -> None:
+    model = make_model()
+    encoder, model.encoder = model.encoder, DetachedEncoder(model.encoder)  # type: ignore[assignment]
+    loss = model(make_pixels(2), make_noise(2))
+    loss.total(1.0).backward()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_the_prior_loss_and_its_gradient_are_those_of_the_equation_through_input_and_target() -> None:
+    """Eq. 3 as paper.md prints it: ½ (−dλ/dt) e^λ ‖z_clean − ẑ(z_t)‖²."""
+    z_clean = torch.randn(3, *LATENT, requires_grad=True)
+    model, _, _ = make_spied(z_clean)
+    noise = make_noise(3)
+    loss = model(make_pixels(3), noise)
+
+    logsnr = 5.0 - 15.0 * noise.t_prior
+    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(logsnr))
+    z_t = alpha * z_clean + sigma * noise.prior
+    z_hat = to_x(0.5 * z_t, z_t, logsnr, "v_prediction")
+    expected = 0.5 * 15.0 * logsnr.exp() * (z_clean - z_hat).square().flatten(1).sum(1)
+
+    torch.testing.assert_close(loss.prior, expected, rtol=1e-4, atol=1e-3)
+    ours, theirs = (torch.autograd.grad(value.sum(), z_clean, retain_graph=True)[0] for value in (loss.prior, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(loss.terminal_kl, terminal_kl(z_clean, model.prior_schedule))
+
+
+def test_z_t_is_drawn_from_z_clean_with_noise_of_its_own_and_not_through_z_0() -> None:
+    z_clean = torch.randn(3, *LATENT)
+    model, prior, _ = make_spied(z_clean)
+    noise = make_noise(3)
+    model(make_pixels(3), noise)
+    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(5.0 - 15.0 * noise.t_prior))
+    torch.testing.assert_close(prior.z_t, alpha * z_clean + sigma * noise.prior)
+    torch.testing.assert_close(prior.logsnr, 5.0 - 15.0 * noise.t_prior)
+    seen = prior.z_t
+    model(make_pixels(3), dataclasses.replace(noise, latent=torch.randn_like(noise.latent)))
+    assert torch.equal(prior.z_t, seen)
+
+
+# ---------------------------------------------------------------- the decoder
+
+
+@pytest.mark.parametrize(("latent_logsnr", "std"), [(5.0, 0.08181), (10.0, 0.00674)])
+def test_the_decoder_is_conditioned_on_z_0_whose_noise_has_the_standard_deviation_sigma_0(
+    latent_logsnr: float, std: float
+) -> None:
+    z_clean = torch.randn(64, *LATENT)
+    model, _, decoder = make_spied(z_clean, latent_logsnr)
+    model(make_pixels(64), make_noise(64))
+    alpha, _ = alpha_sigma(torch.tensor(latent_logsnr))
+    residual = decoder.z_0 - alpha * z_clean
+    assert residual.std().item() == pytest.approx(std, rel=0.05)
+    assert residual.mean().item() == pytest.approx(0, abs=std / 10)
+
+
+def test_the_noise_of_z_0_is_fixed_whatever_the_other_levels() -> None:
+    z_clean, noise = torch.randn(3, *LATENT), make_noise(3)
+    model, _, decoder = make_spied(z_clean)
+    model(make_pixels(3), noise)
+    seen = decoder.z_0
+    model(make_pixels(3), dataclasses.replace(make_noise(3, seed=5), latent=noise.latent))
+    assert torch.equal(decoder.z_0, seen)
+
+
+def test_the_decoder_sees_the_noisy_pixels_of_its_level() -> None:
+    model, _, decoder = make_spied(torch.randn(3, *LATENT))
+    noise, x = make_noise(3), make_pixels(3)
+    loss = model(x, noise)
+    expected = model.decoder_schedule.logsnr(noise.t_decoder)
+    torch.testing.assert_close(decoder.logsnr, expected)
+    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(expected))
+    torch.testing.assert_close(decoder.x_t, alpha * x + sigma * noise.decoder)
+    # Eq. 4 with the corrected sign, for v̂ = 0: ε̂ = σ x_t.
+    squares = (noise.decoder - sigma * decoder.x_t).square().flatten(1).sum(1)
+    nats = 1.5 * 0.5 * 14.0 * torch.sigmoid(4.5 - expected) * squares
+    torch.testing.assert_close(loss.decoder, nats, rtol=1e-3, atol=1e-3)
+
+
+def test_the_decoders_own_term_carries_no_gradient_twice() -> None:
+    model = make_model(boost_below=0.0)
+    loss = model(make_pixels(2), make_noise(2))
+    assert not loss.decoder.requires_grad
+    assert loss.decoder_boosted.requires_grad
+
+
+# ---------------------------------------------------------------- the boost
+
+
+def single_level_losses(boost_below: float | None) -> tuple[Stage1Model, UnifiedLatentsLoss, Tensor]:
+    """One sample at a noisy level of the decoder; λ_x is the third."""
+    model = make_model(boost_below=boost_below)
+    noise = dataclasses.replace(make_noise(1), t_decoder=torch.tensor([0.9]))
+    return model, model(make_pixels(1), noise), model.decoder_schedule.logsnr(torch.tensor(0.9))
+
+
+def test_the_boost_leaves_the_encoders_gradient_alone_and_multiplies_the_decoders() -> None:
+    plain_model, plain, logsnr = single_level_losses(None)
+    model, boosted, _ = single_level_losses(0.0)
+    factor = (-logsnr).exp().item()
+    assert factor > 10
+    torch.testing.assert_close(boosted.decoder, plain.decoder)
+    torch.testing.assert_close(boosted.decoder_boosted, factor * plain.decoder_boosted)
+    for module, scale in (("encoder", 1.0), ("decoder", factor)):
+        ours = gradients(getattr(model, module), boosted.decoder_boosted.sum())
+        theirs = gradients(getattr(plain_model, module), plain.decoder_boosted.sum())
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, scale * b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+
+
+def test_while_the_prior_is_held_the_encoder_feels_the_boost() -> None:
+    model, plain_model = make_model(boost_below=0.0), make_model(boost_below=None)
+    noise = dataclasses.replace(make_noise(1), t_decoder=torch.tensor([0.9]))
+    boosted, plain = (m(make_pixels(1), noise, progress=0.0).decoder_boosted.sum() for m in (model, plain_model))
+    factor = float(boosted.detach() / plain.detach())
+    assert factor > 2
+    for a, b in zip(gradients(model.encoder, boosted), gradients(plain_model.encoder, plain), strict=True):
+        torch.testing.assert_close(a, factor * b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+
+
+# ---------------------------------------------------------------- the warm-up
+
+
+def test_at_progress_0_only_the_noisy_part_of_the_levels_is_trained() -> None:
+    model, _, decoder = make_spied(torch.randn(16, *LATENT))
+    noise = make_noise(16)
+    model(make_pixels(16), noise, progress=0.0)
+    cleanest, noisiest = model.decoder_schedule.logsnr(torch.tensor([1 - HOLD_LEVELS, 1.0]))
+    assert HOLD_LEVELS == 0.3
+    assert noisiest <= decoder.logsnr.min() < noisiest + 0.5
+    assert cleanest - 0.5 < decoder.logsnr.max() <= cleanest + 1e-5
+    model(make_pixels(16), noise, progress=1.0)
+    assert decoder.logsnr.max() > cleanest + 5
+
+
+def test_the_loss_of_the_levels_that_are_trained_is_their_share_of_the_whole() -> None:
+    """An integral over [0.7, 1], so the same level counts 0.3 times as much as in one over [0, 1]."""
+    model, _, _ = make_spied(torch.randn(1, *LATENT))
+    noise = make_noise(1)
+    held = model(make_pixels(1), dataclasses.replace(noise, t_decoder=torch.tensor([0.5])), progress=0.0)
+    whole = model(make_pixels(1), dataclasses.replace(noise, t_decoder=torch.tensor([0.85])), progress=1.0)
+    torch.testing.assert_close(held.decoder, 0.3 * whole.decoder, rtol=1e-4, atol=1e-3)
+
+
+def test_every_term_is_one_value_per_sample_in_fp32_under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = make_model()(make_pixels(3), make_noise(3))
+    for field in dataclasses.fields(loss):
+        value = getattr(loss, field.name)
+        assert (value.shape, value.dtype) == ((3,), torch.float32)
+        assert value.isfinite().all()

@@ -1,0 +1,288 @@
+"""What a stage-1 run trains, logs and leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.training.loop import Trainer, make_accelerator
+from ul_tokenizer.training.parsing import parse_arguments
+from ul_tokenizer.training.stage1 import PARTS, Stage1, Stage1Arguments
+from ul_tokenizer.training.validation import validate_autoencoder
+
+Train = Callable[..., int]
+Flags = Callable[..., list[str]]
+Logged = Callable[[Path], list[dict[str, Any]]]
+Weights = Callable[[Path], dict[str, Tensor]]
+
+
+def make_stage(flags: Flags, tmp_path: Path, **changes: Any) -> Stage1:
+    return Stage1(parse_arguments(Stage1Arguments, flags(tmp_path, **changes)))
+
+
+def part_of(name: str) -> str:
+    """Which part a tensor of a checkpoint belongs to."""
+    return "prior" if name.startswith("prior") else name.split("/")[1].split(".")[0]
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_training_only_one_part_leaves_the_others_bit_equal(
+    train: Train, logged: Logged, weights: Weights, tmp_path: Path, part: str
+) -> None:
+    changes = {"train_only": part, "checkpointing_steps": 1, "learning_rate": 0.1, "adam_weight_decay": 0.1}
+    assert train(tmp_path, **changes) == 0
+    first, second = (weights(tmp_path / f"checkpoint-{step}") for step in (1, 2))
+    changed = {part_of(name) for name in first if "/" in name and not torch.equal(first[name], second[name])}
+    assert changed - {n for n in changed if n.isdigit()} == {part}
+    assert {name for line in logged(tmp_path) for name in line if name.startswith("grad_norm/")} == {
+        f"grad_norm/{part}"
+    }
+
+
+def test_frozen_parts_are_in_evaluation_mode_and_trained_ones_are_not(smallest_flags: Flags, tmp_path: Path) -> None:
+    args = parse_arguments(Stage1Arguments, smallest_flags(tmp_path, train_only="decoder", max_train_steps=1))
+    accelerator = make_accelerator(args)
+    stage = Stage1(args)
+    modes: dict[str, bool] = {}
+    forward = stage.model.forward
+    parts = dict(stage.model.named_children())
+
+    def spy(*inputs: Any) -> Any:
+        modes.update({name: part.training for name, part in parts.items()})
+        return forward(*inputs)
+
+    stage.model.forward = spy
+    Trainer(args, stage, accelerator).run()
+    assert modes == {"encoder": False, "decoder": True, "prior": False}
+
+
+def test_a_saved_run_can_be_fine_tuned(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "first", autoencoder={"dropout": 0.125}) == 0
+    changes = {"pretrained_model_name_or_path": tmp_path / "first", "train_only": "decoder", "preset": "ul-small-f8"}
+    assert train(tmp_path / "second", **changes) == 0
+    first, second = (load_file(tmp_path / f / "diffusion_pytorch_model.safetensors") for f in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("encoder"))
+    assert not all(torch.equal(first[name], second[name]) for name in first if name.startswith("decoder"))
+    assert UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "second").config.dropout == 0.125
+
+
+def test_a_model_that_is_not_there_is_one_sentence(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    assert train(tmp_path / "run", pretrained_model_name_or_path=tmp_path / "empty") == 1
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error and "empty" in error
+
+
+@pytest.mark.parametrize("flag", ["resolution", "validation_resolution"])
+def test_a_size_that_the_networks_do_not_divide_is_one_sentence(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert train(tmp_path, **{flag: 20}) == 1
+    assert f"error: --{flag} must be a multiple of 8" in capfd.readouterr().err
+
+
+def test_without_a_warm_up_the_prior_has_its_full_weight_from_the_first_step(
+    train: Train, logged: Logged, tmp_path: Path
+) -> None:
+    assert train(tmp_path / "off", prior_warmup=False) == 0
+    assert train(tmp_path / "on", prior_hold_weight=0.25) == 0
+    assert [line["prior_weight"] for line in logged(tmp_path / "off") if "loss" in line] == [1.0, 1.0]
+    assert [line["prior_weight"] for line in logged(tmp_path / "on") if "loss" in line] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bf16_and_gradient_checkpointing_train(train: Train, logged: Logged, tmp_path: Path, workers: int) -> None:
+    changes = {"mixed_precision": "bf16", "gradient_checkpointing": True, "dataloader_num_workers": workers}
+    assert train(tmp_path, **changes) == 0
+    assert logged(tmp_path)[0]["loss"] > 0
+    assert load_file(tmp_path / "diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"].dtype == torch.float32
+
+
+# ---------------------------------------------------------------- averages
+
+
+def test_the_averaged_weights_are_saved_and_the_trained_ones_go_on(
+    train: Train, weights: Weights, tmp_path: Path
+) -> None:
+    assert train(tmp_path, max_train_steps=3, learning_rate=0.01, validation_steps=1) == 0
+    root = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    prior = load_file(tmp_path / "prior" / "diffusion_pytorch_model.safetensors")
+    checkpoint = weights(tmp_path / "checkpoint-3")
+    for name, tensor in root.items():
+        assert torch.equal(tensor, checkpoint[f"autoencoder_ema/{name}"])
+    assert all(torch.equal(tensor, checkpoint[f"prior_ema/{name}"]) for name, tensor in prior.items())
+    assert not torch.equal(root["encoder.conv_in.weight"], checkpoint["autoencoder/encoder.conv_in.weight"])
+
+
+def test_the_averaged_weights_are_validated(
+    train: Train, logged: Logged, weights: Weights, smallest_flags: Flags, tmp_path: Path
+) -> None:
+    assert train(tmp_path, max_train_steps=3, learning_rate=0.01) == 0
+    stage = make_stage(smallest_flags, tmp_path)
+    stage.autoencoder.load_state_dict(load_file(tmp_path / "diffusion_pytorch_model.safetensors"))
+    stage.prior.load_state_dict(load_file(tmp_path / "prior" / "diffusion_pytorch_model.safetensors"))
+    stage.model.eval()
+    metrics, _ = stage.validate(Accelerator(cpu=True), 3)
+    line = logged(tmp_path)[-1]
+    assert {f"validation/{name}": pytest.approx(value, abs=1e-4) for name, value in metrics.items()} | {
+        "step": 3
+    } == line
+
+
+def test_without_averages_the_trained_weights_are_saved(train: Train, weights: Weights, tmp_path: Path) -> None:
+    assert train(tmp_path, use_ema=False) == 0
+    root, checkpoint = weights(tmp_path / "checkpoint-2"), load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(root[f"autoencoder/{name}"], tensor) for name, tensor in checkpoint.items())
+    assert not [name for name in root if "_ema" in name]
+
+
+def test_the_result_loads_as_an_autoencoder_with_its_prior(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path) == 0
+    autoencoder = UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
+    prior = UnifiedLatentsTransformer.from_pretrained(tmp_path, subfolder="prior")
+    assert autoencoder.bits(torch.zeros(1, 3, 16, 16), prior).shape == (1,)
+
+
+# ---------------------------------------------------------------- logs
+
+
+def test_every_line_of_the_log_has_all_terms_gradients_and_speed(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path, validation_steps=1) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    training, validation = ([line for line in lines if name in line] for name in ("loss", "validation/psnr_1_step"))
+    assert [line["step"] for line in training] == [line["step"] for line in validation] == [1, 2]
+    assert set(training[0]) == {
+        "step",
+        "loss",
+        "prior_bits_per_pixel",
+        "terminal_kl_bits_per_pixel",
+        "decoder_loss_bits_per_pixel",
+        "prior_weight",
+        "grad_norm",
+        "grad_norm/encoder",
+        "grad_norm/decoder",
+        "grad_norm/prior",
+        "images_per_second",
+        "learning_rate",
+        "nonfinite_steps",
+        "skipped_images",
+    }
+    assert {"validation/latent_gap_db", "validation/bits_per_pixel"} <= set(validation[0])
+    parts = sum(training[0][f"grad_norm/{part}"] ** 2 for part in PARTS)
+    assert training[0]["grad_norm"] ** 2 == pytest.approx(parts, rel=1e-5)
+
+
+def test_each_validation_leaves_a_picture(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path, validation_steps=1) == 0
+    pictures = sorted((tmp_path / "samples").glob("*.png"))
+    assert [path.stem for path in pictures] == ["step-0000001", "step-0000002"]
+    assert Image.open(pictures[0]).size == (2 * 18, 3 * 18)
+
+
+def test_tensorboard_gets_the_same_scalars(train: Train, logged: Logged, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing import event_accumulator
+
+    assert train(tmp_path, report_to="tensorboard") == 0
+    (events,) = (tmp_path / "logs").rglob("events.out.tfevents.*")
+    reader = event_accumulator.EventAccumulator(str(events.parent))
+    reader.Reload()
+    scalars = {(e.step, tag): e.value for tag in reader.Tags()["scalars"] for e in reader.Scalars(tag)}
+    for line in logged(tmp_path):
+        for name, value in line.items():
+            if name != "step":
+                assert scalars[line["step"], name] == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
+@pytest.mark.parametrize("tracker", ["nonsense", "comet_ml"])
+def test_a_tracker_that_is_not_there_is_one_sentence(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], tracker: str
+) -> None:
+    assert train(tmp_path, report_to=tracker) == 1
+    assert tracker in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_log_file_gets_lines_with_the_time_left_and_no_progress_bar(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path) == 0
+    error = capfd.readouterr().err
+    assert "step 1/2: loss " in error and " left\n" in error and "\r" not in error
+
+
+def test_a_lost_latent_is_warned_of(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(tmp_path / "alive") == 0
+    assert "posterior collapse" not in capfd.readouterr().err
+    # The encoder's last layer at zero is what a collapse is: the latent is noise alone, and the prior knows that.
+    forward = UnifiedLatentsAutoencoder._encode
+    monkeypatch.setattr(UnifiedLatentsAutoencoder, "_encode", lambda self, x: 0 * forward(self, x))
+    monkeypatch.setattr(UnifiedLatentsAutoencoder, "bits", lambda self, x, *_, **__: torch.zeros(len(x)))
+    assert train(tmp_path / "dead") == 0
+    assert "warning: posterior collapse at step 2" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_held_out_images_are_never_drawn_in_training(
+    smallest_flags: Flags, make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_images(tmp_path / "images", 20)
+    stage = make_stage(smallest_flags, tmp_path, train_data_dir=folder, validation_fraction=0.2)
+    names: dict[str, set[str]] = {}
+    for kind, dataset in (("training", stage.dataset), ("held-out", stage._held_out)):
+        read: list[str] = []
+        source = dataset.source
+        original = source.read
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "read", lambda i, s=source, o=original, r=read: (r.append(s.name(i)), o(i))[1])
+            for n in range(3 * len(source)):
+                dataset[n]
+        names[kind] = set(read)
+    assert len(names["training"]) == 16 and len(names["held-out"]) == 4
+    assert not names["training"] & names["held-out"]
+
+
+def test_the_split_does_not_depend_on_the_seed(smallest_flags: Flags, tmp_path: Path) -> None:
+    splits = [make_stage(smallest_flags, tmp_path, seed=seed)._held_out for seed in (0, 1)]
+    assert [split.source.name(0) for split in splits] == [splits[0].source.name(0)] * 2
+
+
+def test_an_unreadable_held_out_image_is_named_and_replaced(
+    train: Train, make_images: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, held_out = make_images(tmp_path / "images"), make_images(tmp_path / "held-out", 2)
+    (held_out / "bad.png").write_bytes(b"bad")
+    changes = {"train_data_dir": folder, "validation_data_dir": held_out, "num_validation_images": 9}
+    assert train(tmp_path / "run", **changes) == 0
+    assert capfd.readouterr().err.count("skipped in validation: bad.png: ") == 1
+
+
+def test_psnrs_do_not_depend_on_the_batch_size_of_a_validation(smallest_flags: Flags, tmp_path: Path) -> None:
+    stage = make_stage(smallest_flags, tmp_path, num_validation_images=5)
+    stage.model.eval()
+    torch.nn.init.normal_(stage.autoencoder.decoder.conv_out.weight, std=0.1)  # it starts at zero
+    models, pixels = (stage.autoencoder, stage.prior), stage._fixed_pixels()
+    whole, parts = (validate_autoencoder(*models, pixels, size, 2, torch.device("cpu"))[0] for size in (5, 2))
+    psnrs = [name for name in whole if "psnr" in name or "gap" in name]
+    assert [whole[name] for name in psnrs] == pytest.approx([parts[name] for name in psnrs], abs=1e-4)
+    assert whole["psnr_1_step"] != whole["psnr_2_steps"]

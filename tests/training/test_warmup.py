@@ -1,0 +1,69 @@
+"""The prior's weight over time, and the warning when it killed the latent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ul_tokenizer.training.validation import collapse_warning
+from ul_tokenizer.training.warmup import PriorWarmup
+
+HELD = PriorWarmup(hold_weight=0.1, min_hold_steps=100, gap_db=6.0, ramp_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("ramp_start", "step", "progress", "weight"),
+    [
+        (None, 0, 0.0, 0.1),
+        (None, 100_000, 0.0, 0.1),
+        (100, 100, 0.0, 0.1),
+        (100, 105, 0.5, 0.55),
+        (100, 110, 1.0, 1.0),
+        (100, 100_000, 1.0, 1.0),
+    ],
+)
+def test_the_weight_is_held_then_rises_linearly_to_1_and_stays(
+    ramp_start: int | None, step: int, progress: float, weight: float
+) -> None:
+    warmup = replace(HELD, ramp_start=ramp_start)
+    assert warmup.progress(step) == pytest.approx(progress)
+    assert warmup.weight(step) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("step", "gap_db", "ramp_start"), [(99, 60.0, None), (100, 5.9, None), (100, 6.0, 100), (250, 7.0, 250)]
+)
+def test_the_hold_ends_when_it_was_long_enough_and_the_latent_is_read(
+    step: int, gap_db: float, ramp_start: int | None
+) -> None:
+    warmup = replace(HELD)
+    warmup.observe(step, gap_db)
+    assert warmup.ramp_start == ramp_start and warmup.holding == (ramp_start is None)
+
+
+def test_a_hold_ends_once() -> None:
+    warmup = replace(HELD, ramp_start=200)
+    warmup.observe(300, 60.0)
+    warmup.observe(400, -60.0)
+    assert warmup.ramp_start == 200
+
+
+@pytest.mark.parametrize("ramp_steps", [0, 10])
+def test_without_a_warm_up_the_weight_is_1_from_the_first_step(ramp_steps: int) -> None:
+    off = replace(HELD, ramp_steps=ramp_steps, ramp_start=-ramp_steps)
+    assert [off.weight(step) for step in (0, 1, 1000)] == [1.0, 1.0, 1.0]
+
+
+def test_a_weight_beyond_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"hold weight must be from 0 to 1, got 2"):
+        replace(HELD, hold_weight=2)
+
+
+@pytest.mark.parametrize(
+    ("gap_db", "bits", "warned"), [(0.1, 0.001, True), (-3.0, 0.0, True), (0.1, 0.5, False), (8.0, 0.001, False)]
+)
+def test_a_collapse_is_few_bits_that_tell_the_decoder_nothing(gap_db: float, bits: float, warned: bool) -> None:
+    warning = collapse_warning(700, {"latent_gap_db": gap_db, "bits_per_pixel": bits})
+    assert (warning is not None) == warned
+    assert warning is None or ("step 700" in warning and "--prior_min_hold_steps" in warning)

@@ -1,0 +1,86 @@
+"""What a validation of an autoencoder measures on a fixed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ul_tokenizer.evaluation.metrics import comparison_grid, mean_psnr, psnr_of_mean_mse
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+COLLAPSED_GAP_DB, COLLAPSED_BITS_PER_PIXEL = 1.0, 0.01  # below both, the latent is lost
+_LATENT_NOISE, _DECODER_NOISE = 0, 1000  # first seeds
+
+
+@torch.no_grad()
+def validate_autoencoder(
+    autoencoder: UnifiedLatentsAutoencoder,
+    prior: UnifiedLatentsTransformer,
+    pixels: Tensor,
+    batch_size: int,
+    num_inference_steps: int,
+    device: torch.device,
+) -> tuple[dict[str, float], Image.Image]:
+    """Measures, with fixed noise.
+
+    Args:
+        autoencoder: in evaluation mode, on `device`.
+        prior: likewise.
+        pixels: (B, 3, H, W) in [−1, 1], B ≥ 2, of which any two in a row show different things.
+        batch_size: images at a time; PSNRs don't depend on it.
+        num_inference_steps: decoding steps of the second PSNR.
+        device: where to compute.
+
+    Returns:
+        PSNR at one and more steps, the dB that decoding with another image's latent costs, bits per pixel;
+        and a picture of originals, one-step and more-step reconstructions.
+    """
+
+    def in_batches(function: Callable[[Tensor, int], Tensor], tensor: Tensor) -> Tensor:
+        firsts = range(0, len(tensor), batch_size)
+        parts = [function(tensor[first : first + batch_size].to(device), first) for first in firsts]
+        return torch.cat([part.float().cpu() for part in parts])
+
+    def encode(x: Tensor, first: int) -> Tensor:
+        return autoencoder.encode(x).latent_dist.sample(_generators(x, _LATENT_NOISE + first))
+
+    def decode(z: Tensor, steps: int) -> Tensor:
+        def decode_part(part: Tensor, first: int) -> Tensor:
+            generators = _generators(part, _DECODER_NOISE + first)
+            return autoencoder.decode(part, generator=generators, num_inference_steps=steps).sample
+
+        return in_batches(decode_part, z)
+
+    z = in_batches(encode, pixels)
+    one_step, more_steps, swapped = decode(z, 1), decode(z, num_inference_steps), decode(z.roll(1, 0), 1)
+    generator = torch.Generator(device).manual_seed(0)
+    bits = in_batches(lambda x, _: autoencoder.bits(x, prior, generator=generator), pixels)
+    psnr = psnr_of_mean_mse(pixels, one_step)
+    metrics = {
+        "psnr_1_step": psnr,
+        f"psnr_{num_inference_steps}_steps": psnr_of_mean_mse(pixels, more_steps),
+        "mean_of_psnr_1_step": mean_psnr(pixels, one_step),
+        "latent_gap_db": psnr - psnr_of_mean_mse(pixels, swapped),
+        "bits_per_pixel": float(bits.mean()) / (pixels.shape[-1] * pixels.shape[-2]),
+    }
+    return metrics, comparison_grid([pixels, one_step, more_steps], columns=8)
+
+
+def collapse_warning(step: int, metrics: dict[str, float]) -> str | None:
+    """What to tell the user of a latent that costs nothing and tells nothing; None if it does."""
+    gap, bits = metrics["latent_gap_db"], metrics["bits_per_pixel"]
+    if gap >= COLLAPSED_GAP_DB or bits >= COLLAPSED_BITS_PER_PIXEL:
+        return None
+    return (
+        f"posterior collapse at step {step}: {bits:.4f} bits per pixel, and decoding with another image's latent "
+        f"costs only {gap:.2f} dB. Hold the prior longer (--prior_min_hold_steps, --prior_hold_gap_db) and lower "
+        "(--prior_hold_weight), or raise --loss_factor or --decoder_bias."
+    )
+
+
+def _generators(batch: Tensor, seed: int) -> list[torch.Generator]:
+    return [torch.Generator(batch.device).manual_seed(seed + i) for i in range(len(batch))]
