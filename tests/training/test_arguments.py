@@ -56,8 +56,12 @@ def test_a_flag_that_repeats_the_default_still_wins_over_the_file(write: Write) 
 def test_a_flag_wins_over_what_it_excludes_in_the_file(write: Write) -> None:
     args = parse("--config", write(max_train_steps=5), "--num_train_epochs", "3")
     assert (args.max_train_steps, args.num_train_epochs) == (None, 3)
-    args = parse("--config", write(autoencoder={"dropout": 0.1}), "--pretrained_model_name_or_path", "x")
-    assert args.autoencoder == {}
+
+
+def test_the_prior_is_warmed_up_with_fresh_networks_only_unless_told(write: Write) -> None:
+    assert parse("--config", write()).prior_warmup is True
+    assert parse("--config", write(), "--pretrained_model_name_or_path", "x").prior_warmup is False
+    assert parse("--config", write(), "--pretrained_model_name_or_path", "x", "--prior_warmup").prior_warmup is True
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1.0e-3", 1e-3), ("1", 1.0), ("'2'", 2.0)])
@@ -124,7 +128,6 @@ def test_a_run_writes_to_the_home_folder_when_told_so(
         (["--dataset_name", "me/photos"], ["--train_data_dir", "--dataset_name", "exclude"]),
         (["--dataset_config_name", "large"], ["--dataset_config_name", "--dataset_name"]),
         (["--max_train_steps", "5", "--num_train_epochs", "5"], ["--max_train_steps", "--num_train_epochs", "exclude"]),
-        (["--pretrained_model_name_or_path", "x", "--prior", '{"dropout": 0}'], ["--pretrained", "--prior"]),
         (["--revision", "main"], ["--revision", "--pretrained_model_name_or_path"]),
         (["--validation_data_dir", "photos/held-out"], ["--validation_data_dir", "within"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),

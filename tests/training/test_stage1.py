@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.training import stage1
 from ul_tokenizer.training.loop import Trainer, make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import PARTS, Stage1, Stage1Arguments
@@ -78,6 +79,42 @@ def test_a_saved_run_can_be_fine_tuned(train: Train, tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("encoder"))
     assert not all(torch.equal(first[name], second[name]) for name in first if name.startswith("decoder"))
     assert UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "second").config.dropout == 0.125
+
+
+def test_fine_tuning_keeps_the_priors_full_weight_and_may_change_the_config(
+    train: Train, logged: Logged, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "first") == 0
+    first = {"pretrained_model_name_or_path": tmp_path / "first"}
+    assert train(tmp_path / "second", **first, autoencoder={"decoder_logsnr_max": 11.0}) == 0
+    assert [line["prior_weight"] for line in logged(tmp_path / "second") if "loss" in line] == [1.0, 1.0]
+    assert UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "second").config.decoder_logsnr_max == 11.0
+    assert train(tmp_path / "third", **first, autoencoder={"colour": 1}) == 1
+    assert "no config key 'colour'" in capfd.readouterr().err
+
+
+def test_the_prior_follows_the_latents_of_the_autoencoder_and_a_contradiction_is_one_sentence(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    latents = {"latent_channels": 8, "latent_logsnr": 6.0}
+    assert train(tmp_path / "eight", autoencoder=latents) == 0
+    assert train(tmp_path / "six", autoencoder=latents, prior={"in_channels": 6}) == 1
+    assert "error: --prior must have the in_channels of the autoencoder's latents, 8, got 6." in capfd.readouterr().err
+
+
+def test_a_trained_model_knows_the_statistics_of_its_latents(
+    train: Train, smallest_flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage1, "STATISTICS_CROPS", 5)
+    assert train(tmp_path) == 0
+    model = UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
+    crops = make_stage(smallest_flags, tmp_path).dataset
+    with torch.no_grad():
+        latent = model.encode(torch.stack([crops[n]["pixel_values"] for n in range(5)])).latent
+    values = latent.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(model.latents_mean, values.mean(1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model.latents_std, values.std(1, correction=0), atol=1e-4, rtol=1e-3)
+    assert abs(float(((latent - model.config.shift_factor) * model.config.scaling_factor).std(correction=0)) - 1) < 1e-3
 
 
 def test_a_model_that_is_not_there_is_one_sentence(

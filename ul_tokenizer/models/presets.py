@@ -98,8 +98,17 @@ def build_prior(preset: str, changes: Mapping[str, Any] | None = None) -> Unifie
 def _config(preset: str, part: int, cls: type[Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    check_config_keys(cls, changes or {})
+    return {**PRESETS[preset][part], **(changes or {})}
+
+
+def check_config_keys(cls: type[Any], changes: Mapping[str, Any]) -> None:
+    """Refuses keys that a network's config doesn't have.
+
+    Raises:
+        ValueError: names the first.
+    """
     legal = cls._get_init_keys(cls)
-    for key in changes or {}:
+    for key in changes:
         if key not in legal:
             raise ValueError(f"{cls.__name__} has no config key {key!r}.")
-    return {**PRESETS[preset][part], **(changes or {})}

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from ul_tokenizer.data.crops import CropBatch, RandomCropDataset
 from ul_tokenizer.data.images import HubImages, ImageFolder, ImageSource, SubsetOfImages, UnreadableImageError
+from ul_tokenizer.data.statistics import ChannelStatistics, channel_statistics
 from ul_tokenizer.diffusion.objective import DecoderWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.hub import load_autoencoder, load_prior
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior
+from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior, check_config_keys
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
 from ul_tokenizer.training.arguments import FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
@@ -31,6 +33,7 @@ from ul_tokenizer.training.validation import collapse_warning, validate_autoenco
 from ul_tokenizer.training.warmup import PriorWarmup
 
 PARTS = ("encoder", "decoder", "prior")
+STATISTICS_CROPS = 512  # over which the latents of a trained model are normalised
 MIN_HELD_OUT = 2  # readable images: validation decodes with another image's latent, too
 
 
@@ -38,21 +41,14 @@ MIN_HELD_OUT = 2  # readable images: validation decodes with another image's lat
 class Stage1Arguments(TrainingArguments):
     """Arguments of `train_autoencoder.py`."""
 
-    EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
-        *TrainingArguments.EXCLUSIVE,
-        ("pretrained_model_name_or_path", "autoencoder"),
-        ("pretrained_model_name_or_path", "prior"),
-    )
     PATHS: ClassVar[tuple[str, ...]] = (*TrainingArguments.PATHS, "pretrained_model_name_or_path")
 
     # Networks
     preset: str = arg("ul-small-f8", f"Named configuration of the networks: {', '.join(PRESETS)}.")
     autoencoder: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Changes to the preset's autoencoder config, as JSON."}
+        default_factory=dict, metadata={"help": "Changes to the autoencoder's config, as JSON."}
     )
-    prior: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Changes to the preset's prior config, as JSON."}
-    )
+    prior: dict[str, Any] = field(default_factory=dict, metadata={"help": "Changes to the prior's config, as JSON."})
     pretrained_model_name_or_path: str | None = arg(
         None, "Fine-tune this model (bundled name, folder or hub id), in place of a preset's fresh networks."
     )
@@ -69,7 +65,11 @@ class Stage1Arguments(TrainingArguments):
     prior_schedule: Literal["linear", "cosine"] = arg("linear", "The prior's schedule.")
 
     # Warm-up of the prior's weight
-    prior_warmup: bool = arg(True, "Hold the prior's weight near 0 until the decoder reads the latent, then ramp to 1.")
+    prior_warmup: bool | None = arg(
+        None,
+        "Hold the prior's weight near 0 until the decoder reads the latent, then ramp to 1; "
+        "unless told otherwise, with fresh networks only.",
+    )
     prior_hold_weight: float = arg(0.01, "Its weight while held.", FRACTION)
     prior_min_hold_steps: int = arg(500, "Hold at least so many steps.", NOT_NEGATIVE)
     prior_hold_gap_db: float = arg(6.0, "Hold until the own latent decodes better than another image's by so many dB.")
@@ -84,6 +84,8 @@ class Stage1Arguments(TrainingArguments):
             raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {self.preset}.")
         if self.revision and not self.pretrained_model_name_or_path:
             raise ValueError("--revision needs --pretrained_model_name_or_path.")
+        if self.prior_warmup is None:  # a trained decoder reads its latent already
+            self.prior_warmup = self.pretrained_model_name_or_path is None
         if not (self.train_data_dir or self.dataset_name):
             raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")
 
@@ -210,9 +212,20 @@ class Stage1:
             self.warmup.ramp_start = state["prior_ramp_start"]
 
     def save(self, folder: Path) -> None:
-        """The autoencoder at the root, the prior below it."""
+        """The autoencoder at the root, with its latents' statistics in its config, and the prior below it."""
+        self.autoencoder.register_to_config(**self._latent_statistics().to_config())
         self.autoencoder.save_pretrained(folder)
         self.prior.save_pretrained(folder / "prior")
+
+    @torch.no_grad()
+    def _latent_statistics(self) -> ChannelStatistics:
+        """Of z_clean over training crops, the first of the run."""
+        device, batch_size = self.autoencoder.device, self.args.train_batch_size
+        batches = []
+        for start in range(0, STATISTICS_CROPS, batch_size):
+            crops = [self.dataset[n]["pixel_values"] for n in range(start, min(start + batch_size, STATISTICS_CROPS))]
+            batches.append(self.autoencoder.encode(torch.stack(crops).to(device)).latent)
+        return channel_statistics(batches)
 
     def describe(self) -> str:
         """Sizes of networks and data, a YAML comment each."""
@@ -225,11 +238,22 @@ class Stage1:
 def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTransformer]:
     if args.pretrained_model_name_or_path is None:
         torch.manual_seed(args.seed)  # the same weights on every process and in every run
-        return build_autoencoder(args.preset, args.autoencoder), build_prior(args.preset, args.prior)
-    from ul_tokenizer.hub import load_autoencoder, load_prior
-
-    name, revision = args.pretrained_model_name_or_path, args.revision
-    return load_autoencoder(name, revision=revision), load_prior(name, revision=revision)
+        autoencoder = build_autoencoder(args.preset, args.autoencoder)
+        latents = {"in_channels": autoencoder.config.latent_channels, "latent_logsnr": autoencoder.config.latent_logsnr}
+        prior = build_prior(args.preset, {**latents, **args.prior})
+    else:
+        check_config_keys(UnifiedLatentsAutoencoder, args.autoencoder)
+        check_config_keys(UnifiedLatentsTransformer, args.prior)
+        name, revision = args.pretrained_model_name_or_path, args.revision
+        autoencoder = load_autoencoder(name, revision=revision, **args.autoencoder)
+        prior = load_prior(name, revision=revision, **args.prior)
+    for key, name in (("latent_channels", "in_channels"), ("latent_logsnr", "latent_logsnr")):
+        if autoencoder.config[key] != prior.config[name]:
+            raise ValueError(
+                f"--prior must have the {name} of the autoencoder's latents, {autoencoder.config[key]}, "
+                f"got {prior.config[name]}."
+            )
+    return autoencoder, prior
 
 
 def _make_sources(args: Stage1Arguments) -> tuple[ImageSource, ImageSource]:
