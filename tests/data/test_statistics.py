@@ -33,3 +33,9 @@ def test_the_config_normalises_latents_to_zero_mean_and_unit_variance() -> None:
     for name in ("latents_mean", "latents_std"):
         values = config[name]
         assert isinstance(values, list) and len(values) == 4
+
+
+def test_a_dead_channel_normalises_to_zeros_and_not_to_nan() -> None:
+    config = channel_statistics([torch.zeros(2, 3, 4, 4)]).to_config()
+    assert config["latents_std"] == [1e-6] * 3
+    assert config["scaling_factor"] == 1e6

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+MIN_STD = 1e-6  # so that a dead channel normalises to zeros, not to NaN
+
+
 @dataclass
 class ChannelStatistics:
     """Count, mean and sum of squared deviations per channel, merged in any order (Chan et al., 1983)."""
@@ -46,12 +49,12 @@ class ChannelStatistics:
         return float((self.std.square() + (self.mean - self.mean.mean()).square()).mean().sqrt())
 
     def to_config(self) -> dict[str, float | list[float]]:
-        """The config keys that hold them in diffusers' autoencoders."""
+        """The config keys that hold them in diffusers' autoencoders; a channel that never varies gets the std MIN_STD."""
         return {
             "latents_mean": [round(value, 6) for value in self.mean.tolist()],
-            "latents_std": [round(value, 6) for value in self.std.tolist()],
+            "latents_std": [max(round(value, 6), MIN_STD) for value in self.std.tolist()],
             "shift_factor": round(self.overall_mean, 6),
-            "scaling_factor": round(1 / self.overall_std, 6),
+            "scaling_factor": round(1 / max(self.overall_std, MIN_STD), 6),
         }
 
 
