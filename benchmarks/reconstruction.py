@@ -50,8 +50,10 @@ class Evaluation:
         return torch.cat(parts)
 
     def bits_per_pixel(self) -> float:
-        generator = torch.Generator().manual_seed(0)
-        bits = [self.autoencoder.bits(x, self.prior, generator=generator) for x in self.pixels.split(self.batch_size)]
+        bits = [
+            self.autoencoder.bits(x, self.prior, generator=generators(len(x), 20_000 + i * self.batch_size))
+            for i, x in enumerate(self.pixels.split(self.batch_size))
+        ]
         return float(torch.cat(bits).mean()) / (self.pixels.shape[-1] * self.pixels.shape[-2])
 
 

@@ -64,6 +64,15 @@ def test_encode_speaks_every_dialect(model: UnifiedLatentsAutoencoder) -> None:
     assert torch.equal(distribution.mean, out.latent_dist.mean)
 
 
+def test_the_first_of_what_encode_returns_is_the_distribution_with_and_without_return_dict(
+    model: UnifiedLatentsAutoencoder,
+) -> None:
+    first, same = (model.encode(pixels(), return_dict=flag)[0] for flag in (True, False))
+    assert isinstance(first, LatentDistribution)
+    assert isinstance(same, LatentDistribution)
+    assert torch.equal(first.mean, same.mean)
+
+
 def test_a_sample_of_the_latent_has_the_standard_deviation_0_0818() -> None:
     latent = torch.randn(8, 16, 16, 16)
     distribution = LatentDistribution(latent, 5.0)
@@ -316,6 +325,17 @@ def test_bits_are_one_number_per_image_and_follow_their_generator(
     assert not torch.equal(first, other)
 
 
+def test_bits_of_an_image_do_not_depend_on_its_batch_with_one_generator_each(
+    model: UnifiedLatentsAutoencoder, prior: UnifiedLatentsTransformer
+) -> None:
+    x = pixels(3, 3, 32, 32)
+    batch = model.bits(x, prior, 4, generators(7, 8, 9))
+    for i, seed in enumerate((7, 8, 9)):
+        torch.testing.assert_close(batch[i : i + 1], model.bits(x[i : i + 1], prior, 4, generators(seed)))
+    alone = model.bits(x[:1], prior, 4, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(alone, batch[:1])
+
+
 def test_bits_of_a_prior_of_another_latent_are_refused(model: UnifiedLatentsAutoencoder) -> None:
     prior = build_prior("ul-tiny-f8", {"latent_logsnr": 10.0})
     with pytest.raises(ValueError, match=r"prior must share the autoencoder's latent_logsnr of 5\.0, got 10\.0"):
@@ -330,6 +350,8 @@ def test_bits_of_a_prior_of_another_latent_are_refused(model: UnifiedLatentsAuto
     [
         (torch.zeros(1, 3, 32, 36), "height and width must be multiples of 8, got 32×36"),
         (torch.zeros(1, 3, 0, 32), "height and width must be multiples of 8, got 0×32"),
+        (torch.zeros(0, 3, 32, 32), r"x must hold at least one sample and frame, got \(0, 3, 32, 32\)"),
+        (torch.zeros(1, 3, 0, 32, 32), r"x must hold at least one sample and frame, got \(1, 3, 0, 32, 32\)"),
         (torch.zeros(3, 32, 32), r"x must be \(B, 3, H, W\) or \(B, 3, T, H, W\), got \(3, 32, 32\)"),
         (torch.zeros(1, 4, 32, 32), r"x must be \(B, 3, H, W\) .* got \(1, 4, 32, 32\)"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), r"x must be floating point in \[−1, 1\], got torch.uint8"),
@@ -346,6 +368,10 @@ def test_wrong_pixels_are_refused_in_one_sentence(model: UnifiedLatentsAutoencod
     [
         (torch.zeros(1, 3, 4, 4), {}, r"z must be \(B, 4, h, w\) or \(B, 4, t, h, w\), got \(1, 3, 4, 4\)"),
         (torch.zeros(4, 4, 4), {}, "z must be"),
+        (torch.zeros(1, 4, 4, 4, dtype=torch.int64), {}, "z must be floating point, got torch.int64"),
+        (torch.zeros(0, 4, 4, 4), {}, r"z must hold at least one sample, frame and position, got \(0, 4, 4, 4\)"),
+        (torch.zeros(1, 4, 0, 4, 4), {}, r"z must hold at least one .* got \(1, 4, 0, 4, 4\)"),
+        (torch.zeros(1, 4, 4, 0), {}, r"z must hold at least one .* got \(1, 4, 4, 0\)"),
         (torch.zeros(1, 4, 4, 4), {"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         (
             torch.zeros(1, 4, 4, 4),

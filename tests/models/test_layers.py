@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ul_tokenizer.evaluation import flops
 from ul_tokenizer.evaluation.flops import count_flops
 from ul_tokenizer.models.layers import (
     ChannelNorm,
@@ -228,16 +234,59 @@ def test_wrong_latents_are_refused(shape: tuple[int, ...], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("sample", "logsnr", "words"),
     [
-        ({"block_out_channels": (10**12,)}, "block_out_channels must hold integers from 1 to 65536"),
-        ({"block_out_channels": (1 << 16,), "num_layers": (512,)}, "would make about .* weights"),
-        ({"num_layers": (1, 2)}, "num_layers must have one entry per stage"),
+        (torch.zeros(1, 4, 4, 4, dtype=torch.int64), torch.zeros(1), "sample must be floating point, got torch.int64"),
+        (torch.zeros(0, 4, 4, 4), torch.zeros(0), r"at least one sample, frame and position, got \(0, 4, 4, 4\)"),
+        (torch.zeros(1, 4, 0, 4, 4), torch.zeros(1), r"sample must hold at least one .* got \(1, 4, 0, 4, 4\)"),
+        (torch.zeros(1, 4, 0, 4), torch.zeros(1), r"sample must hold at least one .* got \(1, 4, 0, 4\)"),
+        (torch.zeros(3, 4, 4, 4), torch.zeros(2), r"logsnr must be \(3,\), one per sample, got \(2,\)"),
+        (torch.zeros(3, 4, 4, 4), torch.zeros(3, 1), r"logsnr must be \(3,\), one per sample, got \(3, 1\)"),
     ],
 )
-def test_hostile_or_contradictory_transformers_are_refused(config: dict[str, tuple[int, ...]], words: str) -> None:
+def test_empty_or_mistyped_latents_and_stray_levels_are_refused(sample: Tensor, logsnr: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
+        make_transformer()(sample, logsnr)
+
+
+@pytest.mark.parametrize("name", ["class_labels", "encoder_hidden_states", "context_latents"])
+def test_conditions_have_a_place_and_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be None: this model has no \w+ conditioning, got a Tensor\.$"):
+        make_transformer()(torch.zeros(1, 4, 4, 4), torch.zeros(1), **{name: torch.zeros(1, 2)})
+
+
+def test_the_transformers_signature_is_that_of_later_conditioned_models() -> None:
+    sample, logsnr = torch.zeros(1, 4, 4, 4), torch.zeros(1)
+    (v,) = make_transformer()(sample, logsnr, None, None, None, False)
+    assert v.shape == sample.shape
+    assert list(inspect.signature(UnifiedLatentsTransformer.forward).parameters)[1:] == [
+        "sample",
+        "logsnr",
+        "class_labels",
+        "encoder_hidden_states",
+        "context_latents",
+        "return_dict",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"block_out_channels": (10**12,)}, "block_out_channels must be a list of integers from 1 to 65536"),
+        ({"block_out_channels": (1 << 16,), "num_layers": (512,)}, "would make about .* weights"),
+        ({"num_layers": (1, 2)}, "num_layers must have one entry per stage"),
+        ({"num_layers": 8}, "num_layers must be a list of integers from 0 to 512, at most 16, got 8"),
+        ({"in_channels": [4]}, r"in_channels must be an integer from 1 to 65536, got \[4\]"),
+        ({"dropout": 1.0}, r"dropout must be a number of at least 0 and below 1, got 1\.0"),
+        ({"dropout": "0.1"}, "dropout must be a number of at least 0 and below 1, got '0.1'"),
+        ({"latent_logsnr": None}, "latent_logsnr must be a finite number, got None"),
+        ({"latent_logsnr": True}, "latent_logsnr must be a finite number, got True"),
+    ],
+)
+def test_hostile_or_contradictory_transformers_are_refused(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
         UnifiedLatentsTransformer(**config)
+    assert "\n" not in str(caught.value)
 
 
 def test_linear_layers_of_fp32_inference_are_those_of_torch_and_training_keeps_its_gradient() -> None:
@@ -249,6 +298,35 @@ def test_linear_layers_of_fp32_inference_are_those_of_torch_and_training_keeps_i
     torch.testing.assert_close(layer(x), expected)
     layer(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+class OwnWeight(Tensor):
+    """As quantised weights are: a subclass that does its own matrix products."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear:
+            return torch.zeros(*args[0].shape[:-1], args[1].shape[0])
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_weight_of_a_subclass_does_its_own_matrix_product() -> None:
+    layer = Linear(24, 40)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(OwnWeight))
+    assert isinstance(layer.weight, OwnWeight)
+    with torch.inference_mode():
+        assert (layer(torch.randn(2, 24)) == 0).all()
+
+
+def test_a_torch_without_onednns_linear_layer_counts_and_runs_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Linear(24, 40), torch.randn(2, 24)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    importlib.reload(flops)
+    with torch.inference_mode():
+        assert torch.equal(layer(x), expected)
+        assert flops.count_flops(lambda: layer(x)) == 2 * 2 * 24 * 40
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")

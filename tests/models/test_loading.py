@@ -238,7 +238,7 @@ def test_a_config_value_out_of_range_is_one_sentence_and_leaves_the_default_dtyp
 
 
 def test_weights_of_another_width_dont_fit(repository: Path) -> None:
-    edit_config(repository, latent_channels=8, latents_mean=None, latents_std=None)
+    edit_config(repository, latent_channels=8, z_dim=8, latents_mean=None, latents_std=None)
     text = sentence(repository)
     assert "don't fit its config.json" in text
     assert "expected shape" in text

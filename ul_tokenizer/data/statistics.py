@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-
 MIN_STD = 1e-6  # so that a dead channel normalises to zeros, not to NaN
 
 
@@ -49,7 +48,7 @@ class ChannelStatistics:
         return float((self.std.square() + (self.mean - self.mean.mean()).square()).mean().sqrt())
 
     def to_config(self) -> dict[str, float | list[float]]:
-        """The config keys that hold them in diffusers' autoencoders; a channel that never varies gets the std MIN_STD."""
+        """The config keys that hold them in diffusers' autoencoders; a dead channel gets the std MIN_STD."""
         return {
             "latents_mean": [round(value, 6) for value in self.mean.tolist()],
             "latents_std": [max(round(value, 6), MIN_STD) for value in self.std.tolist()],

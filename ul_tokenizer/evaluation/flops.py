@@ -15,14 +15,17 @@ def _linear_flops(x_shape: list[int], weight_shape: list[int], *args: Any, out_s
     return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-_UNKNOWN_TO_TORCH = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}
-
-
 def count_flops(function: Callable[[], Any]) -> int:
     """FLOPs of a call: convolutions, matrix products and attention, two per multiply-add, nothing element-wise.
 
     Works on the meta device, where nothing is computed. A training step costs about three forward passes.
     """
-    with FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_unknown_to_torch()) as counter:
         function()
     return int(counter.get_total_flops())
+
+
+def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
+    """FLOPs of operators that torch's counter does not know, where this build of torch has them."""
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return {} if operator is None else {operator: _linear_flops}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.scheduler import Generators, LogSNRScheduler
-from ul_tokenizer.models.config_checks import check_autoencoder_config
+from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder
 from ul_tokenizer.models.encoder import Encoder
 from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
 from ul_tokenizer.models.layers import FP32_MODULES
+from ul_tokenizer.models.limits import check_latents
 from ul_tokenizer.models.loading import BundledNamesMixin
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.tiling import Axis, blend_tiles
@@ -144,29 +144,15 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             decoder_latent_embedding_layers,
             dropout,
         )
-        self.spatial_compression_ratio = patch_size * 2 ** len(decoder_block_out_channels)
+        self.register_to_config(**derived_config(self.config))
+        self.spatial_compression_ratio = self.config.spatial_compression_ratio
         self.temporal_compression_ratio = temporal_compression_ratio
-        self._set_derived_config()
 
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_height = 512
         self.tile_sample_min_width = 512
         self.tile_overlap_factor = 0.125
-
-    def _set_derived_config(self) -> None:
-        """Config keys that pipelines read and that follow from the others."""
-        # Pipelines take the compression as 2^(len(block_out_channels) − 1); the patch halves without a stage.
-        widths = tuple(self.config.encoder_block_out_channels)
-        levels = int(math.log2(self.spatial_compression_ratio)) + 1
-        self.register_to_config(
-            block_out_channels=(*[widths[0]] * (levels - len(widths)), *widths),
-            z_dim=self.config.latent_channels,
-            spatial_compression_ratio=self.spatial_compression_ratio,
-            scale_factor_spatial=self.spatial_compression_ratio,
-            scale_factor_temporal=self.temporal_compression_ratio,
-            timestep_conditioning=False,
-        )
 
     # ------------------------------------------------------------------------------------------------------------
     # Properties
@@ -257,7 +243,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             `UnifiedLatentsEncoderOutput` with `latent` = z_clean (B, c, [t,] h, w) and `latent_dist` = q(z_0 | x).
 
         Raises:
-            ValueError: wrong rank, channels or dtype, or a size that the compression ratio does not divide.
+            ValueError: wrong rank, channels or dtype, an empty x, or a size that the compression ratio does not divide.
         """
         latent = self._encode(x)
         distribution = LatentDistribution(latent, self.config.latent_logsnr)
@@ -294,8 +280,10 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             )
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point in [−1, 1], got {x.dtype}.")
-        if x.shape[-1] % ratio or x.shape[-2] % ratio or 0 in x.shape:
+        if any(size % ratio or not size for size in x.shape[-2:]):
             raise ValueError(f"height and width must be multiples of {ratio}, got {x.shape[-2]}×{x.shape[-1]}.")
+        if 0 in x.shape:
+            raise ValueError(f"x must hold at least one sample and frame, got {tuple(x.shape)}.")
 
     # ------------------------------------------------------------------------------------------------------------
     # Decode
@@ -323,7 +311,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             `sample` (B, C, [T,] H, W), about [−1, 1], in the dtype of `z`.
 
         Raises:
-            ValueError: wrong rank or channels, noise of another shape, or fewer than one step.
+            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, or fewer than one step.
         """
         sample = self._decode(z, generator, num_inference_steps, noise)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
@@ -335,9 +323,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
-        if z.ndim not in (4, 5) or z.shape[1] != self.config.latent_channels:
-            channels = self.config.latent_channels
-            raise ValueError(f"z must be (B, {channels}, h, w) or (B, {channels}, t, h, w), got {tuple(z.shape)}.")
+        check_latents("z", z, self.config.latent_channels)
         noise = self._noise_canvas(z, generator, noise)
         clip, canvas = (z.unsqueeze(2), noise.unsqueeze(2)) if z.ndim == 4 else (z, noise)
         pairs = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
@@ -428,7 +414,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         x: Tensor,
         prior: UnifiedLatentsTransformer,
         num_levels: int = 16,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         logsnr_min: float = -10.0,
     ) -> Tensor:
         """Upper bound on the information in z_0: the prior's ELBO, in bits per image.
@@ -437,14 +423,14 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             x: as in `encode`.
             prior: the stage-1 prior.
             num_levels: noise levels per sample, stratified: the estimate's variance falls with it.
-            generator: makes levels and noise.
+            generator: makes levels and noise; a list has one per sample, which then doesn't depend on its neighbours.
             logsnr_min: λ_z(1).
 
         Returns:
             (B,), fp32, bits.
 
         Raises:
-            ValueError: as in `encode`; no levels; or the prior's λ_z(0) is not the autoencoder's.
+            ValueError: as in `encode`; no levels; a list of another length; or a prior of another λ_z(0).
         """
         schedule = LogSNRSchedule(self.config.latent_logsnr, logsnr_min, "linear")
         return latent_bits(self._encode(x), prior, schedule, num_levels, generator)

@@ -6,17 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ul_tokenizer.models.limits import check_bounds, check_weights
+from ul_tokenizer.models.limits import (
+    check_bounds,
+    check_dropout,
+    check_numbers,
+    check_stage_bounds,
+    check_weights,
+    is_number,
+)
 
 SIZES = (
     "in_channels",
     "out_channels",
     "latent_channels",
     "patch_size",
-    "encoder_block_out_channels",
-    "encoder_layers_per_block",
-    "decoder_block_out_channels",
-    "decoder_layers_per_block",
     "decoder_hidden_size",
     "decoder_num_layers",
     "decoder_latent_embedding_layers",
@@ -24,30 +27,86 @@ SIZES = (
     "embedding_channels",
     "num_inference_steps",
 )
+STAGES = (
+    "encoder_block_out_channels",
+    "encoder_layers_per_block",
+    "decoder_block_out_channels",
+    "decoder_layers_per_block",
+)
+NUMBERS = (
+    "latent_logsnr",
+    "decoder_logsnr_max",
+    "decoder_logsnr_min",
+    "decoder_shift_clean",
+    "decoder_shift_noisy",
+    "scaling_factor",
+    "shift_factor",
+)
 DECODER_ALGORITHMS = ("ddim", "dpmsolver++")  # an ancestral one would draw noise of its own in every tile and slice
 
 
 def check_autoencoder_config(config: Mapping[str, Any]) -> None:
     """Raises one ValueError for the first of `UnifiedLatentsAutoencoder`'s arguments that is out of range."""
     check_bounds(**{name: config[name] for name in SIZES})
+    check_stage_bounds(**{name: config[name] for name in STAGES})
+    check_numbers(**{name: config[name] for name in NUMBERS})
+    check_dropout(config["dropout"])
     _check_stages(config)
     _check_total(config)
+    _check_choices(config)
+    if config["scaling_factor"] <= 0:
+        raise ValueError(f"scaling_factor must be positive, got {config['scaling_factor']}.")
+    for name in ("latents_mean", "latents_std"):
+        _check_statistic(name, config[name], config["latent_channels"])
+    _check_derived(config)
+
+
+def derived_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config keys that pipelines read and that follow from the others, which are legal."""
+    widths = tuple(config["encoder_block_out_channels"])
+    ratio = config["patch_size"] * 2 ** len(config["decoder_block_out_channels"])
+    # Pipelines take the compression as 2^(len(block_out_channels) − 1); the patch halves without a stage.
+    levels = int(math.log2(ratio)) + 1
+    return {
+        "block_out_channels": (*[widths[0]] * (levels - len(widths)), *widths),
+        "z_dim": config["latent_channels"],
+        "spatial_compression_ratio": ratio,
+        "scale_factor_spatial": ratio,
+        "scale_factor_temporal": config["temporal_compression_ratio"],
+        "timestep_conditioning": False,
+    }
+
+
+def _check_derived(config: Mapping[str, Any]) -> None:
+    for name, value in derived_config(config).items():
+        given = tuple(config[name]) if isinstance(config[name], list) else config[name]
+        if given is not None and given != value:
+            raise ValueError(f"{name} contradicts the keys that it follows from and must be {value}, got {given!r}.")
+
+
+def _check_choices(config: Mapping[str, Any]) -> None:
     if config["patch_size"] & (config["patch_size"] - 1):
         raise ValueError(f"patch_size must be a power of two, got {config['patch_size']}.")
     ratio = config["temporal_compression_ratio"]
-    if ratio != 1:
-        raise ValueError(f"temporal_compression_ratio must be 1 until video is supported, got {ratio}.")
+    if type(ratio) is not int or ratio != 1:
+        raise ValueError(f"temporal_compression_ratio must be 1 until video is supported, got {ratio!r}.")
     if config["decoder_algorithm"] not in DECODER_ALGORITHMS:
         raise ValueError(
             f"decoder_algorithm must be one of {DECODER_ALGORITHMS}, whose noise is all in x_1, "
             f"got {config['decoder_algorithm']!r}."
         )
-    if not math.isfinite(config["latent_logsnr"]):
-        raise ValueError(f"latent_logsnr must be finite, got {config['latent_logsnr']}.")
-    for name in ("latents_mean", "latents_std"):
-        values, channels = config[name], config["latent_channels"]
-        if values is not None and len(values) != channels:
-            raise ValueError(f"{name} must hold {channels} values, one per latent channel, got {len(values)}.")
+
+
+def _check_statistic(name: str, values: Any, channels: int) -> None:
+    if values is None:
+        return
+    kind = "positive" if name == "latents_std" else "finite"
+    if not isinstance(values, list | tuple) or not all(map(is_number, values)):
+        raise ValueError(f"{name} must be None or a list of {kind} numbers, got {values!r}.")
+    if len(values) != channels:
+        raise ValueError(f"{name} must hold {channels} values, one per latent channel, got {len(values)}.")
+    if kind == "positive" and min(values) <= 0:
+        raise ValueError(f"{name} must hold positive numbers, got {min(values)}.")
 
 
 def _check_stages(config: Mapping[str, Any]) -> None:

@@ -64,13 +64,13 @@ class UnifiedLatentsEncoderOutput(BaseOutput):
     """What `UnifiedLatentsAutoencoder.encode` returns, in all dialects of diffusers.
 
     Attributes:
+        latent_dist: q(z_0 | x); the first field, so that `encode(x)[0]` is it with and without `return_dict`.
         latent: z_clean (B, c, [t,] h, w), deterministic.
-        latent_dist: q(z_0 | x).
         latents: the same as `latent`.
     """
 
-    latent: Tensor
     latent_dist: LatentDistribution
+    latent: Tensor
 
     @property
     def latents(self) -> Tensor:

@@ -129,15 +129,20 @@ class Linear(nn.Linear):
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's linear layer, which has no gradient and is unknown to tracers, can and should be taken."""
+    """Whether oneDNN's linear layer, which has no gradient and is unknown to tracers, can and should be taken.
+
+    Weights of a subclass (quantised, sharded) bring their own linear layer; some builds of torch lack oneDNN's.
+    """
     return (
-        x.device.type == "cpu"
+        type(weight) in (Tensor, nn.Parameter)
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 

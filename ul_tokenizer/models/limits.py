@@ -1,27 +1,66 @@
-"""Bounds on configurations: a config is untrusted, so its sizes are checked before anything is allocated."""
+"""Bounds on configurations, which are untrusted and checked before anything is allocated, and on latents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
 
 MAX_SIZE = 1 << 16  # widest layer or channel count that a config may ask for
 MAX_ENTRIES = 16  # stages
 MAX_LAYERS = 512
 MAX_WEIGHTS = 1 << 35  # in all, as `check_weights` estimates them
+MAX_FP32 = torch.finfo(torch.float32).max
 
 
-def check_bounds(**sizes: int | Sequence[int]) -> None:
+def check_bounds(**sizes: int) -> None:
     """Raises one ValueError that names the first argument that is no positive integer within bounds.
 
-    Arguments whose name ends in `layers` or `layers_per_block` may be zero and are bounded by MAX_LAYERS.
+    Arguments whose name ends in `layers` may be zero and are bounded by MAX_LAYERS.
     """
     for name, value in sizes.items():
-        values = list(value) if isinstance(value, Sequence) else [value]
-        counts_layers = name.endswith(("layers", "layers_per_block"))
-        low, high = (0, MAX_LAYERS) if counts_layers else (1, MAX_SIZE)
-        legal = all(isinstance(v, int) and not isinstance(v, bool) and low <= v <= high for v in values)
+        low, high = _range(name)
+        if not _is_integer(value, low, high):
+            raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}.")
+
+
+def check_stage_bounds(**stages: Sequence[int]) -> None:
+    """As `check_bounds` for lists or tuples of one integer per stage."""
+    for name, values in stages.items():
+        low, high = _range(name)
+        legal = isinstance(values, list | tuple) and all(_is_integer(value, low, high) for value in values)
         if not legal or not 0 < len(values) <= MAX_ENTRIES:
-            raise ValueError(f"{name} must hold integers from {low} to {high}, at most {MAX_ENTRIES}, got {value!r}.")
+            raise ValueError(
+                f"{name} must be a list of integers from {low} to {high}, at most {MAX_ENTRIES}, got {values!r}."
+            )
+
+
+def check_numbers(**numbers: float) -> None:
+    """Raises one ValueError that names the first argument that is no number, or none that fp32 holds."""
+    for name, value in numbers.items():
+        if not is_number(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}.")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises a ValueError unless `dropout` is a probability below 1."""
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}.")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, and one that fp32 holds."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= MAX_FP32  # type: ignore[operator]
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _range(name: str) -> tuple[int, int]:
+    return (0, MAX_LAYERS) if name.endswith(("layers", "layers_per_block")) else (1, MAX_SIZE)
 
 
 def check_weights(widths: Sequence[int], layers: Sequence[int]) -> None:
@@ -35,3 +74,14 @@ def check_weights(widths: Sequence[int], layers: Sequence[int]) -> None:
             f"the config's widths and layers would make about {estimate:.0e} weights, more than the {MAX_WEIGHTS:.0e} "
             f"that are legal, got a width of {max(widths)} and {sum(layers)} layers."
         )
+
+
+def check_latents(name: str, latents: Tensor, channels: int) -> None:
+    """Raises one ValueError unless `latents` are floats (B, channels, [t,] h, w) of which nothing is empty."""
+    shape = tuple(latents.shape)
+    if latents.ndim not in (4, 5) or shape[1] != channels:
+        raise ValueError(f"{name} must be (B, {channels}, h, w) or (B, {channels}, t, h, w), got {shape}.")
+    if not latents.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {latents.dtype}.")
+    if 0 in shape:
+        raise ValueError(f"{name} must hold at least one sample, frame and position, got {shape}.")

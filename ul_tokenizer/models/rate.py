@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import diffuse, nats_to_bits, prior_loss, stratified_times, terminal_kl
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.diffusion.scheduler import Generators
+from ul_tokenizer.models.latent_distribution import draw_noise
 
 if TYPE_CHECKING:
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
@@ -21,7 +22,7 @@ def latent_bits(
     prior: UnifiedLatentsTransformer,
     schedule: LogSNRSchedule,
     num_levels: int,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Tensor:
     """Upper bound on the information in z_0: the prior's ELBO over `num_levels` stratified noise levels.
 
@@ -29,14 +30,14 @@ def latent_bits(
         z_clean: (B, c, [t,] h, w).
         prior: the stage-1 prior.
         schedule: λ_z(t), from the level of z_0.
-        num_levels: noise levels, the same for every sample; the estimate's variance falls with it.
-        generator: makes levels and noise.
+        num_levels: noise levels per sample; the estimate's variance falls with it.
+        generator: makes levels and noise; a list has one per sample, whose bits then don't depend on its neighbours.
 
     Returns:
         (B,), fp32, bits.
 
     Raises:
-        ValueError: no levels, or a prior that was trained down to another λ_z(0).
+        ValueError: no levels, an empty batch, a list of another length, or a prior of another λ_z(0).
     """
     if num_levels < 1:
         raise ValueError(f"num_levels must be at least 1, got {num_levels}.")
@@ -45,11 +46,21 @@ def latent_bits(
             f"prior must share the autoencoder's latent_logsnr of {schedule.logsnr_max}, "
             f"got {prior.config.latent_logsnr}."
         )
+    if z_clean.shape[0] == 0:
+        raise ValueError(f"z_clean must hold at least one sample, got {tuple(z_clean.shape)}.")
     z_clean = z_clean.float()
     nats = terminal_kl(z_clean, schedule)
-    for t_level in stratified_times(num_levels, generator).to(z_clean.device):
-        t = t_level.expand(z_clean.shape[0])
-        noise = randn_tensor(z_clean.shape, generator=generator, device=z_clean.device)
+    for t in _sample_times(z_clean.shape[0], num_levels, generator).to(z_clean.device).unbind(1):
+        noise = draw_noise(tuple(z_clean.shape), generator, z_clean.device)
         prediction = prior(diffuse(z_clean, noise, schedule.logsnr(t)), schedule.logsnr(t)).sample
         nats = nats + prior_loss(prediction, z_clean, noise, t, schedule) / num_levels
     return nats_to_bits(nats)
+
+
+def _sample_times(batch_size: int, num_levels: int, generator: Generators) -> Tensor:
+    """t (B, num_levels), stratified for each sample, from its own generator where there is a list."""
+    if not isinstance(generator, list):
+        return torch.stack([stratified_times(num_levels, generator) for _ in range(batch_size)])
+    if len(generator) != batch_size:
+        raise ValueError(f"generator must be one or a list of {batch_size}, one per sample, got {len(generator)}.")
+    return torch.stack([stratified_times(num_levels, one).cpu() for one in generator])

@@ -25,7 +25,14 @@ from ul_tokenizer.models.layers import (
     to_tokens,
     unfold_time,
 )
-from ul_tokenizer.models.limits import check_bounds, check_weights
+from ul_tokenizer.models.limits import (
+    check_bounds,
+    check_dropout,
+    check_latents,
+    check_numbers,
+    check_stage_bounds,
+    check_weights,
+)
 from ul_tokenizer.models.loading import BundledNamesMixin
 
 
@@ -80,12 +87,11 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
     ) -> None:
         super().__init__()
         check_bounds(
-            in_channels=in_channels,
-            block_out_channels=block_out_channels,
-            num_layers=num_layers,
-            attention_head_dim=attention_head_dim,
-            embedding_channels=embedding_channels,
+            in_channels=in_channels, attention_head_dim=attention_head_dim, embedding_channels=embedding_channels
         )
+        check_stage_bounds(block_out_channels=block_out_channels, num_layers=num_layers)
+        check_dropout(dropout)
+        check_numbers(latent_logsnr=latent_logsnr)
         check_weights((in_channels, embedding_channels, *block_out_channels), num_layers)
         if len(num_layers) != len(block_out_channels):
             raise ValueError(
@@ -115,36 +121,48 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def forward(
-        self, sample: Tensor, logsnr: Tensor, return_dict: bool = True
+        self,
+        sample: Tensor,
+        logsnr: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        context_latents: Tensor | None = None,
+        return_dict: bool = True,
     ) -> UnifiedLatentsTransformerOutput | tuple[Tensor]:
         """Predicts v.
 
         Args:
-            sample: z_t, (B, c, h, w) or (B, c, t, h, w).
-            logsnr: λ, (B,).
+            sample: z_t, (B, c, h, w) or (B, c, t, h, w), float.
+            logsnr: λ, (B,), or one for all, ().
+            class_labels: must be None; the place of classes, for models that are conditioned on them.
+            encoder_hidden_states: must be None; likewise of a text.
+            context_latents: must be None; likewise of given frames.
             return_dict: a `UnifiedLatentsTransformerOutput`, or a tuple of its values.
 
         Returns:
             v shaped like `sample`, fp32.
 
         Raises:
-            ValueError: wrong rank or channels, or a grid that is no multiple of `size_multiple`.
+            ValueError: wrong rank, channels or dtype, an empty sample, a grid that is no multiple of `size_multiple`,
+                another number of levels than of samples, or a condition.
         """
-        channels = self.config.in_channels
-        if sample.ndim not in (4, 5) or sample.shape[1] != channels:
-            raise ValueError(
-                f"sample must be (B, {channels}, h, w) or (B, {channels}, t, h, w), got {tuple(sample.shape)}."
-            )
-        if any(size % self.size_multiple for size in sample.shape[-2:]):
-            raise ValueError(
-                f"sample height and width must be multiples of {self.size_multiple}, got {tuple(sample.shape[-2:])}."
-            )
+        _check_unconditional(class_labels, encoder_hidden_states, context_latents)
+        self._check_sample(sample, logsnr)
         is_image = sample.ndim == 4
         z = sample.unsqueeze(2) if is_image else sample
         z = z.to(get_parameter_dtype(self.conv_in))
         v = self._denoise(z, logsnr.expand(z.shape[0]))
         v = v.squeeze(2) if is_image else v
         return UnifiedLatentsTransformerOutput(sample=v) if return_dict else (v,)
+
+    def _check_sample(self, sample: Tensor, logsnr: Tensor) -> None:
+        check_latents("sample", sample, self.config.in_channels)
+        if any(size % self.size_multiple for size in sample.shape[-2:]):
+            raise ValueError(
+                f"sample height and width must be multiples of {self.size_multiple}, got {tuple(sample.shape[-2:])}."
+            )
+        if tuple(logsnr.shape) not in ((), (1,), (sample.shape[0],)):
+            raise ValueError(f"logsnr must be ({sample.shape[0]},), one per sample, got {tuple(logsnr.shape)}.")
 
     def _denoise(self, z_BxCxTxHxW: Tensor, logsnr: Tensor) -> Tensor:
         num_frames = z_BxCxTxHxW.shape[2]
@@ -165,3 +183,15 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
             before, after = skips.pop()
             h = run(stage, upsample(h - after) + before)
         return unfold_time(self.conv_out(self.norm_out(h)), num_frames)
+
+
+def _check_unconditional(class_labels: object, encoder_hidden_states: object, context_latents: object) -> None:
+    conditions = (
+        ("class_labels", "class", class_labels),
+        ("encoder_hidden_states", "text", encoder_hidden_states),
+        ("context_latents", "context", context_latents),
+    )
+    for name, kind, value in conditions:
+        if value is not None:
+            got = f"a {type(value).__name__}"
+            raise ValueError(f"{name} must be None: this model has no {kind} conditioning, got {got}.")
