@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ul_tokenizer.evaluation.metrics import psnr_of_mean_mse
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training import stage1
@@ -142,6 +144,14 @@ def test_without_a_warm_up_the_prior_has_its_full_weight_from_the_first_step(
     assert train(tmp_path / "on", prior_hold_weight=0.25) == 0
     assert [line["prior_weight"] for line in logged(tmp_path / "off") if "loss" in line] == [1.0, 1.0]
     assert [line["prior_weight"] for line in logged(tmp_path / "on") if "loss" in line] == [0.25, 0.25]
+
+
+def test_the_priors_weight_rises_once_a_validation_finds_the_latent_read(
+    train: Train, logged: Logged, tmp_path: Path
+) -> None:
+    changes = {"max_train_steps": 6, "validation_steps": 2, "prior_min_hold_steps": 3, "prior_hold_gap_db": -100.0}
+    assert train(tmp_path, **changes, prior_hold_weight=0.0, prior_ramp_steps=4) == 0
+    assert [line["prior_weight"] for line in logged(tmp_path) if "loss" in line] == [0, 0, 0, 0, 0, 0.25]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -312,6 +322,27 @@ def test_an_unreadable_held_out_image_is_named_and_replaced(
     changes = {"train_data_dir": folder, "validation_data_dir": held_out, "num_validation_images": 9}
     assert train(tmp_path / "run", **changes) == 0
     assert capfd.readouterr().err.count("skipped in validation: bad.png: ") == 1
+
+
+def test_the_gap_is_what_decoding_with_the_next_images_latent_costs() -> None:
+    class Identity:
+        """Its latents are the pixels; what it decodes is a tenth off."""
+
+        def encode(self, x: Tensor) -> Any:
+            return SimpleNamespace(latent_dist=SimpleNamespace(sample=lambda generators: x))
+
+        def decode(self, z: Tensor, **options: Any) -> Any:
+            return SimpleNamespace(sample=0.9 * z)
+
+        def bits(self, x: Tensor, prior: Any, generator: Any) -> Tensor:
+            return torch.full((len(x),), 32.0)
+
+    pixels = torch.stack([torch.full((3, 8, 8), value) for value in (-1.0, 0.5, 1.0)])
+    fake: Any = Identity()
+    metrics, _ = validate_autoencoder(fake, fake, pixels, 2, 1, torch.device("cpu"))
+    costs = {name: psnr_of_mean_mse(pixels, 0.9 * z) for name, z in (("own", pixels), ("next", pixels.roll(1, 0)))}
+    assert metrics["latent_gap_db"] == pytest.approx(costs["own"] - costs["next"]) and metrics["latent_gap_db"] > 10
+    assert metrics["bits_per_pixel"] == 0.5
 
 
 def test_psnrs_do_not_depend_on_the_batch_size_of_a_validation(smallest_flags: Flags, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Checkpoints:
     def _write_whole(self, name: str, write: Callable[[Path], None], publish: Callable[[Path], Any]) -> None:
         """Every process writes to a temporary folder; once it is on the disk, the main one gives it its place."""
         temporary = self.output_dir / f"tmp-{name}"
-        self.remove_unfinished()
+        self._remove_unfinished()
         self.accelerator.wait_for_everyone()
 
         def publish_once() -> None:
@@ -131,9 +131,9 @@ class Checkpoints:
             free = shutil.disk_usage(self.output_dir).free / 1e6  # torch's own message doesn't say that a disk is full
             raise OSError(f"{name} could not be written to {self.output_dir} ({free:.0f} MB free): {error}") from error
         finally:
-            self.remove_unfinished()
+            self._remove_unfinished()
 
-    def remove_unfinished(self) -> None:
+    def _remove_unfinished(self) -> None:
         """Removes what a killed run left half-written."""
         if self.accelerator.is_main_process:
             for path in self.output_dir.glob("tmp-*"):

@@ -136,10 +136,16 @@ class Trainer:
                 else:
                     self._checkpoint()
                     self._say(f"{stop.name or 'A signal'} received: saved checkpoint-{self.step}, stopping.")
-            # gloo can hang at its end while it still holds a tensor of the last exchange; a barrier has none.
-            self.accelerator.wait_for_everyone()
         finally:
-            self.accelerator.end_training()
+            self._end()
+
+    def _end(self) -> None:
+        """Lets DDP go before its process group, and ends the trackers."""
+        # As the group's last owner, DDP would hold Python's lock while it waits for gloo's threads to end, and those
+        # need the lock to free the tensors of the last exchange: some runs would hang at their end.
+        del self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def _train(self, stop: StopSignal, bar: tqdm) -> bool:
         """Whether the last step was reached; False at a signal."""
@@ -370,8 +376,6 @@ class Trainer:
         folder = find_checkpoint(self.output_dir, wanted) if wanted else None
         state = read_state(folder) if folder else {"step": 0}
         self._refuse_later_checkpoints(state["step"])
-        self.accelerator.wait_for_everyone()  # all have looked before anything changes
-        self.checkpoints.remove_unfinished()
         if folder is not None:
             self._load(folder, state)
             self._say(f"Resumed {folder} at step {self.step}.")
