@@ -5,7 +5,7 @@ PYTHON ?= python3
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
 PHOTOS ?= $(HOME)/.cache/ul_tokenizer/debian-photos
-PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops
+PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
 BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -38,7 +38,7 @@ bench: $(TEST_ENV)/.installed ## print the figures that README and MODEL_CARD qu
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)
 
-train-photo: photos ## train ul-photo-f8 as it was trained, in two phases; run again, it resumes
+train-photo: photos ## train ul-photo-f8 as it was trained, in three phases; run again, it resumes
 	@set -e; for config in $(PHOTO_CONFIGS); do \
 	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
 	    --config examples/configs/$$config.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation; \

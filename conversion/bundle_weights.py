@@ -4,8 +4,7 @@
 
 SRC holds the autoencoder at its root and the prior in `prior/`. Of it and of the earlier phases of its training, the
 configuration (less what names folders) and the training curve are kept. What was bundled under NAME before is
-replaced, except for its cards (*.md, *.png). Norms, embeddings and last convolutions stay in fp32, as
-`from_pretrained` keeps them.
+replaced, except for its cards (*.md, *.png). Norms stay in fp32.
 """
 
 from __future__ import annotations
@@ -53,6 +52,8 @@ def bundle(source: Path, name: str, dtype: torch.dtype, earlier: Sequence[Path] 
 def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> None:
     models = {"": load_autoencoder(str(source), torch_dtype=dtype), PRIOR: load_prior(str(source), torch_dtype=dtype)}
     for subfolder, model in models.items():
+        for parameter in model.parameters():  # what runs in fp32 can be stored in half all the same
+            parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else parameter.dtype)
         for key, weight in model.state_dict().items():
             if not weight.isfinite().all():
                 raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")

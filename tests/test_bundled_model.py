@@ -77,19 +77,19 @@ def test_the_config_normalises_its_latents(autoencoder: UnifiedLatentsAutoencode
     )
 
 
-def test_a_whole_photograph_decodes_as_well_as_its_crops_with_tiles_or_without(
+def test_a_whole_photograph_decodes_as_well_as_its_crops_in_tiles_from_the_start(
     autoencoder: UnifiedLatentsAutoencoder, pixels: Tensor, latents: Tensor
 ) -> None:
     crops = psnr_of_mean_mse(pixels, decoded(autoencoder, latents, 1))
     photos = torch.stack([to_tensor(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))])
     with torch.inference_mode():
         z = autoencoder.encode(photos).latent_dist.sample(generators(100, 3))
-        whole = psnr_of_mean_mse(photos, decoded_photos(autoencoder, z))
-        autoencoder.enable_tiling(192, 192)
         tiled = psnr_of_mean_mse(photos, decoded_photos(autoencoder, z))
         autoencoder.disable_tiling()
-    assert whole > crops - 1.5
-    assert abs(tiled - whole) < 1
+        whole = psnr_of_mean_mse(photos, decoded_photos(autoencoder, z))
+        autoencoder.enable_tiling()
+    assert tiled > crops - 0.5
+    assert tiled > whole  # attention that was trained on 64 tokens gets worse over 3,000, which is why they are tiled
 
 
 def decoded_photos(autoencoder: UnifiedLatentsAutoencoder, z: Tensor) -> Tensor:

@@ -387,3 +387,21 @@ def test_wrong_latents_are_refused_in_one_sentence(
     with pytest.raises(ValueError, match=words) as caught:
         model.decode(z, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_can_tile_large_pictures_from_the_start() -> None:
+    torch.manual_seed(0)
+    plain = build_autoencoder("ul-tiny-f8").eval()
+    tiling = build_autoencoder("ul-tiny-f8", {"tile_sample_size": 32}).eval()
+    tiling.load_state_dict(plain.state_dict())
+    noise = torch.randn(1, 3, 64, 64)
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        tiled = tiling.decode(z, noise=noise).sample
+        plain.enable_tiling(32, 32)
+        assert torch.equal(tiled, plain.decode(z, noise=noise).sample)
+        tiling.disable_tiling()
+        plain.disable_tiling()
+        assert torch.equal(tiling.decode(z, noise=noise).sample, plain.decode(z, noise=noise).sample)
+    with pytest.raises(ValueError, match="tile_sample_size must be at least 8, got 4"):
+        build_autoencoder("ul-tiny-f8", {"tile_sample_size": 4})

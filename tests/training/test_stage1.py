@@ -95,6 +95,16 @@ def test_fine_tuning_keeps_the_priors_full_weight_and_may_change_the_config(
     assert "no config key 'colour'" in capfd.readouterr().err
 
 
+def test_a_fresh_prior_of_another_size_can_be_trained_for_a_finished_autoencoder(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "first") == 0
+    changes = {"pretrained_model_name_or_path": tmp_path / "first", "fresh_prior": True, "train_only": "prior"}
+    assert train(tmp_path / "second", **changes, prior={"block_out_channels": [48]}) == 0
+    prior = UnifiedLatentsTransformer.from_pretrained(tmp_path / "second", subfolder="prior")
+    assert tuple(prior.config.block_out_channels) == (48,)
+    first, second = (load_file(tmp_path / f / "diffusion_pytorch_model.safetensors") for f in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_the_prior_follows_the_latents_of_the_autoencoder_and_a_contradiction_is_one_sentence(
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

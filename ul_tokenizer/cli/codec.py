@@ -153,7 +153,8 @@ class Codec:
         return self.ratio * (int(prior.size_multiple) if prior is not None else 1)
 
     def _set_tiling(self, height: int, width: int) -> None:
-        tile = self.tile if self.tile is not None else DEFAULT_TILE if max(height, width) > TILE_ABOVE else 0
+        automatic = self.autoencoder.config.tile_sample_size or (DEFAULT_TILE if max(height, width) > TILE_ABOVE else 0)
+        tile = automatic if self.tile is None else self.tile
         if tile:
             self.autoencoder.enable_tiling(tile, tile)
         else:

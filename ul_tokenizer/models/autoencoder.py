@@ -64,6 +64,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: decoding steps where a caller gives none; 1 is the posterior mean, more sample detail.
         temporal_compression_ratio: frames per latent frame.
         sample_size: height and width in training; informative.
+        tile_sample_size: pictures larger than this are tiled from the start, as networks trained on small crops want,
+            whose attention never saw more tokens; None leaves tiling to `enable_tiling`.
         scaling_factor: what pipelines multiply latents by.
         shift_factor: what pipelines subtract before.
         latents_mean: per-channel mean of z_clean, once measured.
@@ -113,6 +115,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int = 1,
         temporal_compression_ratio: int = 1,
         sample_size: int | None = None,
+        tile_sample_size: int | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         latents_mean: list[float] | None = None,
@@ -149,9 +152,9 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         self.temporal_compression_ratio = temporal_compression_ratio
 
         self.use_slicing = False
-        self.use_tiling = False
-        self.tile_sample_min_height = 512
-        self.tile_sample_min_width = 512
+        self.use_tiling = tile_sample_size is not None
+        self.tile_sample_min_height = tile_sample_size or 512
+        self.tile_sample_min_width = tile_sample_size or 512
         self.tile_overlap_factor = 0.125
 
     # ------------------------------------------------------------------------------------------------------------

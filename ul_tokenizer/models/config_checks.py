@@ -54,6 +54,11 @@ def check_autoencoder_config(config: Mapping[str, Any]) -> None:
     _check_stages(config)
     _check_total(config)
     _check_choices(config)
+    if config["tile_sample_size"] is not None:
+        check_bounds(tile_sample_size=config["tile_sample_size"])
+        ratio = config["patch_size"] * 2 ** len(config["decoder_block_out_channels"])
+        if config["tile_sample_size"] < ratio:
+            raise ValueError(f"tile_sample_size must be at least {ratio}, got {config['tile_sample_size']}.")
     if config["scaling_factor"] <= 0:
         raise ValueError(f"scaling_factor must be positive, got {config['scaling_factor']}.")
     for name in ("latents_mean", "latents_std"):

@@ -53,6 +53,7 @@ class Stage1Arguments(TrainingArguments):
         None, "Fine-tune this model (bundled name, folder or hub id), in place of a preset's fresh networks."
     )
     revision: str | None = arg(None, "Revision of the pretrained model on the hub.")
+    fresh_prior: bool = arg(False, "Fine-tune with a fresh prior of the preset beside the pretrained autoencoder.")
     train_only: Literal["encoder", "decoder", "prior"] | None = arg(None, "Train this part and freeze the others.")
 
     # Objective
@@ -82,6 +83,8 @@ class Stage1Arguments(TrainingArguments):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {self.preset}.")
+        if self.fresh_prior and not self.pretrained_model_name_or_path:
+            raise ValueError("--fresh_prior needs --pretrained_model_name_or_path.")
         if self.revision and not self.pretrained_model_name_or_path:
             raise ValueError("--revision needs --pretrained_model_name_or_path.")
         if self.prior_warmup is None:  # a trained decoder reads its latent already
@@ -236,17 +239,18 @@ class Stage1:
 
 
 def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTransformer]:
+    torch.manual_seed(args.seed)  # fresh weights are the same on every process and in every run
     if args.pretrained_model_name_or_path is None:
-        torch.manual_seed(args.seed)  # the same weights on every process and in every run
         autoencoder = build_autoencoder(args.preset, args.autoencoder)
+    else:
+        check_config_keys(UnifiedLatentsAutoencoder, args.autoencoder)
+        autoencoder = load_autoencoder(args.pretrained_model_name_or_path, revision=args.revision, **args.autoencoder)
+    if args.pretrained_model_name_or_path is None or args.fresh_prior:
         latents = {"in_channels": autoencoder.config.latent_channels, "latent_logsnr": autoencoder.config.latent_logsnr}
         prior = build_prior(args.preset, {**latents, **args.prior})
     else:
-        check_config_keys(UnifiedLatentsAutoencoder, args.autoencoder)
         check_config_keys(UnifiedLatentsTransformer, args.prior)
-        name, revision = args.pretrained_model_name_or_path, args.revision
-        autoencoder = load_autoencoder(name, revision=revision, **args.autoencoder)
-        prior = load_prior(name, revision=revision, **args.prior)
+        prior = load_prior(args.pretrained_model_name_or_path, revision=args.revision, **args.prior)
     for key, name in (("latent_channels", "in_channels"), ("latent_logsnr", "latent_logsnr")):
         if autoencoder.config[key] != prior.config[name]:
             raise ValueError(
