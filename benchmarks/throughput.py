@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from _measure import convolution_peak, machine, median_seconds
 from diffusers import AutoencoderDC, AutoencoderKL
+from diffusers.utils import logging
 from torch import Tensor
 from training_step import Step
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--largest_training_size", type=int, default=256, help="of the paper's networks; 266 M weights")
     args = parser.parse_args()
     torch.manual_seed(0)
+    logging.set_verbosity_error()  # weights are random: that `to()` casts norms does not matter
     print(machine())
     for dtype_name in args.dtypes:
         dtype = getattr(torch, dtype_name)

@@ -335,3 +335,10 @@ def test_flops_count_onednns_linear_layers() -> None:
     with torch.inference_mode():
         assert count_flops(lambda: layer(x)) == 2 * 10 * 24 * 40
     assert count_flops(lambda: layer(x)) == 2 * 10 * 24 * 40
+
+
+def test_flops_count_attention_on_cpus_as_on_the_meta_device() -> None:
+    q = torch.randn(2, 3, 16, 8)
+    expected = 2 * (2 * 2 * 3 * 16 * 16 * 8)
+    with torch.inference_mode():
+        assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == expected

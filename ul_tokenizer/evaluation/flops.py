@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+
 
 def _linear_flops(x_shape: list[int], weight_shape: list[int], *args: Any, out_shape: list[int], **kwargs: Any) -> int:
     """Of oneDNN's linear layer, which torch's counter does not know: 2 · positions · C · C'."""
     return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+def _attention_flops(query: list[int], key: list[int], value: list[int], *args: Any, **kwargs: Any) -> int:
+    """Of attention's kernel for CPUs: scores and their products with the values; shapes are (B, heads, L, D)."""
+    return 2 * math.prod(query) * key[-2] + 2 * math.prod(query[:-1]) * key[-2] * value[-1]
 
 
 def count_flops(function: Callable[[], Any]) -> int:
@@ -27,5 +34,5 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
     """FLOPs of operators that torch's counter does not know, where this build of torch has them."""
-    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return {} if operator is None else {operator: _linear_flops}
+    known = ((torch.ops.mkldnn, "_linear_pointwise", _linear_flops), (torch.ops.aten, CPU_ATTENTION, _attention_flops))
+    return {getattr(room, name): flops for room, name, flops in known if hasattr(room, name)}
