@@ -22,6 +22,7 @@ SCHEDULER = "ul_tokenizer/diffusion/scheduler.py"
 ALGORITHM = "ul_tokenizer/training/algorithm1.py"
 AUTOENCODER = "ul_tokenizer/models/autoencoder.py"
 LATENT = "ul_tokenizer/models/latent_distribution.py"
+ATTENTION = "ul_tokenizer/models/attention.py"
 LAYERS = "ul_tokenizer/models/layers.py"
 TILING = "ul_tokenizer/models/tiling.py"
 
@@ -194,7 +195,7 @@ MUTATIONS = [
     ),
     Mutation(
         "keys have no positions",
-        LAYERS,
+        ATTENTION,
         "key = apply_rotary(attn.norm_k(key), rotary)",
         "key = attn.norm_k(key)",
         ON_LAYERS,

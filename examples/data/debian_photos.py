@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -31,6 +30,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+from debian_packages import (  # type: ignore[import-not-found, unused-ignore]  # beside this script
+    extract_package,
+    fetch_package,
+    version_of,
+)
 from PIL import Image, ImageFilter, ImageOps
 from qt_resources import read_resources  # type: ignore[import-not-found, unused-ignore]  # beside this script
 
@@ -115,24 +119,10 @@ class Photo:
 # ---------------------------------------------------------------- packages
 
 
-def fetch_package(package: str, folder: Path) -> Path:
-    """Downloads `package` into `folder` unless it is there; returns the `.deb`."""
-    found = sorted(folder.glob(f"{package}_*.deb"))
-    if found:
-        return found[-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    if not _run("apt-cache", "show", "--no-all-versions", package, check=False):
-        _run("apt-get", "update", "-qq", check=False)
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
-        _run("apt-get", "download", "-qq", package, cwd=partial)
-        deb = next(Path(partial).glob("*.deb"))
-        return deb.replace(folder / deb.name)
-
-
 def read_package(deb: Path) -> Iterator[tuple[str, bytes]]:
     """Yields (member, content) of every raster picture in a `.deb`, also of those inside `.rcc` files."""
     with tempfile.TemporaryDirectory(prefix="debian-photos-") as folder:
-        _run("dpkg-deb", "-x", str(deb), folder)
+        extract_package(deb, folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file() and not path.is_symlink():
                 yield from _pictures_of(path, path.relative_to(folder).as_posix())
@@ -145,13 +135,6 @@ def _pictures_of(path: Path, member: str) -> Iterator[tuple[str, bytes]]:
                 yield f"{member}/{inner}", content
     elif path.suffix.lower() in PICTURES:
         yield member, path.read_bytes()
-
-
-def _run(*command: str, cwd: str | None = None, check: bool = True) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if check and done.returncode:
-        raise SystemExit(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 # ---------------------------------------------------------------- pictures
@@ -206,7 +189,7 @@ class Collector:
 
     def add_package(self, package: str, deb: Path) -> None:
         """Adds every photograph of the `.deb`, largest first, so that of near-duplicates the largest stays."""
-        version = _run("dpkg-deb", "-f", str(deb), "Version").strip()
+        version = version_of(deb)
         before = len(self.photos)
         pictures = [
             picture

@@ -154,7 +154,7 @@ def offline(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(recipe, "fetch_package", lambda package, folder: folder / package)
     monkeypatch.setattr(recipe, "read_package", read_package)
-    monkeypatch.setattr(recipe, "_run", lambda *command, **options: state.version)
+    monkeypatch.setattr(recipe, "version_of", lambda deb: state.version)
     monkeypatch.setattr(recipe, "CHECKSUMS", state.list)
     state.run = lambda *options: recipe.main(["--cache", str(state.cache), *options])
     state.files = lambda: sorted(path.relative_to(state.cache).as_posix() for path in state.cache.glob("*/*"))

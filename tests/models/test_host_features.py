@@ -11,8 +11,8 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
+from ul_tokenizer.models.attention import RotaryAttention
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.layers import RotaryAttention
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ul_tokenizer.evaluation import flops
 from ul_tokenizer.evaluation.flops import count_flops
+from ul_tokenizer.models.attention import RotaryAttention, apply_rotary, rotary_table
+from ul_tokenizer.models.blocks import TransformerStage
 from ul_tokenizer.models.layers import (
     ChannelNorm,
     DecoderResidualBlock,
@@ -20,13 +22,9 @@ from ul_tokenizer.models.layers import (
     Linear,
     LogSNREmbedding,
     OutputConv,
-    RotaryAttention,
     TokenNorm,
-    TransformerStage,
     Upsample,
-    apply_rotary,
     fold_time,
-    rotary_table,
     to_frames,
     to_tokens,
     unfold_time,
@@ -255,9 +253,9 @@ def test_conditions_have_a_place_and_are_refused(name: str) -> None:
         make_transformer()(torch.zeros(1, 4, 4, 4), torch.zeros(1), **{name: torch.zeros(1, 2)})
 
 
-def test_the_transformers_signature_is_that_of_later_conditioned_models() -> None:
+def test_the_transformers_signature_is_the_announced_one() -> None:
     sample, logsnr = torch.zeros(1, 4, 4, 4), torch.zeros(1)
-    (v,) = make_transformer()(sample, logsnr, None, None, None, False)
+    (v,) = make_transformer()(sample, logsnr, None, None, None, None, False)
     assert v.shape == sample.shape
     assert list(inspect.signature(UnifiedLatentsTransformer.forward).parameters)[1:] == [
         "sample",
@@ -265,6 +263,7 @@ def test_the_transformers_signature_is_that_of_later_conditioned_models() -> Non
         "class_labels",
         "encoder_hidden_states",
         "context_latents",
+        "encoder_attention_mask",
         "return_dict",
     ]
 

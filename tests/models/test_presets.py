@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ul_tokenizer.evaluation.flops import count_flops
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior
+from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_base, build_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 META = torch.device("meta")
@@ -72,8 +73,22 @@ def test_the_prior_has_101_million_parameters(prior: UnifiedLatentsTransformer) 
 
 def test_the_base_model_of_two_stages_has_220_to_240_million() -> None:
     with META:
-        base = UnifiedLatentsTransformer(block_out_channels=(512, 1024), num_layers=(6, 16), dropout=0.1)
+        base = build_base("ul-base-imagenet512-medium")
     assert 220 < millions(base) < 240
+
+
+def test_the_small_base_model_takes_a_third_of_the_mediums_flops() -> None:
+    flops = {}
+    for size in ("small", "medium"):
+        with META:
+            base, latent, logsnr = build_base(f"ul-base-imagenet512-{size}"), torch.zeros(1, 32, 32, 32), torch.zeros(1)
+        flops[size] = count_flops(lambda base=base, latent=latent, logsnr=logsnr: base(latent, logsnr))
+    assert flops["small"] / flops["medium"] == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_unknown_base_presets_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"preset must be one of ul-base-imagenet512-medium, .*, got 'ul-tiny-f8'"):
+        build_base("ul-tiny-f8")
 
 
 def test_encoder_and_decoder_have_the_parameters_of_their_tables(model: UnifiedLatentsAutoencoder) -> None:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ul_tokenizer.models.blocks import TransformerStage
 from ul_tokenizer.models.layers import (
     ChannelNorm,
     DecoderResidualBlock,
     Downsample,
     LogSNREmbedding,
     OutputConv,
-    TransformerStage,
     Upsample,
     fold_time,
     to_frames,

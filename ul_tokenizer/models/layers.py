@@ -1,4 +1,4 @@
-"""Building blocks of the networks: norms, residual blocks, rotary attention, patching, log-SNR embedding.
+"""Building blocks of the networks: norms, linear layers, residual blocks, patching, log-SNR embedding.
 
 Shapes: spatial layers see frames folded into the batch, (B·T, C, H, W) in channels-last memory, so that an image
 (T = 1) pays nothing for time; attention sees tokens (B, L, C) with L = T·H·W.
@@ -10,14 +10,11 @@ are normalised alike, and a network trained on small crops keeps its meaning on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -55,7 +52,10 @@ def to_frames(x_BxLxC: Tensor, grid: tuple[int, int, int]) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------
 
 # For `_keep_in_fp32_modules`, where diffusers compares whole parts of a weight's dotted name.
-FP32_MODULES = ["norm_1", "norm_2", "norm_q", "norm_k", "norm_out", "norms", "logsnr_embedding", "conv_out"]
+FP32_MODULES = [
+    *("norm_1", "norm_2", "norm_q", "norm_k", "norm_out", "norm_text", "norms"),
+    *("logsnr_embedding", "class_embedding", "conv_out"),
+]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -230,168 +230,3 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', 2H, 2W)."""
         return F.pixel_shuffle(self.conv(x), 2).contiguous(memory_format=torch.channels_last)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Transformer
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (L, head_dim/2) fp32, of rotary positions in three axes; grid is (T, H, W), L = T·H·W.
-
-    A quarter of the pairs turns with time, the rest in halves with height and width.
-    """
-    pairs = head_dim // 2
-    time_pairs = pairs // 4
-    width_pairs = (pairs - time_pairs) // 2
-    axis_pairs = (time_pairs, pairs - time_pairs - width_pairs, width_pairs)
-    angles = []
-    for size, count in zip(grid, axis_pairs, strict=True):
-        # Low base: grids have tens of positions, not thousands.
-        frequencies = 100.0 ** -(torch.arange(count, device=device, dtype=torch.float32) / max(count, 1))
-        angles.append(torch.arange(size, device=device, dtype=torch.float32)[:, None] * frequencies)
-    t, h, w = grid
-    table = torch.cat(
-        [
-            angles[0][:, None, None].expand(t, h, w, -1),
-            angles[1][None, :, None].expand(t, h, w, -1),
-            angles[2][None, None].expand(t, h, w, -1),
-        ],
-        dim=-1,
-    ).reshape(t * h * w, pairs)
-    return table.cos(), table.sin()
-
-
-def apply_rotary(x_BxLxNxD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (x_i, x_{i + D/2}) of every head by the position's angles."""
-    cos, sin = (table[None, :, None, :].to(x_BxLxNxD.dtype) for table in rotary)
-    a, b = x_BxLxNxD.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-
-
-class RotaryAttnProcessor:
-    """Self-attention on (B, L, heads, head_dim) through diffusers' dispatch, so that `set_attention_backend` works."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(self, attn: RotaryAttention, x_BxLxC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Attends within x; shapes in and out are (B, L, C)."""
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(x_BxLxC).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(x_BxLxC), attn.to_k(x_BxLxC), attn.to_v(x_BxLxC)
-        query, key, value = (p.unflatten(-1, (attn.heads, attn.head_dim)) for p in (query, key, value))
-        query = apply_rotary(attn.norm_q(query), rotary)
-        key = apply_rotary(attn.norm_k(key), rotary)
-        return attn.to_out(self._attend(query, key, value).flatten(2).to(x_BxLxC.dtype))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention on (B, L, heads, head_dim) by the chosen backend."""
-
-        def attend(*tensors: Tensor) -> Tensor:
-            return dispatch_attention_fn(
-                *tensors, backend=self._attention_backend, parallel_config=self._parallel_config
-            )
-
-        # On CPUs the backward pass of half-precision attention takes two to ten times as long as that of fp32.
-        if query.device.type == "cpu" and query.requires_grad:
-            with torch.autocast("cpu", enabled=False):
-                return attend(query.float(), key.float(), value.float())
-        return attend(query, key, value)
-
-
-class RotaryAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention with normalised queries and keys and rotary positions."""
-
-    _default_processor_cls = RotaryAttnProcessor
-    _available_processors = [RotaryAttnProcessor]
-    use_bias = False
-    to_qkv: nn.Linear  # where the projections are fused
-    processor: RotaryAttnProcessor
-    set_processor: Callable[[RotaryAttnProcessor], None]
-
-    def __init__(self, channels: int, head_dim: int) -> None:
-        super().__init__()
-        if channels % head_dim or head_dim % 2:
-            raise ValueError(f"attention head_dim must be even and divide the {channels} channels, got {head_dim}.")
-        self.heads, self.head_dim = channels // head_dim, head_dim
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(channels, channels, bias=False)
-        self.to_v = Linear(channels, channels, bias=False)
-        self.norm_q = TokenNorm(head_dim)
-        self.norm_k = TokenNorm(head_dim)
-        self.to_out = Linear(channels, channels, bias=False)
-        self.set_processor(RotaryAttnProcessor())
-
-    def forward(self, x_BxLxC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, L, C) → (B, L, C)."""
-        return self.processor(self, x_BxLxC, rotary)
-
-
-class FeedForward(nn.Module):
-    """C → 4C → C with SiLU, which costs a quarter of a tanh GELU on CPUs."""
-
-    def __init__(self, channels: int, dropout: float) -> None:
-        super().__init__()
-        self.linear_in = Linear(channels, 4 * channels)
-        self.dropout = nn.Dropout(dropout)
-        self.linear_out = Linear(4 * channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, C)."""
-        return self.linear_out(self.dropout(F.silu(self.linear_in(x))))
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm attention and feed-forward, each scaled, shifted and gated by the conditioning.
-
-    The modulation is one projection shared by all blocks of a stage plus a learned table per block
-    (PixArt-α's adaLN-single), which keeps a block at 12 C² weights.
-    """
-
-    def __init__(self, channels: int, head_dim: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.norm_1 = TokenNorm(channels, elementwise_affine=False)
-        self.attn = RotaryAttention(channels, head_dim)
-        self.norm_2 = TokenNorm(channels, elementwise_affine=False)
-        self.feed_forward = FeedForward(channels, dropout)
-        self.dropout = nn.Dropout(dropout)
-        self.modulation_table = nn.Parameter(torch.randn(6, channels) / math.sqrt(channels))
-
-    def forward(self, x_BxLxC: Tensor, modulation_Bx6xC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, L, C), (B, 6, C) → (B, L, C)."""
-        modulation = (modulation_Bx6xC + self.modulation_table).to(x_BxLxC.dtype)
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation[:, :, None].unbind(1)
-        h = self.attn(torch.addcmul(shift_1, self.norm_1(x_BxLxC), 1 + scale_1), rotary)
-        x_BxLxC = torch.addcmul(x_BxLxC, gate_1, self.dropout(h))
-        h = self.feed_forward(torch.addcmul(shift_2, self.norm_2(x_BxLxC), 1 + scale_2))
-        return torch.addcmul(x_BxLxC, gate_2, self.dropout(h))
-
-
-class TransformerStage(nn.Module):
-    """A run of transformer blocks at one width, with the projection of the conditioning that they share."""
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor]
-
-    def __init__(self, channels: int, num_layers: int, head_dim: int, embedding_channels: int, dropout: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.modulation = nn.Linear(embedding_channels, 6 * channels)
-        self.blocks = nn.ModuleList([TransformerBlock(channels, head_dim, dropout) for _ in range(num_layers)])
-        nn.init.zeros_(self.modulation.weight)
-        with torch.no_grad():  # gates start open, as in a plain pre-norm transformer
-            self.modulation.bias.zero_().unflatten(0, (6, channels))[[2, 5]] = 1.0
-
-    def forward(self, x_BxLxC: Tensor, embedding: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """(B, L, C), (B, E) → (B, L, C); `grid` is (T, H, W) with T·H·W = L."""
-        modulation = self.modulation(embedding.to(self.modulation.weight.dtype)).unflatten(-1, (6, -1))
-        rotary = rotary_table(grid, self.head_dim, x_BxLxC.device)
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x_BxLxC = self._gradient_checkpointing_func(block, x_BxLxC, modulation, rotary)
-            else:
-                x_BxLxC = block(x_BxLxC, modulation, rotary)
-        return x_BxLxC

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+_Config = TypeVar("_Config")
 
 # name → (autoencoder config, prior config)
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -56,6 +58,28 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "embedding_channels": 64,
         },
     ),
+    # Small pictures on two CPU cores: 8× down, 16 channels, 2.2 M weights in all.
+    "ul-mini-f8": (
+        {
+            "latent_channels": 16,
+            "encoder_block_out_channels": (32, 64, 96),
+            "encoder_layers_per_block": (1, 2, 2),
+            "decoder_block_out_channels": (32, 80),
+            "decoder_layers_per_block": (2, 2),
+            "decoder_hidden_size": 128,
+            "decoder_num_layers": 3,
+            "attention_head_dim": 32,
+            "embedding_channels": 64,
+            "dropout": 0.0,
+        },
+        {
+            "in_channels": 16,
+            "block_out_channels": (128,),
+            "num_layers": (2,),
+            "attention_head_dim": 32,
+            "embedding_channels": 64,
+        },
+    ),
     # For tests: a step takes milliseconds.
     "ul-tiny-f8": (
         {
@@ -80,6 +104,49 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
+# name → base model's config, for stage 2
+BASE_PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's two-stage ViT (paper.md §5): 232 M weights. What it does not print is our reading: heads, embedding.
+    "ul-base-imagenet512-medium": {
+        "in_channels": 32,
+        "block_out_channels": (512, 1024),
+        "num_layers": (6, 16),
+        "attention_head_dim": 64,
+        "embedding_channels": 512,
+        "dropout": 0.1,
+        "num_class_embeds": 1000,
+        "sample_size": 32,
+    },
+    # Our reading of the paper's "small": a third of the medium's FLOPs, by width.
+    "ul-base-imagenet512-small": {
+        "in_channels": 32,
+        "block_out_channels": (320, 576),
+        "num_layers": (6, 16),
+        "attention_head_dim": 64,
+        "embedding_channels": 512,
+        "dropout": 0.1,
+        "num_class_embeds": 1000,
+        "sample_size": 32,
+    },
+    # Trains on two CPU cores, for latents of few positions.
+    "ul-base-mini": {
+        "in_channels": 16,
+        "block_out_channels": (224,),
+        "num_layers": (4,),
+        "attention_head_dim": 32,
+        "embedding_channels": 128,
+        "dropout": 0.0,
+    },
+    # For tests: a step takes milliseconds.
+    "ul-base-tiny": {
+        "in_channels": 4,
+        "block_out_channels": (32,),
+        "num_layers": (2,),
+        "attention_head_dim": 16,
+        "embedding_channels": 16,
+    },
+}
+
 
 def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsAutoencoder:
     """A fresh autoencoder of a preset, with some config keys changed.
@@ -87,19 +154,32 @@ def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> 
     Raises:
         ValueError: an unknown preset or config key, or a value out of range.
     """
-    return UnifiedLatentsAutoencoder(**_config(preset, 0, UnifiedLatentsAutoencoder, changes))
+    return UnifiedLatentsAutoencoder(**_config(_pair(preset)[0], UnifiedLatentsAutoencoder, changes))
 
 
 def build_prior(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsTransformer:
     """A fresh stage-1 prior of a preset; arguments and errors as `build_autoencoder`."""
-    return UnifiedLatentsTransformer(**_config(preset, 1, UnifiedLatentsTransformer, changes))
+    return UnifiedLatentsTransformer(**_config(_pair(preset)[1], UnifiedLatentsTransformer, changes))
 
 
-def _config(preset: str, part: int, cls: type[Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+def build_base(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsTransformer:
+    """A fresh base model of a preset of `BASE_PRESETS`; arguments and errors as `build_autoencoder`."""
+    return UnifiedLatentsTransformer(**_config(_entry(BASE_PRESETS, preset), UnifiedLatentsTransformer, changes))
+
+
+def _pair(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _entry(PRESETS, preset)
+
+
+def _entry(presets: Mapping[str, _Config], preset: str) -> _Config:
+    if preset not in presets:
+        raise ValueError(f"preset must be one of {', '.join(presets)}, got {preset!r}.")
+    return presets[preset]
+
+
+def _config(config: dict[str, Any], cls: type[Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
     check_config_keys(cls, changes or {})
-    return {**PRESETS[preset][part], **(changes or {})}
+    return {**config, **(changes or {})}
 
 
 def check_config_keys(cls: type[Any], changes: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
@@ -12,13 +13,15 @@ from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ul_tokenizer.models.attention import Text
+from ul_tokenizer.models.blocks import TransformerStage
+from ul_tokenizer.models.conditioning import ClassEmbedding, TextEmbedding
 from ul_tokenizer.models.layers import (
     FP32_MODULES,
     ChannelNorm,
     Downsample,
     LogSNREmbedding,
     OutputConv,
-    TransformerStage,
     Upsample,
     fold_time,
     to_frames,
@@ -50,10 +53,14 @@ class UnifiedLatentsTransformerOutput(BaseOutput):
 class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, ConfigMixin):
     r"""Multi-stage ViT on noisy latents, conditioned on the log-SNR, with v-prediction.
 
+    A class, a text and given frames are further conditions, each where the config has a place for it.
+
     ```
     z_t ─ 1×1 conv ─ stage 0, first half ─ ½ ─ … ─ last stage ─ … ─ ×2 ─ stage 0, second half ─ norm, 1×1 conv ─ v
                               │h_before     │h_after                  │
                               └─────────────┴ x ← Up(x − h_after) + h_before
+    λ + class ─ embedding ─ every block          text ─ cross-attention in every block
+    context latents ─ 1×1 conv ─ frames before those of z_t, which attention reads and whose output is dropped
     ```
 
     Args:
@@ -63,6 +70,9 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         attention_head_dim: channels of a head; divides every width.
         embedding_channels: width of the log-SNR embedding.
         dropout: probability, in attention outputs and feed-forwards.
+        num_class_embeds: number of classes; None for a model without them.
+        cross_attention_dim: width of a text encoder's hidden states; None for a model without text.
+        context_conditioning: whether frames can be given whose continuation is wanted.
         latent_logsnr: λ_z(0), the cleanest level that the model was trained at.
         sample_size: height and width of the latents in training; informative.
     """
@@ -71,7 +81,14 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
     _no_split_modules = ["TransformerBlock"]
     _repeated_blocks = ["TransformerBlock"]
     _keep_in_fp32_modules = FP32_MODULES
-    _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "modulation"]
+    _skip_layerwise_casting_patterns = [
+        "norm",
+        "logsnr_embedding",
+        "class_embedding",
+        "null_token",
+        "conv_out",
+        "modulation",
+    ]
 
     @register_to_config
     def __init__(
@@ -82,6 +99,9 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         attention_head_dim: int = 64,
         embedding_channels: int = 256,
         dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+        cross_attention_dim: int | None = None,
+        context_conditioning: bool = False,
         latent_logsnr: float = 5.0,
         sample_size: int | None = None,
     ) -> None:
@@ -89,6 +109,8 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         check_bounds(
             in_channels=in_channels, attention_head_dim=attention_head_dim, embedding_channels=embedding_channels
         )
+        optional = {"num_class_embeds": num_class_embeds, "cross_attention_dim": cross_attention_dim}
+        check_bounds(**{name: value for name, value in optional.items() if value is not None})
         check_stage_bounds(block_out_channels=block_out_channels, num_layers=num_layers)
         check_dropout(dropout)
         check_numbers(latent_logsnr=latent_logsnr)
@@ -101,9 +123,17 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         widths, outer = block_out_channels, num_layers[:-1]
 
         def stage(channels: int, layers: int) -> TransformerStage:
-            return TransformerStage(channels, layers, attention_head_dim, embedding_channels, dropout)
+            return TransformerStage(
+                channels, layers, attention_head_dim, embedding_channels, dropout, cross_attention_dim
+            )
 
         self.logsnr_embedding = LogSNREmbedding(embedding_channels)
+        if num_class_embeds is not None:
+            self.class_embedding = ClassEmbedding(num_class_embeds, embedding_channels)
+        if cross_attention_dim is not None:
+            self.text_embedding = TextEmbedding(cross_attention_dim)
+        if context_conditioning:
+            self.context_conv_in = nn.Conv2d(in_channels, widths[0], 1)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 1)
         pairs = list(pairwise(widths))
         self.down_stages = nn.ModuleList([stage(c, n - n // 2) for c, n in zip(widths, outer, strict=False)])
@@ -120,6 +150,12 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         """Height and width of the latents must be multiples of this: 2 for every stage after the first."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
+    @property
+    def null_class_label(self) -> int | None:
+        """The class label that stands for no class, as guidance needs; None for a model without classes."""
+        num_classes: int | None = self.config.num_class_embeds
+        return num_classes
+
     def forward(
         self,
         sample: Tensor,
@@ -127,6 +163,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         context_latents: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> UnifiedLatentsTransformerOutput | tuple[Tensor]:
         """Predicts v.
@@ -134,9 +171,10 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         Args:
             sample: z_t, (B, c, h, w) or (B, c, t, h, w), float.
             logsnr: λ, (B,), or one for all, ().
-            class_labels: must be None; the place of classes, for models that are conditioned on them.
-            encoder_hidden_states: must be None; likewise of a text.
-            context_latents: must be None; likewise of given frames.
+            class_labels: (B,) integers from 0 to `null_class_label`; None is the null label for all.
+            encoder_hidden_states: a text encoder's output, (B, L, `cross_attention_dim`); None is no text for all.
+            context_latents: given frames that come before those of `sample`, (B, c, t', h, w) with any t'.
+            encoder_attention_mask: (B, L), true where there is a token; a sample without one has no text.
             return_dict: a `UnifiedLatentsTransformerOutput`, or a tuple of its values.
 
         Returns:
@@ -144,16 +182,54 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
 
         Raises:
             ValueError: wrong rank, channels or dtype, an empty sample, a grid that is no multiple of `size_multiple`,
-                another number of levels than of samples, or a condition.
+                another number of levels than of samples, a condition that the config has no place for, or one that
+                doesn't fit the sample.
         """
-        _check_unconditional(class_labels, encoder_hidden_states, context_latents)
+        self._check_conditions(class_labels, encoder_hidden_states, context_latents)
         self._check_sample(sample, logsnr)
         is_image = sample.ndim == 4
-        z = sample.unsqueeze(2) if is_image else sample
-        z = z.to(get_parameter_dtype(self.conv_in))
-        v = self._denoise(z, logsnr.expand(z.shape[0]))
+        dtype = get_parameter_dtype(self.conv_in)
+        z = (sample.unsqueeze(2) if is_image else sample).to(dtype)
+        context = None if context_latents is None else self._checked_context(context_latents, z).to(dtype)
+        embedding = self._embedding(logsnr.expand(z.shape[0]), class_labels)
+        text = self._text(encoder_hidden_states, encoder_attention_mask, z.shape[0])
+        v = self._denoise(z, embedding, text, context)
         v = v.squeeze(2) if is_image else v
         return UnifiedLatentsTransformerOutput(sample=v) if return_dict else (v,)
+
+    def _embedding(self, logsnr: Tensor, class_labels: Tensor | None) -> Tensor:
+        embedding = self.logsnr_embedding(logsnr)
+        if self.config.num_class_embeds is not None:
+            embedding = embedding + self.class_embedding(class_labels, len(logsnr))
+        return F.silu(embedding)
+
+    def _text(self, hidden_states: Tensor | None, mask: Tensor | None, batch_size: int) -> Text | None:
+        if self.config.cross_attention_dim is None:
+            return None
+        text: Text = self.text_embedding(hidden_states, mask, batch_size)
+        return text
+
+    def _check_conditions(self, class_labels: object, encoder_hidden_states: object, context_latents: object) -> None:
+        config = self.config
+        conditions = (
+            ("class_labels", "class", class_labels, config.num_class_embeds is not None),
+            ("encoder_hidden_states", "text", encoder_hidden_states, config.cross_attention_dim is not None),
+            ("context_latents", "context", context_latents, config.context_conditioning),
+        )
+        for name, kind, value, has_place in conditions:
+            if value is not None and not has_place:
+                got = f"a {type(value).__name__}"
+                raise ValueError(f"{name} must be None: this model has no {kind} conditioning, got {got}.")
+
+    def _checked_context(self, context: Tensor, z_BxCxTxHxW: Tensor) -> Tensor:
+        b, c, _, h, w = z_BxCxTxHxW.shape
+        fits = context.ndim == 5 and context.shape[2] and (*context.shape[:2], *context.shape[3:]) == (b, c, h, w)
+        if not fits or not context.is_floating_point():
+            raise ValueError(
+                f"context_latents must be floats ({b}, {c}, t, {h}, {w}) with at least one frame, as the sample is, "
+                f"got {tuple(context.shape)} {context.dtype}."
+            )
+        return context
 
     def _check_sample(self, sample: Tensor, logsnr: Tensor) -> None:
         check_latents("sample", sample, self.config.in_channels)
@@ -164,15 +240,15 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         if tuple(logsnr.shape) not in ((), (1,), (sample.shape[0],)):
             raise ValueError(f"logsnr must be ({sample.shape[0]},), one per sample, got {tuple(logsnr.shape)}.")
 
-    def _denoise(self, z_BxCxTxHxW: Tensor, logsnr: Tensor) -> Tensor:
-        num_frames = z_BxCxTxHxW.shape[2]
-        embedding = F.silu(self.logsnr_embedding(logsnr))
+    def _denoise(
+        self, z_BxCxTxHxW: Tensor, embedding: Tensor, text: Text | None, context_BxCxTxHxW: Tensor | None
+    ) -> Tensor:
+        h, num_frames = self._project(z_BxCxTxHxW, context_BxCxTxHxW)
 
         def run(stage: nn.Module, x: Tensor) -> Tensor:
             grid = (num_frames, x.shape[2], x.shape[3])
-            return to_frames(stage(to_tokens(x, num_frames), embedding, grid), grid)
+            return to_frames(stage(to_tokens(x, num_frames), embedding, grid, text), grid)
 
-        h = self.conv_in(fold_time(z_BxCxTxHxW))
         skips = []
         for stage, downsample in zip(self.down_stages, self.downsamples, strict=True):
             before = run(stage, h)
@@ -182,16 +258,15 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         for stage, upsample in zip(reversed(self.up_stages), reversed(self.upsamples), strict=True):
             before, after = skips.pop()
             h = run(stage, upsample(h - after) + before)
-        return unfold_time(self.conv_out(self.norm_out(h)), num_frames)
+        v = unfold_time(self.conv_out(self.norm_out(h)), num_frames)
+        return v[:, :, num_frames - z_BxCxTxHxW.shape[2] :]
 
-
-def _check_unconditional(class_labels: object, encoder_hidden_states: object, context_latents: object) -> None:
-    conditions = (
-        ("class_labels", "class", class_labels),
-        ("encoder_hidden_states", "text", encoder_hidden_states),
-        ("context_latents", "context", context_latents),
-    )
-    for name, kind, value in conditions:
-        if value is not None:
-            got = f"a {type(value).__name__}"
-            raise ValueError(f"{name} must be None: this model has no {kind} conditioning, got {got}.")
+    def _project(self, z_BxCxTxHxW: Tensor, context_BxCxTxHxW: Tensor | None) -> tuple[Tensor, int]:
+        """Features (B·T, C, h, w) of the context's frames, if there are any, and then the sample's; and T."""
+        h = self.conv_in(fold_time(z_BxCxTxHxW))
+        num_frames = z_BxCxTxHxW.shape[2]
+        if context_BxCxTxHxW is None:
+            return h, num_frames
+        given = self.context_conv_in(fold_time(context_BxCxTxHxW))
+        frames = [unfold_time(given, context_BxCxTxHxW.shape[2]), unfold_time(h, num_frames)]
+        return fold_time(torch.cat(frames, dim=2)), num_frames + context_BxCxTxHxW.shape[2]

@@ -1,0 +1,80 @@
+"""What a generator is conditioned on beside the log-SNR: a class, a text; each with a learned "none" for guidance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ul_tokenizer.models.attention import Text
+from ul_tokenizer.models.layers import TokenNorm
+
+
+class ClassEmbedding(nn.Module):
+    """Class labels (B,) → (B, C), fp32; the label `num_classes` is the learned null label, which stands for none."""
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.null_label = num_classes
+        self.table = nn.Embedding(num_classes + 1, channels)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
+        """(B,) int64, or None for no class at all → (B, C), fp32.
+
+        Raises:
+            ValueError: another shape or dtype, or (on CPUs, where looking costs nothing) a label out of range.
+        """
+        if class_labels is None:
+            class_labels = torch.full((batch_size,), self.null_label, device=self.table.weight.device)
+        self._check(class_labels, batch_size)
+        embedding: Tensor = self.table(class_labels)
+        return embedding.float()
+
+    def _check(self, labels: Tensor, batch_size: int) -> None:
+        if tuple(labels.shape) != (batch_size,) or labels.dtype not in (torch.int64, torch.int32):
+            got = f"{tuple(labels.shape)} {labels.dtype}"
+            raise ValueError(f"class_labels must be ({batch_size},) integers, one per sample, got {got}.")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            stray = labels[(labels < 0) | (labels > self.null_label)]
+            if len(stray):
+                raise ValueError(
+                    f"class_labels must be from 0 to {self.null_label}, where the last is the null label, "
+                    f"got {int(stray[0])}."
+                )
+
+
+class TextEmbedding(nn.Module):
+    """A text encoder's hidden states as cross-attention reads them, behind a learned token that stands for no text."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.norm_text = TokenNorm(channels)
+        self.null_token = nn.Parameter(torch.randn(channels))
+
+    def forward(self, hidden_states: Tensor | None, mask: Tensor | None, batch_size: int) -> Text:
+        """(B, L, D), mask (B, L) or None → tokens (B, 1 + L, D).
+
+        A sample without a token in its mask, and every sample where `hidden_states` is None, reads the null token.
+
+        Raises:
+            ValueError: shapes that don't fit.
+        """
+        null = self.null_token.expand(batch_size, 1, self.channels)
+        if hidden_states is None:
+            if mask is not None:
+                raise ValueError("encoder_attention_mask must be None without encoder_hidden_states, got a Tensor.")
+            return Text(null, torch.ones(batch_size, 1, dtype=torch.bool, device=null.device))
+        self._check(hidden_states, mask, batch_size)
+        if mask is None:
+            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        mask = mask.bool()
+        tokens = torch.cat([null, self.norm_text(hidden_states.to(null.dtype))], dim=1)
+        return Text(tokens, torch.cat([~mask.any(dim=1, keepdim=True), mask], dim=1))
+
+    def _check(self, hidden_states: Tensor, mask: Tensor | None, batch_size: int) -> None:
+        shape = tuple(hidden_states.shape)
+        if len(shape) != 3 or shape[0] != batch_size or shape[2] != self.channels:
+            raise ValueError(f"encoder_hidden_states must be ({batch_size}, L, {self.channels}), got {shape}.")
+        if mask is not None and tuple(mask.shape) != shape[:2]:
+            raise ValueError(f"encoder_attention_mask must be {shape[:2]}, got {tuple(mask.shape)}.")
