@@ -13,7 +13,7 @@ import torch
 from _measure import convolution_peak, machine, median_seconds
 from torch.profiler import ProfilerActivity, profile
 
-from ul_tokenizer.diffusion.objective import DecoderWeighting, bits_per_pixel_divisor
+from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.evaluation.flops import count_flops
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
@@ -37,7 +37,7 @@ class Step:
     def __init__(self, preset: str, resolution: int, batch_size: int) -> None:
         autoencoder, prior = build_autoencoder(preset), build_prior(preset)
         schedule = LogSNRSchedule(5.0, -10.0, "linear")
-        model = Stage1Model(autoencoder, prior, schedule, DecoderWeighting())
+        model = Stage1Model(autoencoder, prior, schedule, SigmoidWeighting())
         self.model = model.to(torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
         side = resolution // autoencoder.spatial_compression_ratio

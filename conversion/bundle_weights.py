@@ -2,7 +2,8 @@
 
     python conversion/bundle_weights.py runs/phase-2 ul-photo-f8 [--earlier runs/phase-1] [--dtype float16]
 
-SRC holds the autoencoder at its root and the prior in `prior/`. Of it and of the earlier phases of its training, the
+SRC holds the autoencoder at its root and the prior in `prior/`, or is the folder of a pipeline with these two in
+`vae/`. Of it and of the earlier phases of its training, the
 configuration (less what names folders) and the training curve are kept. What was bundled under NAME before is
 replaced, except for its cards (*.md, *.png). Norms stay in fp32.
 """
@@ -19,13 +20,19 @@ from typing import Any
 
 import torch
 import yaml
+from diffusers import ModelMixin
 
 from ul_tokenizer import pretrained
-from ul_tokenizer.hub import PRIOR, load_autoencoder, load_prior
+from ul_tokenizer.hub import PRIOR
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.stage1 import Stage1Arguments
+from ul_tokenizer.training.stage2 import Stage2Arguments
 
 MAX_BYTES = 10_000_000  # of safetensors in all
 MAX_CURVE_POINTS = 200
+PIPELINE_FILES = ("model_index.json", "class_names.json", "scheduler/scheduler_config.json")
+PATHS = {*Stage1Arguments.PATHS, *Stage2Arguments.PATHS}  # of no use on another machine
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -50,8 +57,7 @@ def bundle(source: Path, name: str, dtype: torch.dtype, earlier: Sequence[Path] 
 
 
 def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> None:
-    models = {"": load_autoencoder(str(source), torch_dtype=dtype), PRIOR: load_prior(str(source), torch_dtype=dtype)}
-    for subfolder, model in models.items():
+    for subfolder, model in _load_models(source, dtype).items():
         for parameter in model.parameters():  # what runs in fp32 can be stored in half all the same
             parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else parameter.dtype)
         for key, weight in model.state_dict().items():
@@ -59,8 +65,31 @@ def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> N
                 raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")
         model.register_to_config(_name_or_path=name)  # and not a path of this machine
         model.save_pretrained(folder / subfolder)
+    for file in PIPELINE_FILES:
+        if (source / file).is_file():
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / file, folder / file)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes them for their owner only
+
+
+def _load_models(source: Path, dtype: torch.dtype) -> dict[str, ModelMixin]:
+    """The models by their folder below `source`."""
+    if not (source / "model_index.json").is_file():
+        return {"": _autoencoder(source, dtype), PRIOR: _transformer(source / PRIOR, dtype)}
+    return {
+        "transformer": _transformer(source / "transformer", dtype),
+        "vae": _autoencoder(source / "vae", dtype),
+        f"vae/{PRIOR}": _transformer(source / "vae" / PRIOR, dtype),
+    }
+
+
+def _autoencoder(folder: Path, dtype: torch.dtype) -> ModelMixin:
+    return UnifiedLatentsAutoencoder.from_pretrained(folder, torch_dtype=dtype)
+
+
+def _transformer(folder: Path, dtype: torch.dtype) -> ModelMixin:
+    return UnifiedLatentsTransformer.from_pretrained(folder, torch_dtype=dtype)
 
 
 def _check_size(folder: Path) -> None:
@@ -74,7 +103,7 @@ def _keep_training_record(runs: Sequence[Path], folder: Path) -> None:
     rows: list[dict[str, Any]] = []
     for number, run in enumerate(phases, 1):
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        kept = {key: value for key, value in config.items() if key not in Stage1Arguments.PATHS}
+        kept = {key: value for key, value in config.items() if key not in PATHS}
         text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         (folder / f"training-phase-{number}.yaml").write_text(text, encoding="utf-8")
         rows += read_rows(run, first_step=max((row["step"] for row in rows), default=0))

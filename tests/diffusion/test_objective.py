@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import (
-    DecoderWeighting,
+    SigmoidWeighting,
     UnifiedLatentsLoss,
     bits_per_pixel_divisor,
-    decoder_loss,
     diffuse,
     eps_squared_error,
     nats_to_bits,
     prior_loss,
     scale_gradient,
+    sigmoid_loss,
     stratified_times,
     terminal_kl,
 )
@@ -83,7 +83,7 @@ def test_a_unit_gaussian_costs_3_61_bits_per_dimension() -> None:
 def test_every_prediction_type_gives_the_same_loss(prediction_type: PredictionType) -> None:
     torch.manual_seed(0)
     t = torch.tensor([0.05, 0.4, 0.9])
-    schedule, weighting = LogSNRSchedule(5.0, -5.0, "cosine"), DecoderWeighting()
+    schedule, weighting = LogSNRSchedule(5.0, -5.0, "cosine"), SigmoidWeighting()
     x, eps, guess = torch.randn(3, 3, 2, 3, 4)
     logsnr = schedule.logsnr(t)
     alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(logsnr))
@@ -91,7 +91,7 @@ def test_every_prediction_type_gives_the_same_loss(prediction_type: PredictionTy
     losses = {
         p: (
             prior_loss(predict(guess, guessed_eps, logsnr, p), x, eps, t, schedule, p),
-            decoder_loss(predict(guess, guessed_eps, logsnr, p), x, eps, t, schedule, weighting, p),
+            sigmoid_loss(predict(guess, guessed_eps, logsnr, p), x, eps, t, schedule, weighting, p),
         )
         for p in ("v_prediction", prediction_type)
     }
@@ -109,32 +109,32 @@ def test_the_decoder_loss_is_positive_at_every_level(kind: str) -> None:
     torch.manual_seed(0)
     t, schedule = midpoints(64), LogSNRSchedule(9.0, -5.0, kind)  # type: ignore[arg-type]
     x, eps, prediction = torch.randn(3, 64, 3, 4, 4)
-    assert (decoder_loss(prediction, x, eps, t, schedule, DecoderWeighting()) > 0).all()
+    assert (sigmoid_loss(prediction, x, eps, t, schedule, SigmoidWeighting()) > 0).all()
 
 
 def test_the_decoder_loss_in_eps_equals_that_in_x_with_e_to_the_b() -> None:
     """paper.md §2, both forms of Eq. 4, written out."""
     torch.manual_seed(0)
-    t, schedule, weighting = midpoints(8), LogSNRSchedule(9.0, -5.0, "linear"), DecoderWeighting(1.7, 2.5)
+    t, schedule, weighting = midpoints(8), LogSNRSchedule(9.0, -5.0, "linear"), SigmoidWeighting(1.7, 2.5)
     x, eps, guess = torch.randn(3, 8, 3, 4, 4)
     logsnr = schedule.logsnr(t)
     squares = (x - guess).square().flatten(1).sum(1)
     in_x = 1.7 * 0.5 * 14.0 * math.exp(2.5) * torch.sigmoid(logsnr - 2.5) * squares
-    torch.testing.assert_close(decoder_loss(guess, x, eps, t, schedule, weighting, "sample"), in_x, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sigmoid_loss(guess, x, eps, t, schedule, weighting, "sample"), in_x, rtol=1e-5, atol=0)
 
 
 # ---------------------------------------------------------------- weights
 
 
 def test_the_weight_tends_to_the_loss_factor_in_noise_and_to_nothing_near_the_image() -> None:
-    weights = DecoderWeighting(loss_factor=1.7, bias=2.0).weight(torch.tensor([-40.0, 2.0, 40.0]))
+    weights = SigmoidWeighting(loss_factor=1.7, bias=2.0).weight(torch.tensor([-40.0, 2.0, 40.0]))
     torch.testing.assert_close(weights, torch.tensor([1.7, 0.85, 0.0]))
 
 
 @pytest.mark.parametrize(("factor", "table"), [(1.3, -1.20), (1.5, -0.69), (1.7, -0.36), (1.9, -0.11), (2.1, 0.10)])
 @pytest.mark.parametrize("bias", [0.0, 2.0])
 def test_the_weight_crosses_one_where_the_papers_table_says(factor: float, table: float, bias: float) -> None:
-    weighting = DecoderWeighting(factor, bias)
+    weighting = SigmoidWeighting(factor, bias)
     assert weighting.crossing - bias == pytest.approx(table, abs=0.006)
     below, at, above = weighting.weight(torch.tensor([-0.1, 0.0, 0.1]) + weighting.crossing)
     assert below > 1 > above
@@ -142,16 +142,16 @@ def test_the_weight_crosses_one_where_the_papers_table_says(factor: float, table
 
 
 def test_a_loss_factor_of_one_or_less_never_crosses() -> None:
-    assert DecoderWeighting(loss_factor=1.0).crossing == -math.inf
+    assert SigmoidWeighting(loss_factor=1.0).crossing == -math.inf
     with pytest.raises(ValueError, match=r"loss_factor must be positive, got -1\.0"):
-        DecoderWeighting(loss_factor=-1.0)
+        SigmoidWeighting(loss_factor=-1.0)
 
 
 def test_the_boost_is_one_above_its_level_and_e_to_the_distance_below() -> None:
     logsnr = torch.tensor([-3.0, -1.0, 0.0, 4.0])
     expected = torch.tensor([math.exp(2), 1.0, 1.0, 1.0])
-    torch.testing.assert_close(DecoderWeighting(boost_below=-1.0).boost(logsnr), expected)
-    assert torch.equal(DecoderWeighting().boost(logsnr), torch.ones(4))
+    torch.testing.assert_close(SigmoidWeighting(boost_below=-1.0).boost(logsnr), expected)
+    assert torch.equal(SigmoidWeighting().boost(logsnr), torch.ones(4))
 
 
 # ---------------------------------------------------------------- sums, never means
@@ -166,7 +166,7 @@ def test_doubling_the_height_doubles_every_term() -> None:
         v, clean, noise = tensors
         return [
             prior_loss(v, clean, noise, t, schedule),
-            decoder_loss(v, clean, noise, t, schedule, DecoderWeighting()),
+            sigmoid_loss(v, clean, noise, t, schedule, SigmoidWeighting()),
             terminal_kl(clean, schedule),
         ]
 
@@ -194,13 +194,13 @@ def test_bits_per_pixel_count_positions_and_not_colours() -> None:
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_a_batch_as_large_as_channels_and_height_is_weighted_per_sample(prediction_type: PredictionType) -> None:
     torch.manual_seed(0)
-    t, schedule, weighting = torch.tensor([0.1, 0.5, 0.8]), LogSNRSchedule(5.0, -5.0, "cosine"), DecoderWeighting()
+    t, schedule, weighting = torch.tensor([0.1, 0.5, 0.8]), LogSNRSchedule(5.0, -5.0, "cosine"), SigmoidWeighting()
     x, eps, prediction = torch.randn(3, 3, 3, 3, 3)
-    batch = decoder_loss(prediction, x, eps, t, schedule, weighting, prediction_type)
+    batch = sigmoid_loss(prediction, x, eps, t, schedule, weighting, prediction_type)
     assert batch.shape == (3,)
     for i in range(3):
         v, clean, noise, time = (a[i : i + 1] for a in (prediction, x, eps, t))
-        one = decoder_loss(v, clean, noise, time, schedule, weighting, prediction_type)
+        one = sigmoid_loss(v, clean, noise, time, schedule, weighting, prediction_type)
         torch.testing.assert_close(batch[i : i + 1], one)
         torch.testing.assert_close(diffuse(x, eps, t)[i : i + 1], diffuse(*(a[i : i + 1] for a in (x, eps, t))))
 
@@ -216,7 +216,7 @@ def test_losses_are_computed_in_fp32_whatever_the_networks_run_in(
     arguments = [(prediction, x, eps), (prediction.float(), x.float(), eps.float())]
     for loss in (
         lambda v, clean, noise: prior_loss(v, clean, noise, t, schedule, prediction_type),
-        lambda v, clean, noise: decoder_loss(v, clean, noise, t, schedule, DecoderWeighting(), prediction_type),
+        lambda v, clean, noise: sigmoid_loss(v, clean, noise, t, schedule, SigmoidWeighting(), prediction_type),
         lambda v, clean, noise: terminal_kl(clean, schedule),
         lambda v, clean, noise: diffuse(clean, noise, schedule.logsnr(t)),
     ):

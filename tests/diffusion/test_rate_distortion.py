@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ul_tokenizer.diffusion.objective import DecoderWeighting, decoder_loss, diffuse
+from ul_tokenizer.diffusion.objective import SigmoidWeighting, diffuse, sigmoid_loss
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 
 PIXELS = LogSNRSchedule(15.0, -15.0, "linear")
@@ -41,7 +41,7 @@ def latent_nats(snr: Tensor, schedule: LogSNRSchedule) -> Tensor:
     return 0.5 * (torch.log1p(snr) - torch.log1p(end)) + terminal
 
 
-def decoder_nats(snr: Tensor, weighting: DecoderWeighting) -> Tensor:
+def decoder_nats(snr: Tensor, weighting: SigmoidWeighting) -> Tensor:
     """L_x (Eq. 4) of the optimal decoder: x given z_0 and x_t has the variance 1 / (1 + snr + e^λ)."""
     logsnr = PIXELS.logsnr(TIMES)
     eps_error = logsnr.exp() / (1 + snr[:, None] + logsnr.exp())  # ‖ε − ε̂‖² = e^λ ‖x − x̂‖²
@@ -51,7 +51,7 @@ def decoder_nats(snr: Tensor, weighting: DecoderWeighting) -> Tensor:
 def optimum(loss_factor: float, bias: float, latent_logsnr: float = 5.0) -> Optimum:
     schedule = LogSNRSchedule(latent_logsnr, -10.0, "linear")
     nats = latent_nats(SNRS, schedule)
-    best = int((nats + decoder_nats(SNRS, DecoderWeighting(loss_factor, bias))).argmin())
+    best = int((nats + decoder_nats(SNRS, SigmoidWeighting(loss_factor, bias))).argmin())
     snr = float(SNRS[best])
     assert best < len(SNRS) - 1, "the grid ends below the optimum"
     return Optimum(math.sqrt(snr * math.exp(-latent_logsnr)), float(nats[best]), 10 * math.log10(4 * (1 + snr)))
@@ -62,7 +62,7 @@ def rising(values: list[float]) -> bool:
 
 
 def test_the_librarys_decoder_loss_of_the_optimal_decoder_is_the_toys() -> None:
-    snr, weighting, count = 20.0, DecoderWeighting(1.5, 3.0), 200_000
+    snr, weighting, count = 20.0, SigmoidWeighting(1.5, 3.0), 200_000
     generator = torch.Generator().manual_seed(0)
     x, noise, latent_noise = torch.randn(3, count, 1, generator=generator)
     t = (torch.arange(count) + 0.5) / count
@@ -70,7 +70,7 @@ def test_the_librarys_decoder_loss_of_the_optimal_decoder_is_the_toys() -> None:
     alpha, sigma = (a[:, None] for a in alpha_sigma(logsnr))
     x_t, seen = diffuse(x, noise, logsnr), math.sqrt(snr) * x + latent_noise
     mean = (math.sqrt(snr) * seen + alpha / sigma**2 * x_t) / (1 + snr + logsnr.exp()[:, None])
-    loss = decoder_loss(mean, x, noise, t, PIXELS, weighting, "sample").mean().item()
+    loss = sigmoid_loss(mean, x, noise, t, PIXELS, weighting, "sample").mean().item()
     assert loss == pytest.approx(float(decoder_nats(torch.tensor([snr]).double(), weighting)), rel=0.02)
 
 

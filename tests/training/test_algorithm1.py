@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ul_tokenizer.diffusion.objective import DecoderWeighting, UnifiedLatentsLoss, stratified_times, terminal_kl
+from ul_tokenizer.diffusion.objective import SigmoidWeighting, UnifiedLatentsLoss, stratified_times, terminal_kl
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
@@ -77,7 +77,7 @@ def make_model(latent_logsnr: float = 5.0, boost_below: float | None = None, **a
         for parameter in network.parameters():  # some start at 0 and would hide gradients
             parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     return Stage1Model(
-        *networks, LogSNRSchedule(latent_logsnr, -10.0, "linear"), DecoderWeighting(1.5, 4.5, boost_below)
+        *networks, LogSNRSchedule(latent_logsnr, -10.0, "linear"), SigmoidWeighting(1.5, 4.5, boost_below)
     )
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from ul_tokenizer.data.images import ImageSource, UnreadableImageError, to_tensor
 
 SUBSTITUTES = 100  # tries to find a readable image in place of an unreadable one
+NO_LABEL = -1
 _DRAW, _PERMUTATION = 0, 1  # two streams of random numbers under one seed
 
 
@@ -22,14 +23,16 @@ class Crop(TypedDict):
     """One sample."""
 
     pixel_values: Tensor  # (3, r, r), float32, [-1, 1]
-    skipped: str  # "" or "name: reason", of each unreadable image that this one stands in for, joined by "; "
+    class_label: int  # NO_LABEL where images have none
+    skipped: tuple[str, ...]  # "name: reason" of each unreadable image that this one stands in for
 
 
 class CropBatch(TypedDict):
     """What `collate_crops` makes of a list of samples."""
 
     pixel_values: Tensor  # (B, 3, r, r), float32, [-1, 1]
-    skipped: list[str]  # without the empty ones
+    class_labels: Tensor  # (B,) int64
+    skipped: list[str]  # of all samples
 
 
 class RandomCropDataset(Dataset[Crop]):
@@ -82,16 +85,21 @@ class RandomCropDataset(Dataset[Crop]):
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}.")
         random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_DRAW, n)))
-        image, skipped = self._read(n, random)
-        return {"pixel_values": to_tensor(self._crop(image, random)), "skipped": skipped}
+        image, index, skipped = self._read(n, random)
+        label = self.source.label(index)
+        return {
+            "pixel_values": to_tensor(self._crop(image, random)),
+            "class_label": NO_LABEL if label is None else label,
+            "skipped": skipped,
+        }
 
-    def _read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, str]:
-        epoch, position = divmod(n, len(self.source))
-        index = int(_permutation(len(self.source), self.seed, epoch)[position])
+    def _read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, int, tuple[str, ...]]:
+        """An image, its index and what could not be read in its place."""
+        index = index_of_draw(n, len(self.source), self.seed)
         failures: list[str] = []
         for _ in range(1 + SUBSTITUTES):
             try:
-                return self.source.read(index), "; ".join(failures)
+                return self.source.read(index), index, tuple(failures)
             except UnreadableImageError as error:
                 failures.append(f"{self.source.name(index)}: {error.reason}")
                 index = int(random.integers(len(self.source)))
@@ -112,6 +120,12 @@ class RandomCropDataset(Dataset[Crop]):
         crop = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         mirrored = self.random_flip and draw_flip < 0.5
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
+
+
+def index_of_draw(n: int, length: int, seed: int) -> int:
+    """Which of `length` samples draw n is: each epoch, n // length, goes once through all in an order of its own."""
+    epoch, position = divmod(n, length)
+    return int(_permutation(length, seed, epoch)[position])
 
 
 @lru_cache(maxsize=4)  # epochs overlap where workers or processes cross their border
@@ -151,5 +165,8 @@ class DrawSampler(Sampler[int]):
 
 def collate_crops(crops: Sequence[Crop]) -> CropBatch:
     """Stacks samples into a batch."""
-    pixel_values = torch.stack([crop["pixel_values"] for crop in crops])
-    return {"pixel_values": pixel_values, "skipped": [crop["skipped"] for crop in crops if crop["skipped"]]}
+    return {
+        "pixel_values": torch.stack([crop["pixel_values"] for crop in crops]),
+        "class_labels": torch.tensor([crop["class_label"] for crop in crops]),
+        "skipped": [reason for crop in crops for reason in crop["skipped"]],
+    }

@@ -259,9 +259,18 @@ class ImageSource(Protocol):
         """The image as 8-bit RGB, not to be changed; raises `UnreadableImageError`."""
         ...
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels stand for; empty where images have none."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """The image's class, below `len(class_names)`; None where images have none."""
+        ...
+
 
 class ImageFolder:
-    """All images below a folder.
+    """All images below a folder; where each lies in a subfolder, the subfolders' names are classes, in sorted order.
 
     Args:
         root: the folder, or a single image.
@@ -270,6 +279,7 @@ class ImageFolder:
 
     Attributes:
         skipped: the files that have no image's suffix.
+        class_names: of the subfolders; empty where images lie in the folder itself.
 
     Raises:
         ValueError: if there is no image.
@@ -280,6 +290,9 @@ class ImageFolder:
         self.paths, self.skipped = find_images(root)
         if not self.paths:
             raise ValueError(f"root must hold at least one image, got {root} with {len(self.skipped)} other files.")
+        folders = [path.relative_to(self.root).parts[:-1] for path in self.paths if path != self.root]
+        has_classes = len(folders) == len(self.paths) and all(folders)
+        self.class_names = tuple(sorted({parts[0] for parts in folders})) if has_classes else ()
         self._cache: dict[int, Image.Image] = {}
         self._cached_bytes = 0
 
@@ -291,6 +304,12 @@ class ImageFolder:
         """Path relative to the folder."""
         path = self.paths[index]
         return path.name if path == self.root else path.relative_to(self.root).as_posix()
+
+    def label(self, index: int) -> int | None:
+        """The class of its subfolder, if subfolders are classes."""
+        if not self.class_names:
+            return None
+        return self.class_names.index(self.paths[index].relative_to(self.root).parts[0])
 
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB, not to be changed; raises `UnreadableImageError`."""
@@ -312,6 +331,7 @@ class HubImages:
         config: the dataset's configuration.
         split: which part of it.
         image_column: the column with the images.
+        label_column: the column with their classes, a `ClassLabel` of `datasets`.
         revision: branch, tag or commit.
         max_pixels: as in `read_image`.
 
@@ -327,6 +347,7 @@ class HubImages:
         *,
         split: str = "train",
         image_column: str = "image",
+        label_column: str | None = None,
         revision: str | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -337,6 +358,7 @@ class HubImages:
         rows = datasets.load_dataset(name, config, split=split, revision=revision)
         if image_column not in rows.column_names:
             raise ValueError(f"image_column must be one of {rows.column_names}, got {image_column!r}.")
+        self.class_names, self._labels = _classes(rows, label_column)
         # Undecoded, so that a damaged image is one that we name and not an exception inside `datasets`.
         self._rows: Any = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self._name, self._column, self.max_pixels = f"{name}/{split}", image_column, max_pixels
@@ -349,6 +371,10 @@ class HubImages:
         """Dataset, split and number of the row."""
         return f"{self._name}[{index}]"
 
+    def label(self, index: int) -> int | None:
+        """The class in the label column, if one was named."""
+        return self._labels[index] if self.class_names else None
+
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB; raises `UnreadableImageError`."""
         cell = self._rows[index][self._column]
@@ -358,6 +384,24 @@ class HubImages:
             return read_image(cell["bytes"] or cell["path"], max_pixels=self.max_pixels)
         except UnreadableImageError as error:
             raise UnreadableImageError(self.name(index), error.reason) from error
+
+
+def _classes(rows: Any, label_column: str | None) -> tuple[tuple[str, ...], list[int]]:
+    """Names and labels of a hub data set's classes; both empty if no column is named."""
+    if label_column is None:
+        return (), []
+    if label_column not in rows.column_names:
+        raise ValueError(f"label_column must be one of {rows.column_names}, got {label_column!r}.")
+    names = getattr(rows.features[label_column], "names", None)
+    if names is None:
+        raise ValueError(
+            f"label_column must hold class labels, got {label_column!r} with {rows.features[label_column]}."
+        )
+    labels = list(rows[label_column])
+    stray = [label for label in labels if label is None or not 0 <= label < len(names)]
+    if stray:
+        raise ValueError(f"label_column must hold labels from 0 to {len(names) - 1}, got {stray[0]}.")
+    return tuple(names), labels
 
 
 class SubsetOfImages:
@@ -382,3 +426,12 @@ class SubsetOfImages:
     def read(self, index: int) -> Image.Image:
         """As the source reads it."""
         return self.source.read(self.indices[index])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As the source has them."""
+        return self.source.class_names
+
+    def label(self, index: int) -> int | None:
+        """As the source says."""
+        return self.source.label(self.indices[index])

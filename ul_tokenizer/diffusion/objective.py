@@ -20,8 +20,8 @@ from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 
 
 @dataclass(frozen=True)
-class DecoderWeighting:
-    """w(λ) = c_lf · sigmoid(b − λ), the weight of the ε-MSE in the decoder loss (Eq. 4, sign corrected).
+class SigmoidWeighting:
+    """w(λ) = c_lf · sigmoid(b − λ), a weight of the ε-MSE: the decoder's (Eq. 4, sign corrected) and the base model's.
 
     `boost_below` = λ_f multiplies w by max(1, e^{λ_f − λ}): at levels noisier than λ_f the x-MSE then keeps the
     weight that it has at λ_f, so that few-step decoding, which starts there, is trained. The factor is undone in
@@ -152,18 +152,19 @@ def terminal_kl(z_clean: Tensor, schedule: LogSNRSchedule) -> Tensor:
     return 0.5 * (alpha_sq * sum_of_squares(z_clean.float()) + constant * z_clean[0].numel())
 
 
-def decoder_loss(
+def sigmoid_loss(
     prediction: Tensor,
     x: Tensor,
     noise: Tensor,
     t: Tensor,
     schedule: LogSNRSchedule,
-    weighting: DecoderWeighting,
+    weighting: SigmoidWeighting,
     prediction_type: PredictionType = "v_prediction",
 ) -> Tensor:
-    """One-sample estimate of the decoder loss (Eq. 4): c_lf · ½ (−dλ_x/dt) sigmoid(b − λ_x) ‖ε − ε̂‖², nats per sample.
+    """One-sample estimate of c_lf · ½ (−dλ/dt) sigmoid(b − λ) ‖ε − ε̂‖², nats per sample.
 
-    The paper prints +dλ/dt, which would be negative: λ falls with t. Arguments as in `prior_loss`.
+    The decoder's loss on pixels (Eq. 4), and at c_lf = 1 that of the base model on z_clean. The paper prints +dλ/dt,
+    which would be negative: λ falls with t. Arguments as in `prior_loss`.
     """
     t = t.float()
     logsnr = schedule.logsnr(t)

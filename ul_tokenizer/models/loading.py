@@ -108,6 +108,22 @@ def _resolve(name: str, kwargs: dict[str, Any]) -> str:
     return str(folder)
 
 
+def pipeline_source(name: str) -> str:
+    """A folder that holds a pipeline, or a hub id.
+
+    Raises:
+        NoModelError: a folder without a pipeline.
+        ValueError: neither.
+    """
+    folder = bundled_path(name) or (Path(name) if os.path.isdir(name) else None)
+    if folder is None:
+        _check_hub_id(name)
+        return name
+    if not (folder / "model_index.json").is_file():
+        raise NoModelError(f"Folder {folder} holds no pipeline: there is no model_index.json in it.")
+    return str(folder)
+
+
 def _check_hub_id(name: str) -> None:
     """Refuses, before anything is asked of the network, what can't be the id of a trained model."""
     try:

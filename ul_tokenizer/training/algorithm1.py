@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ul_tokenizer.diffusion.objective import (
-    DecoderWeighting,
+    SigmoidWeighting,
     UnifiedLatentsLoss,
-    decoder_loss,
     diffuse,
     prior_loss,
     scale_gradient,
+    sigmoid_loss,
     terminal_kl,
 )
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
@@ -42,7 +42,7 @@ class Stage1Model(nn.Module):
         autoencoder: UnifiedLatentsAutoencoder,
         prior: UnifiedLatentsTransformer,
         prior_schedule: LogSNRSchedule,
-        weighting: DecoderWeighting,
+        weighting: SigmoidWeighting,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.prior = autoencoder.encoder, autoencoder.decoder, prior
@@ -78,7 +78,7 @@ class Stage1Model(nn.Module):
         z_0 = scale_gradient(diffuse(z_clean, noise.latent, logsnr_0), boost**-progress)
         x_t = diffuse(x, noise.decoder, logsnr_x)
         v_x = self.decoder(x_t.unsqueeze(2), logsnr_x, self.decoder.embed_latents(z_0.unsqueeze(2))).squeeze(2)
-        loss_x = fraction * decoder_loss(v_x, x, noise.decoder, t_x, self.decoder_schedule, self.weighting)
+        loss_x = fraction * sigmoid_loss(v_x, x, noise.decoder, t_x, self.decoder_schedule, self.weighting)
 
         return UnifiedLatentsLoss(
             prior=loss_z,

@@ -57,6 +57,7 @@ class TrainingArguments:
     dataset_name: str | None = arg(None, "Hub data set of images, in place of a folder (needs the `data` extra).")
     dataset_config_name: str | None = arg(None, "Configuration of the hub data set.")
     image_column: str = arg("image", "Column of the hub data set that holds the image.")
+    label_column: str | None = arg(None, "Column of the hub data set that holds the class.")
     validation_data_dir: str | None = arg(
         None, "Folder of held-out images; without it some training images are held out."
     )

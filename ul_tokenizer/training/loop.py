@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ul_tokenizer.data.crops import CropBatch, DrawSampler, RandomCropDataset, collate_crops
+from ul_tokenizer.data.crops import DrawSampler
 from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.averages import Averages
 from ul_tokenizer.training.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
@@ -38,14 +38,37 @@ class TrainingError(RuntimeError):
     """Training can't go on; the message is one sentence for the user."""
 
 
+Batch = dict[str, Any]  # tensors by name, and what was skipped to make it: a list of sentences under "skipped"
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+class Draw(Protocol):
+    """The samples of a run; any number has one, also above the length, which is that of an epoch."""
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+
+    def __getitem__(self, n: int, /) -> Any:
+        """Draw n since the start of the training, a pure function of n."""
+
+
 class Stage(Protocol):
     """What is particular to a stage."""
 
     model: nn.Module  # what is prepared: one module, so that every gradient is reduced across processes
     models: dict[str, ModelMixin]  # the parts of it that are saved, by folder name
-    dataset: RandomCropDataset
+    dataset: Draw
 
-    def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def collate(self, samples: list[Any]) -> Any:
+        """Samples of the data set → a `Batch`."""
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """What is to be done once before training, so that what is wrong shows then; models are on their device."""
+
+    def describe(self) -> str:
+        """Sizes of networks and data, a YAML comment each."""
+
+    def loss(self, model: nn.Module, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar to minimise and values to log, for one micro-batch."""
 
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
@@ -186,7 +209,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             (self.output_dir / "config.yaml").write_text(self.args.to_yaml(), encoding="utf-8")
 
-    def _batches(self) -> Iterator[CropBatch]:
+    def _batches(self) -> Iterator[Batch]:
         args, accelerator = self.args, self.accelerator
         sampler = DrawSampler(
             start=self.step * self.global_batch_size,
@@ -194,13 +217,13 @@ class Trainer:
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
         )
-        loader = DataLoader(
-            self.stage.dataset,
+        loader: DataLoader[Any] = DataLoader(
+            self.stage.dataset,  # type: ignore[arg-type]  # a map-style data set by what it does
             batch_size=args.train_batch_size,
             sampler=sampler,
             num_workers=args.dataloader_num_workers,
             worker_init_fn=leave_signals_to_the_main_process,
-            collate_fn=collate_crops,
+            collate_fn=self.stage.collate,
             pin_memory=accelerator.device.type == "cuda",
         )
         return iter(loader)
@@ -215,7 +238,7 @@ class Trainer:
         for part in self.stage.model.children():
             part.train(is_trained(part))
 
-    def _train_step(self, batches: Iterator[CropBatch]) -> dict[str, Tensor]:
+    def _train_step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """One optimiser step over all its micro-batches; returns values to log."""
         micro_steps = self.args.gradient_accumulation_steps
         totals: dict[str, Tensor] = {}
@@ -226,10 +249,10 @@ class Trainer:
         norms = self._update()
         return {**totals, **norms} if norms else {}
 
-    def _micro_step(self, batch: CropBatch, micro_step: int) -> dict[str, Tensor]:
+    def _micro_step(self, batch: Batch, micro_step: int) -> dict[str, Tensor]:
         args, accelerator = self.args, self.accelerator
-        self._note_skipped(batch["skipped"])
-        batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+        self._note_skipped(batch.pop("skipped"))
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
         draws = Draws.of(self.step, micro_step, accelerator, args.train_batch_size, args.gradient_accumulation_steps)
         torch.manual_seed(derived_seed(args.seed, DROPOUT, draws.local.start))
         with accelerator.autocast():
@@ -269,7 +292,7 @@ class Trainer:
             )
 
     def _note_skipped(self, skipped: list[str]) -> None:
-        for reason in filter(None, "; ".join(skipped).split("; ")):
+        for reason in skipped:
             self._skipped_here += 1
             if reason not in self._said:  # once, and not in every epoch
                 self._said.add(reason)
@@ -422,3 +445,23 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     if args.report_to and not accelerator.log_with:
         raise ValueError(f"--report_to {args.report_to} needs the package {args.report_to}, which is not installed.")
     return accelerator
+
+
+def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> int:
+    """Trains a stage, or says with `--dry_run` what it would train; returns the exit status."""
+    try:
+        accelerator = make_accelerator(args)
+        stage = make_stage(args)
+        if args.dry_run:
+            accelerator.print(args.to_yaml() + stage.describe())
+        else:
+            trainer = Trainer(args, stage, accelerator)
+            stage.prepare(accelerator)
+            trainer.run()
+    except (TrainingError, ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:  # before the first step, or a second one
+        print("interrupted.", file=sys.stderr, flush=True)
+        return 130
+    return 0

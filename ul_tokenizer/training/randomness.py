@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 # Streams under one seed; data/crops.py has its own seeds' streams 0 and 1.
-NOISE, TIMES, DROPOUT = 2, 3, 4
+NOISE, TIMES, DROPOUT, LABEL_DROPOUT = 2, 3, 4, 5
 
 
 def derived_seed(seed: int, stream: int, *keys: int) -> int:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ul_tokenizer.data.crops import CropBatch, RandomCropDataset
-from ul_tokenizer.data.images import HubImages, ImageFolder, ImageSource, SubsetOfImages, UnreadableImageError
+from ul_tokenizer.data.crops import Crop, CropBatch, RandomCropDataset, collate_crops
 from ul_tokenizer.data.statistics import ChannelStatistics, channel_statistics
-from ul_tokenizer.diffusion.objective import DecoderWeighting, bits_per_pixel_divisor, stratified_times
+from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.hub import load_autoencoder, load_prior
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
@@ -26,15 +23,15 @@ from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior,
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
 from ul_tokenizer.training.arguments import FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
-from ul_tokenizer.training.loop import Trainer, TrainingError, make_accelerator
+from ul_tokenizer.training.loop import run_stage
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.randomness import TIMES, Draws, sample_noise, stream_generator
+from ul_tokenizer.training.sources import make_sources, say
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
 from ul_tokenizer.training.warmup import PriorWarmup
 
 PARTS = ("encoder", "decoder", "prior")
 STATISTICS_CROPS = 512  # over which the latents of a trained model are normalised
-MIN_HELD_OUT = 2  # readable images: validation decodes with another image's latent, too
 
 
 @dataclass
@@ -103,7 +100,7 @@ class Stage1:
         self.models: dict[str, ModelMixin] = {"autoencoder": autoencoder, "prior": prior}
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
-        weighting = DecoderWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
+        weighting = SigmoidWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
         self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting)
         if args.train_only:
             for part in PARTS:
@@ -115,7 +112,7 @@ class Stage1:
             args.prior_ramp_steps,
             ramp_start=None if args.prior_warmup else -args.prior_ramp_steps,
         )
-        train, held_out = _make_sources(args)
+        train, held_out = make_sources(args)
         scale = (args.scale_min, 1.0)
         self.dataset = RandomCropDataset(train, args.resolution, args.seed, scale, args.random_flip, args.center_crop)
         side = args.validation_resolution or args.resolution
@@ -134,6 +131,10 @@ class Stage1:
     # ------------------------------------------------------------------------------------------------------------
     # Loss
     # ------------------------------------------------------------------------------------------------------------
+
+    def collate(self, samples: list[Crop]) -> CropBatch:
+        """Stacks crops."""
+        return collate_crops(samples)
 
     def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """L in bits per pixel, and its terms."""
@@ -179,8 +180,8 @@ class Stage1:
                 accelerator.device,
             )
 
-    def read_validation_images(self) -> None:
-        """Reads them before training rather than after hours of it.
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Reads the validation images before training rather than after hours of it.
 
         Raises:
             ValueError: none can be read.
@@ -191,9 +192,8 @@ class Stage1:
         if self._validation_pixels is None:
             crops = [self._held_out[n] for n in range(self.args.num_validation_images)]
             self._validation_pixels = torch.stack([crop["pixel_values"] for crop in crops])
-            skipped = "; ".join(crop["skipped"] for crop in crops if crop["skipped"])
-            for reason in sorted(set(filter(None, skipped.split("; ")))):
-                _say(f"skipped in validation: {reason}")
+            for reason in sorted({reason for crop in crops for reason in crop["skipped"]}):
+                say(f"skipped in validation: {reason}")
         return self._validation_pixels
 
     def observe(self, step: int, metrics: dict[str, float]) -> str | None:
@@ -260,78 +260,7 @@ def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, Unif
     return autoencoder, prior
 
 
-def _make_sources(args: Stage1Arguments) -> tuple[ImageSource, ImageSource]:
-    """Training and held-out images, disjoint."""
-    train = _make_source(args)
-    if not args.validation_data_dir:
-        return _split(train, args.validation_fraction)
-    held_out = _make_folder("validation_data_dir", args.validation_data_dir)
-    for flag, source in (("--train_data_dir or --dataset_name", train), ("--validation_data_dir", held_out)):
-        if not any(_is_readable(source, index) for index in range(len(source))):
-            raise ValueError(f"{flag} must hold readable images, got none among {len(source)}.")
-    return train, held_out
-
-
-def _split(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
-    readable = (place for place, index in enumerate(order, 1) if _is_readable(source, index))
-    places = list(itertools.islice(readable, MIN_HELD_OUT + 1))  # one more, for training
-    held_out = max([round(len(source) * fraction), *places[:MIN_HELD_OUT]])
-    if len(places) <= MIN_HELD_OUT or held_out >= len(source):
-        raise ValueError(
-            f"--train_data_dir or --dataset_name must hold more than {MIN_HELD_OUT} readable images, as some are held "
-            f"out for validation, got {len(places)} among {len(source)} with --validation_fraction {fraction}."
-        )
-    return SubsetOfImages(source, order[held_out:]), SubsetOfImages(source, order[:held_out])
-
-
-def _is_readable(source: ImageSource, index: int) -> bool:
-    try:
-        source.read(index)
-    except UnreadableImageError:
-        return False
-    return True
-
-
-def _make_source(args: Stage1Arguments) -> ImageSource:
-    if args.dataset_name:
-        return HubImages(args.dataset_name, args.dataset_config_name, image_column=args.image_column)
-    assert args.train_data_dir is not None  # Stage1Arguments sees to it that one of the two is given
-    return _make_folder("train_data_dir", args.train_data_dir, int(args.cache_images_gb * 1e9))
-
-
-def _make_folder(flag: str, path: str, cache_bytes: int = 0) -> ImageFolder:
-    try:
-        source = ImageFolder(Path(path), cache_bytes=cache_bytes)
-    except ValueError as error:
-        raise ValueError(f"--{flag}: {error}") from None
-    for skipped in source.skipped:
-        _say(f"skipped {skipped.path}: {skipped.reason}")
-    if source.skipped:
-        _say(f"--{flag}: {len(source.skipped)} files skipped, {len(source)} images.")
-    return source
-
-
-def _say(message: str) -> None:
-    if PartialState().is_main_process:
-        print(message, file=sys.stderr, flush=True)
-
-
 def train_autoencoder(argv: Sequence[str] | None = None) -> int:
     """Stage-1 training from flags and a config file; returns the exit status."""
     args = parse_arguments(Stage1Arguments, argv, "Train or fine-tune a Unified Latents autoencoder (stage 1).")
-    try:
-        accelerator = make_accelerator(args)
-        stage = Stage1(args)
-        if args.dry_run:
-            accelerator.print(args.to_yaml() + stage.describe())
-        else:
-            stage.read_validation_images()
-            Trainer(args, stage, accelerator).run()
-    except (TrainingError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:  # before the first step, or a second one
-        print("interrupted.", file=sys.stderr, flush=True)
-        return 130
-    return 0
+    return run_stage(args, Stage1)

@@ -1,0 +1,1 @@
+"""Generation: a base model, a scheduler and an autoencoder together."""

@@ -1,0 +1,261 @@
+"""UnifiedLatentsPipeline: noise → base model → z_0 → decoder → images (Algorithm 2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from ul_tokenizer.diffusion.guidance import Guidance
+from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.latent_normalization import denormalize_latents
+from ul_tokenizer.models.loading import pipeline_source
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.pipelines.checks import check_components, check_generators, check_latents, check_steps, grid_size
+from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+Generators = torch.Generator | list[torch.Generator] | None
+StepCallback = Callable[["UnifiedLatentsPipeline", int, float, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass
+class UnifiedLatentsPipelineOutput(BaseOutput):
+    """Output of `UnifiedLatentsPipeline`.
+
+    Attributes:
+        images: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or the latents z_0
+            (B, c, h, w), noisy at the level that the decoder expects.
+    """
+
+    images: list[Image.Image] | np.ndarray[Any, Any] | Tensor
+
+
+class UnifiedLatentsPipeline(DiffusionPipeline):
+    r"""Generates images: by class, by text, or without either.
+
+    ```
+    z_1 ~ N(0, I) ─ transformer, scheduler ─ z_0 at λ = 5, still noisy ─ vae.decode (from x_1 ~ N(0, I)) ─ images
+    ```
+
+    Args:
+        transformer: the base model; a stage-1 prior also works, as a weaker one.
+        scheduler: ends at the level of the latents that the transformer was trained on.
+        vae: the autoencoder of these latents, ours or any of diffusers'.
+        text_encoder: of `transformers`, for models that are conditioned on texts.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: components that don't fit each other.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+    transformer: UnifiedLatentsTransformer
+    scheduler: LogSNRScheduler
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+
+    def __init__(
+        self,
+        transformer: UnifiedLatentsTransformer,
+        scheduler: LogSNRScheduler,
+        vae: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        check_components(transformer, scheduler, vae)
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        self.vae_scale_factor = spatial_ratio(vae)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """As diffusers' `from_pretrained`, from a bundled name, a local folder or a hub id, in this order.
+
+        Raises:
+            ValueError: nothing there.
+        """
+        source = pipeline_source(os.fspath(pretrained_model_name_or_path))
+        pipeline: Self = super().from_pretrained(source, use_safetensors=True, **kwargs)
+        return pipeline
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabels | None = None,
+        prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 32,
+        decoder_num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> UnifiedLatentsPipelineOutput | tuple[Any]:
+        """Generates.
+
+        Args:
+            class_labels: one class per image, or several, from 0 to the number of classes − 1.
+            prompt: texts, for pipelines with a text encoder.
+            prompt_embeds: (B, L, D), a text encoder's hidden states, in place of `prompt`.
+            prompt_attention_mask: (B, L), true where `prompt_embeds` has a token; None for everywhere.
+            height: of the images, in pixels; the size of the training if not given.
+            width: likewise.
+            num_inference_steps: of the base model.
+            decoder_num_inference_steps: of the decoder; the autoencoder's own if not given.
+            guidance_scale: s of v_∅ + s (v_c − v_∅); 1 is no guidance.
+            guidance_interval: (lowest, highest) log-SNR at which to guide; None for all.
+            num_images_per_prompt: images of each class or text.
+            generator: makes all noise; with a list, one per image, an image does not depend on the others.
+            latents: z_1, (B, c, h, w), in place of noise.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: a `UnifiedLatentsPipelineOutput`, or a tuple of its values.
+            callback_on_step_end: called as (pipeline, step, log-SNR, {"latents": z}) after each step; what it returns
+                under "latents" goes on.
+            callback_on_step_end_tensor_inputs: what it is given; "latents" is all there is.
+
+        Returns:
+            the images.
+
+        Raises:
+            ValueError: an argument out of its range, or a condition that the model has no place for.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}.")
+        check_steps(num_inference_steps=num_inference_steps, decoder_num_inference_steps=decoder_num_inference_steps)
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be ['latents'], got {sorted(unknown)}.")
+        guidance = Guidance(guidance_scale, guidance_interval)
+        device = self._execution_device
+        text = self._encode_text(prompt, prompt_embeds, prompt_attention_mask, device)
+        conditions = make_conditions(self.transformer, class_labels, text, num_images_per_prompt, device)
+        check_generators(generator, conditions.batch_size)
+
+        z = self._initial_latents(conditions.batch_size, height, width, generator, latents, device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        for i, logsnr in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            v = self._predict(z, logsnr, conditions, guidance)
+            z = self.scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                given = {"latents": z} if "latents" in callback_on_step_end_tensor_inputs else {}
+                z = (callback_on_step_end(self, i, float(logsnr), given) or {}).get("latents", z)
+
+        images: Any = z
+        if output_type != "latent":
+            pixels = self._decode(z, generator, decoder_num_inference_steps)
+            images = self.image_processor.postprocess(pixels.float(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return UnifiedLatentsPipelineOutput(images=images) if return_dict else (images,)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Pieces of Algorithm 2
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _initial_latents(
+        self,
+        batch_size: int,
+        height: int | None,
+        width: int | None,
+        generator: Generators,
+        latents: Tensor | None,
+        device: torch.device,
+    ) -> Tensor:
+        """z_1, fp32."""
+        h, w = grid_size(self.transformer, self.vae, self.vae_scale_factor, height, width)
+        shape = (batch_size, self.transformer.config.in_channels, h, w)
+        if latents is not None:
+            check_latents(latents, shape)
+            return latents.to(device, torch.float32)
+        noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return noise * self.scheduler.init_noise_sigma
+
+    def _predict(self, z: Tensor, logsnr: Tensor, conditions: Conditions, guidance: Guidance) -> Tensor:
+        """v at one level, guided where guidance applies: both predictions in one pass."""
+        if conditions.is_empty or not guidance.applies(float(logsnr)):
+            v: Tensor = self.transformer(z, logsnr, **conditions.model_inputs(), return_dict=False)[0]
+            return v
+        both = conditions.with_null(self.transformer.null_class_label)
+        v = self.transformer(torch.cat([z, z]), logsnr, **both.model_inputs(), return_dict=False)[0]
+        return guidance.combine(*v.chunk(2))
+
+    def _decode(self, z: Tensor, generator: Generators, num_inference_steps: int | None) -> Tensor:
+        """Pixels (B, 3, H, W), about [−1, 1]."""
+        latents = denormalize_latents(self.vae, z).to(self.vae.dtype)
+        options: dict[str, Any] = {}
+        if isinstance(self.vae, UnifiedLatentsAutoencoder):
+            options = {"generator": generator, "num_inference_steps": num_inference_steps}
+        elif num_inference_steps is not None:
+            raise ValueError(
+                f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one go, "
+                f"got {num_inference_steps}."
+            )
+        pixels: Tensor = self.vae.decode(latents, return_dict=False, **options)[0]
+        return pixels
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Text
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _encode_text(
+        self, prompt: Any, embeds: Tensor | None, mask: Tensor | None, device: torch.device
+    ) -> tuple[Tensor, Tensor | None] | None:
+        if prompt is not None and embeds is not None:
+            raise ValueError("prompt and prompt_embeds exclude each other, got both.")
+        if embeds is not None:
+            return embeds.to(device), None if mask is None else mask.to(device)
+        if mask is not None:
+            raise ValueError("prompt_attention_mask must be None without prompt_embeds, got a mask.")
+        return None if prompt is None else self.encode_prompt(prompt, device)
+
+    def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, L, D) of the text encoder and their mask (B, L): `prompt_embeds` for later calls.
+
+        Raises:
+            ValueError: this pipeline has no text encoder.
+        """
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(f"prompt must be None, this pipeline has no text encoder, got {prompt!r}.")
+        device = device or self._execution_device
+        tokens = self.tokenizer(
+            [prompt] if isinstance(prompt, str) else list(prompt), padding=True, truncation=True, return_tensors="pt"
+        ).to(device)
+        hidden: Tensor = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+        return hidden, tokens.attention_mask.bool()
+
+
+def spatial_ratio(vae: Any) -> int:
+    """Pixels per latent, a side, of any of diffusers' autoencoders."""
+    ratio = getattr(vae, "spatial_compression_ratio", None) or vae.config.get("spatial_compression_ratio")
+    if ratio is not None:
+        return int(ratio)
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))

@@ -1,0 +1,69 @@
+"""The frozen autoencoder of stage 2: ours, or any of diffusers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoModel
+from torch import Tensor
+
+from ul_tokenizer.hub import MissingPriorError, load_autoencoder, load_prior
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.latent_normalization import normalize_latents
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.pipelines.generation import spatial_ratio
+
+
+class FrozenAutoencoder:
+    """Gives the latents that a base model is trained on.
+
+    Args:
+        vae: the autoencoder; put into evaluation mode and frozen.
+        prior: its stage-1 prior, where it is ours and has one: saved beside it.
+    """
+
+    def __init__(self, vae: Any, prior: UnifiedLatentsTransformer | None = None) -> None:
+        self.vae, self.prior = vae.eval().requires_grad_(False), prior
+        self.ratio = spatial_ratio(vae)
+        self.is_ours = isinstance(vae, UnifiedLatentsAutoencoder)
+        self.latent_channels = int(vae.config["latent_channels"])
+        self.passes = 0  # images encoded so far
+
+    def to(self, device: torch.device) -> None:
+        """Moves it, with convolutions in channels-last memory."""
+        self.vae.to(device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w), fp32; of other autoencoders the normalised mode."""
+        self.passes += len(pixels)
+        encoded = self.vae.encode(pixels.to(self.vae.dtype))
+        # Not the mode where there is a latent itself: ours scales that by α₀.
+        latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+        return normalize_latents(self.vae, latents.float())
+
+
+def load_ours(name: str, revision: str | None = None) -> FrozenAutoencoder:
+    """One of our autoencoders, with its prior if there is one; arguments and errors as `hub.load_autoencoder`."""
+    try:
+        prior = load_prior(name, revision=revision)
+    except MissingPriorError:
+        prior = None
+    return FrozenAutoencoder(load_autoencoder(name, revision=revision), prior)
+
+
+def load_other(name: str, subfolder: str | None = None, revision: str | None = None) -> FrozenAutoencoder:
+    """Any autoencoder of diffusers, by the class that its config names.
+
+    Raises:
+        ValueError: nothing there, or no autoencoder of images.
+    """
+    try:
+        vae = AutoModel.from_pretrained(name, subfolder=subfolder, revision=revision, use_safetensors=True)
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"--pretrained_vae {name} can't be loaded: {reason}.") from error
+    if not hasattr(vae, "encode") or not hasattr(vae, "decode") or "latent_channels" not in vae.config:
+        raise ValueError(f"--pretrained_vae must be an autoencoder, got a {type(vae).__name__}.")
+    return FrozenAutoencoder(vae)
