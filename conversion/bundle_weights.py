@@ -23,8 +23,7 @@ import yaml
 from diffusers import ModelMixin
 
 from ul_tokenizer import pretrained
-from ul_tokenizer.hub import PRIOR
-from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.hub import PRIOR, autoencoder_subfolder, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments
@@ -75,21 +74,14 @@ def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> N
 
 def _load_models(source: Path, dtype: torch.dtype) -> dict[str, ModelMixin]:
     """The models by their folder below `source`."""
-    if not (source / "model_index.json").is_file():
-        return {"": _autoencoder(source, dtype), PRIOR: _transformer(source / PRIOR, dtype)}
-    return {
-        "transformer": _transformer(source / "transformer", dtype),
-        "vae": _autoencoder(source / "vae", dtype),
-        f"vae/{PRIOR}": _transformer(source / "vae" / PRIOR, dtype),
+    where = autoencoder_subfolder(source)
+    models: dict[str, ModelMixin] = {
+        where: load_autoencoder(str(source), torch_dtype=dtype),
+        where + PRIOR: load_prior(str(source), torch_dtype=dtype),
     }
-
-
-def _autoencoder(folder: Path, dtype: torch.dtype) -> ModelMixin:
-    return UnifiedLatentsAutoencoder.from_pretrained(folder, torch_dtype=dtype)
-
-
-def _transformer(folder: Path, dtype: torch.dtype) -> ModelMixin:
-    return UnifiedLatentsTransformer.from_pretrained(folder, torch_dtype=dtype)
+    if where:  # a pipeline
+        models["transformer"] = UnifiedLatentsTransformer.from_pretrained(source, torch_dtype=dtype)
+    return models
 
 
 def _check_size(folder: Path) -> None:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "ul_tokenizer"
 # Room → the rooms it may import from. A new room states its place here.
 BASE = {"diffusion", "models", "data", "pretrained"}
 MAY_IMPORT = {
+    "registration": set(),
     "pretrained": {"pretrained"},
     "diffusion": {"diffusion"},
     "models": {"models", "diffusion", "pretrained"},

@@ -79,8 +79,8 @@ def test_an_unknown_attribute_raises_attribute_error_with_the_name() -> None:
         _ = ul_tokenizer.UnifiedLatent
 
 
-def test_all_holds_exactly_the_lazy_names_and_the_version() -> None:
-    assert set(ul_tokenizer.__all__) == {*ul_tokenizer._HOMES, "__version__"}
+def test_all_holds_exactly_the_lazy_names_the_version_and_the_registration() -> None:
+    assert set(ul_tokenizer.__all__) == {*ul_tokenizer._HOMES, "__version__", "register_with_diffusers"}
     assert set(ul_tokenizer.__all__) <= set(dir(ul_tokenizer))
 
 

@@ -5,28 +5,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ul_tokenizer.registration import HOST_CLASSES, register_when_imported, register_with_diffusers
+
 if TYPE_CHECKING:
     from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
     from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+    from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
 __version__ = "0.1.0"
 
-__all__ = ["LogSNRScheduler", "UnifiedLatentsAutoencoder", "UnifiedLatentsTransformer", "__version__"]
+__all__ = [
+    "LogSNRScheduler",
+    "UnifiedLatentsAutoencoder",
+    "UnifiedLatentsPipeline",
+    "UnifiedLatentsTransformer",
+    "__version__",
+    "register_with_diffusers",
+]
 
 _HOMES = {
     "LogSNRScheduler": "ul_tokenizer.diffusion.scheduler",
     "UnifiedLatentsAutoencoder": "ul_tokenizer.models.autoencoder",
+    "UnifiedLatentsPipeline": "ul_tokenizer.pipelines.generation",
     "UnifiedLatentsTransformer": "ul_tokenizer.models.transformer",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = "diffusers" if name in HOST_CLASSES else _HOMES.get(name)  # which diffusers looks for here
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value = getattr(import_module(home), name)
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+register_when_imported()

@@ -1,4 +1,7 @@
-"""Repositories of trained models, the autoencoder at the root and its prior below: loading, and what they say of it."""
+"""Repositories of trained models: loading, and what they say of it.
+
+The autoencoder lies at the root with its prior in `prior/`, or, in a pipeline's folder, in `vae/` with `vae/prior/`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import huggingface_hub
 import torch
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.loading import WEIGHTS, NoModelError
+from ul_tokenizer.models.loading import WEIGHTS, NoModelError, model_folder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pretrained import bundled_path, sha256_of
 
-PRIOR = "prior"
+AUTOENCODER, PRIOR = "vae", "prior"
 
 
 class MissingPriorError(NoModelError):
@@ -50,13 +53,25 @@ def load_prior(
         MissingPriorError: the repository has none.
         ValueError: as `load_autoencoder`.
     """
+    subfolder = PRIOR if (folder := local_folder(name)) is None else autoencoder_subfolder(folder) + PRIOR
     try:
         model: UnifiedLatentsTransformer = UnifiedLatentsTransformer.from_pretrained(
-            name, revision=revision, subfolder=PRIOR, torch_dtype=torch_dtype, **kwargs
+            name, revision=revision, subfolder=subfolder, torch_dtype=torch_dtype, **kwargs
         )
     except NoModelError as error:
         raise MissingPriorError(f"Model {name} has no prior: there is no {PRIOR}/config.json in it.") from error
     return model
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a bundled name or a local one; None for a hub id."""
+    bundled = bundled_path(name)
+    return Path(name) if bundled is None and Path(name).is_dir() else bundled
+
+
+def autoencoder_subfolder(folder: Path) -> str:
+    """Where the autoencoder lies below a repository's folder: "" or, in a pipeline, "vae/"."""
+    return "" if model_folder(folder, None, AUTOENCODER) == folder else f"{AUTOENCODER}/"
 
 
 class ModelFiles(NamedTuple):
@@ -67,8 +82,8 @@ class ModelFiles(NamedTuple):
     revision: str | None  # commit, of models from the hub
 
     def weights(self, subfolder: str = "") -> list[Path]:
-        """Its safetensors files."""
-        return sorted((self.folder / subfolder).glob(WEIGHTS))
+        """The safetensors files of the autoencoder, or of what lies in a subfolder of it."""
+        return sorted((self.folder / autoencoder_subfolder(self.folder) / subfolder).glob(WEIGHTS))
 
     def sha256(self) -> str:
         """Of the autoencoder's weights; with several shards, of all in a row."""

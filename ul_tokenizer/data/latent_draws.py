@@ -19,7 +19,7 @@ class LatentSource(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """ "latent", z_clean (c, h, w) fp32, and "label" where there are labels."""
+        """A sample: "latent", z_clean (c, h, w) fp32, and "label" where there are labels."""
         ...
 
 

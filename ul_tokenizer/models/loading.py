@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import huggingface_hub
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
+PIPELINE_INDEX = "model_index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What diffusers itself writes into a config.json: the state of `EMAModel`, and how weights were quantised.
 _FOREIGN_KEYS = {
@@ -43,7 +44,12 @@ class NoModelError(ValueError):
 
 
 class BundledNamesMixin(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
-    """Loads from a bundled name, a local folder or a hub id, in this order; safetensors only."""
+    """Loads from a bundled name, a local folder or a hub id, in this order; safetensors only.
+
+    Of a pipeline's folder, the part that the class is.
+    """
+
+    _pipeline_part: ClassVar[str]  # the folder of such a model in a pipeline
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -59,7 +65,7 @@ class BundledNamesMixin(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
         """
         name = os.fspath(pretrained_model_name_or_path)
         _check_options(kwargs)
-        source = _resolve(name, kwargs)
+        source = _resolve(name, kwargs, cls._pipeline_part)
         wants_info = kwargs.pop("output_loading_info", False)
         with _one_sentence(name, kwargs.get("revision")):
             model, info = super().from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
@@ -92,7 +98,7 @@ def _check_options(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{key} must be a torch.dtype, got {kwargs[key]!r}.")
 
 
-def _resolve(name: str, kwargs: dict[str, Any]) -> str:
+def _resolve(name: str, kwargs: dict[str, Any], part: str) -> str:
     """A folder that holds the model, or the hub id; takes what is used up out of `kwargs`."""
     folder = bundled_path(name)
     if folder is not None and kwargs.pop("revision", None) is not None:
@@ -103,9 +109,17 @@ def _resolve(name: str, kwargs: dict[str, Any]) -> str:
         _check_hub_id(name)
         return name
     # diffusers would take weights at the root of a local repository before those of the subfolder.
-    folder = folder / (kwargs.pop("subfolder", None) or "")
+    folder = model_folder(folder, kwargs.pop("subfolder", None), part)
     _check_folder(folder)
     return str(folder)
+
+
+def model_folder(folder: Path, subfolder: str | None, part: str) -> Path:
+    """Where a model lies: in a subfolder, at the root, or, in a pipeline's folder, in the folder of its part."""
+    if subfolder:
+        return folder / subfolder
+    is_pipeline = (folder / PIPELINE_INDEX).is_file() and not (folder / "config.json").exists()
+    return folder / part if is_pipeline else folder
 
 
 def pipeline_source(name: str) -> str:
@@ -119,8 +133,8 @@ def pipeline_source(name: str) -> str:
     if folder is None:
         _check_hub_id(name)
         return name
-    if not (folder / "model_index.json").is_file():
-        raise NoModelError(f"Folder {folder} holds no pipeline: there is no model_index.json in it.")
+    if not (folder / PIPELINE_INDEX).is_file():
+        raise NoModelError(f"Folder {folder} holds no pipeline: there is no {PIPELINE_INDEX} in it.")
     return str(folder)
 
 

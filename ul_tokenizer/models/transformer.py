@@ -77,6 +77,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         sample_size: height and width of the latents in training; informative.
     """
 
+    _pipeline_part = "transformer"
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerBlock"]
     _repeated_blocks = ["TransformerBlock"]

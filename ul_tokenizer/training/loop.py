@@ -57,7 +57,10 @@ class Stage(Protocol):
 
     model: nn.Module  # what is prepared: one module, so that every gradient is reduced across processes
     models: dict[str, ModelMixin]  # the parts of it that are saved, by folder name
-    dataset: Draw
+
+    @property
+    def dataset(self) -> Draw:
+        """What is trained on."""
 
     def collate(self, samples: list[Any]) -> Any:
         """Samples of the data set → a `Batch`."""
