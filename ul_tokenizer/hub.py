@@ -18,6 +18,7 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pretrained import bundled_path, sha256_of
 
 AUTOENCODER, PRIOR = "vae", "prior"
+CLASS_NAMES = "class_names.json"
 
 
 class MissingPriorError(NoModelError):
@@ -116,6 +117,20 @@ def licence_and_metrics(name: str, files: ModelFiles) -> tuple[str | None, dict[
     if not metrics and curve.is_file():
         metrics = json.loads(curve.read_text(encoding="utf-8"))["validation"][-1]
     return getattr(data, "license", None), metrics
+
+
+def class_names(name: str, *, revision: str | None = None) -> tuple[str, ...]:
+    """Names of the classes that a pipeline knows, in the order of its labels; empty if it says none."""
+    folder = local_folder(name)
+    try:
+        path = (
+            Path(huggingface_hub.hf_hub_download(name, CLASS_NAMES, revision=revision))
+            if folder is None
+            else folder / CLASS_NAMES
+        )
+        return tuple(map(str, json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, huggingface_hub.errors.EntryNotFoundError):
+        return ()
 
 
 def _card_path(name: str, files: ModelFiles) -> Path | None:

@@ -36,7 +36,7 @@ def _offer_our_names(diffusers: ModuleType) -> None:
     if getattr(host, "_knows_ul_tokenizer", False):
         return
 
-    class WithOurs(host):  # type: ignore[misc]
+    class WithOurs(host):  # type: ignore[misc, unused-ignore]
         _knows_ul_tokenizer = True
 
         def __getattr__(self, name: str) -> Any:

@@ -1,9 +1,10 @@
-"""The command line `ul-tokenizer`: encode, decode, reconstruct, info. Only commands import torch, so help is quick."""
+"""The command line `ul-tokenizer`. Only its commands import torch, so that help is quick."""
 
 from __future__ import annotations
 
 import enum
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from rich.table import Table
 from ul_tokenizer import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from ul_tokenizer.cli.codec import Codec, Fit, Reconstruction, Totals
 
-DEFAULT_MODEL = "ul-photo-f8"
+DEFAULT_MODEL, DEFAULT_PIPELINE = "ul-photo-f8", "ul-fashion"
 PROGRAM = "ul-tokenizer"
 
 app = typer.Typer(
@@ -38,6 +41,14 @@ class Dtype(str, enum.Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Solver(str, enum.Enum):
+    """How the base model is sampled."""
+
+    ddim = "ddim"
+    dpmsolver = "dpmsolver++"
+    ddpm = "ddpm"
 
 
 # ---------------------------------------------------------------- options
@@ -203,6 +214,55 @@ def reconstruct(
             Console(soft_wrap=True).print(_reconstruction_table(rows, totals))
 
 
+@app.command(epilog="Example: ul-tokenizer generate --model ul-fashion --class 7 --num 16 -o grid.png")
+def generate(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png for one grid, or a folder for a file per image.")
+    ],
+    model: Annotated[str, typer.Option(help="Pipeline: bundled name, folder or hub id.")] = DEFAULT_PIPELINE,
+    revision: Revision = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Number or name of a class; may be given again.", show_default="no class"),
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the base model.")] = 32,
+    decoder_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the decoder.", show_default="the model's")
+    ] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance towards the class; 1 is none.")] = 1.0,
+    guidance_low: Annotated[
+        float | None, typer.Option(help="Guide only above this log-SNR.", show_default="everywhere")
+    ] = None,
+    guidance_high: Annotated[
+        float | None, typer.Option(help="Guide only below this log-SNR.", show_default="everywhere")
+    ] = None,
+    solver: Annotated[Solver, typer.Option(help="How the steps are taken.")] = Solver.dpmsolver,
+    height: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="as trained")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="as trained")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all noise; an image depends on it, its class and number.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    device: Device = None,
+    dtype: ComputeDtype = Dtype.float32,
+    force: Force = False,
+) -> None:
+    """Generate images with a base model, its scheduler and its autoencoder."""
+    with _reporting():
+        import torch
+
+        from ul_tokenizer.cli import sampling as work
+
+        where, interval = _device(device), _interval(guidance_low, guidance_high)
+        pipeline = work.load_pipeline(model, revision, where, getattr(torch, dtype.value), solver.value)
+        num_classes = pipeline.transformer.config.num_class_embeds
+        labels = work.labels_of(classes or [], model, revision, num_classes)
+        work.refuse_existing(labels, num, output, force)
+        sampling = work.Sampling(
+            steps, decoder_steps, guidance, interval, solver.value, height, width, seed, batch_size
+        )
+        work.generate(pipeline, labels, num, sampling, output)
+
+
 @app.command(epilog="Example: ul-tokenizer info ul-photo-f8 --json")
 def info(
     model: Annotated[
@@ -234,14 +294,26 @@ def main() -> None:
 # ---------------------------------------------------------------- loading, printing, errors
 
 
-def _load(model: str, revision: str | None, device: str | None, dtype: Dtype, tile: int | None) -> Codec:
-    from ul_tokenizer.cli.codec import load_codec, pick_device
+def _device(name: str | None) -> torch.device:
+    from ul_tokenizer.cli.codec import pick_device
 
     try:
-        where = pick_device(device)
+        return pick_device(name)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--device'") from error
-    codec = load_codec(model, revision, where, dtype.value, tile)
+
+
+def _interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """Guidance's interval; an end that isn't given is open."""
+    if low is None and high is None:
+        return None
+    return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def _load(model: str, revision: str | None, device: str | None, dtype: Dtype, tile: int | None) -> Codec:
+    from ul_tokenizer.cli.codec import load_codec
+
+    codec = load_codec(model, revision, _device(device), dtype.value, tile)
     if tile and tile < codec.ratio:
         raise typer.BadParameter(f"{tile} is less than the compression ratio, {codec.ratio}.", param_hint="'--tile'")
     return codec

@@ -21,6 +21,7 @@ from ul_tokenizer.data.latent_draws import LatentDraws, LatentsInMemory, collate
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.hub import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.presets import BASE_PRESETS, build_base, check_config_keys
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
@@ -80,6 +81,7 @@ class Stage2Arguments(TrainingArguments):
     )
     logsnr_min: float = arg(-10.0, "The noisiest level.")
     schedule: Literal["linear", "cosine"] = arg("linear", "Schedule of the levels.")
+    class_conditional: bool = arg(True, "Condition on the class, where samples have one.")
     label_dropout: float = arg(0.1, "Probability of training without the class, for guidance.", BELOW_1)
 
     # Validation
@@ -116,6 +118,8 @@ class Stage2:
         self.args = args
         self.autoencoder = _load_autoencoder(args)
         self.class_names, self._images, self._held_out_source, self._latents = _make_data(args, self.autoencoder)
+        if not args.class_conditional:
+            self.class_names = ()
         self.transformer = _make_base(args, self.autoencoder, len(self.class_names))
         self.models: dict[str, ModelMixin] = {"transformer": self.transformer}
         level = self.transformer.config.latent_logsnr
@@ -248,10 +252,10 @@ class Stage2:
         """A pipeline's folder: base model, scheduler, autoencoder (with its prior, if it has one), class names."""
         self.pipeline().save_pretrained(folder)
         if self.autoencoder.prior is not None:
-            self.autoencoder.prior.save_pretrained(folder / "vae" / "prior")
+            self.autoencoder.prior.save_pretrained(folder / AUTOENCODER / PRIOR)
         if self.class_names:
             text = json.dumps(self.class_names, ensure_ascii=False) + "\n"
-            (folder / "class_names.json").write_text(text, encoding="utf-8")
+            (folder / CLASS_NAMES).write_text(text, encoding="utf-8")
 
     def describe(self) -> str:
         """Sizes of networks and data, a YAML comment each."""

@@ -1,0 +1,172 @@
+"""Images from a base model: the work of `ul-tokenizer generate`."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from ul_tokenizer.cli.files import whole_file
+from ul_tokenizer.data.images import to_image
+from ul_tokenizer.evaluation.metrics import comparison_grid
+from ul_tokenizer.hub import class_names
+from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample."""
+
+    steps: int
+    decoder_steps: int | None
+    guidance: float
+    guidance_interval: tuple[float, float] | None
+    solver: str
+    height: int | None
+    width: int | None
+    seed: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One image: its class and its number within it, from which its noise follows."""
+
+    label: int | None
+    number: int
+
+    def generator(self, seed: int) -> torch.Generator:
+        """The same for this image whatever else is generated."""
+        key = np.random.SeedSequence((seed, self.number, 0 if self.label is None else 1 + self.label))
+        return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0]) >> 1)
+
+
+def load_pipeline(
+    name: str, revision: str | None, device: torch.device, dtype: torch.dtype, solver: str
+) -> UnifiedLatentsPipeline:
+    """The pipeline, with a solver, on a device.
+
+    Raises:
+        ValueError: nothing there, or something else.
+    """
+    diffusers_logging.disable_progress_bar()  # of loading, which takes no time
+    pipeline: UnifiedLatentsPipeline = UnifiedLatentsPipeline.from_pretrained(name, revision=revision, dtype=dtype)
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, algorithm_type=solver)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    return pipeline
+
+
+def labels_of(words: Sequence[str], name: str, revision: str | None, num_classes: int | None) -> list[int | None]:
+    """Class labels from numbers or names; [None] where no class is asked for.
+
+    Raises:
+        ValueError: a class that the model doesn't have.
+    """
+    if not words:
+        return [None]
+    names = class_names(name, revision=revision)
+    return [_label_of(word, names, name, num_classes) for word in words]
+
+
+def _label_of(word: str, names: Sequence[str], model: str, num_classes: int | None) -> int:
+    if num_classes is None:
+        raise ValueError(f"--class can't be used: {model} has no classes.")
+    if word.isdecimal() and int(word) < num_classes:
+        return int(word)
+    matches = [i for i, known in enumerate(names) if word in (known, known.partition("-")[2])]
+    if not matches:
+        known = f", or one of {', '.join(names)}" if names else ""
+        raise ValueError(f"--class must be a number from 0 to {num_classes - 1}{known}, got {word}.")
+    return matches[0]
+
+
+def generate(
+    pipeline: UnifiedLatentsPipeline, labels: Sequence[int | None], num: int, sampling: Sampling, output: Path
+) -> list[Path]:
+    """Generates `num` images of each class into one grid, if `output` is a .png, or into a folder.
+
+    Returns:
+        the files written.
+    """
+    wanted = [Wanted(label, number) for label in labels for number in range(num)]
+    start = time.perf_counter()
+    images = torch.cat(list(_in_batches(pipeline, wanted, sampling)))
+    seconds = time.perf_counter() - start
+    files = _save_grid(images, num, output) if output.suffix == ".png" else _save_files(images, wanted, output)
+    rate = f"{seconds:.1f} s, {len(wanted) / seconds:.1f} images/s"
+    print(f"generated {len(wanted)} images in {rate}: {output}", file=sys.stderr)
+    return files
+
+
+def _in_batches(pipeline: UnifiedLatentsPipeline, wanted: Sequence[Wanted], sampling: Sampling) -> Iterator[Tensor]:
+    """Pixels (B, 3, H, W) in [−1, 1]."""
+    starts = range(0, len(wanted), sampling.batch_size)
+    for start in track(starts, "generating", transient=True, disable=not sys.stderr.isatty()):
+        part = wanted[start : start + sampling.batch_size]
+        labels = [one.label for one in part if one.label is not None]
+        (pixels,) = pipeline(
+            class_labels=labels or None,
+            num_images_per_prompt=1 if labels else len(part),
+            height=sampling.height,
+            width=sampling.width,
+            num_inference_steps=sampling.steps,
+            decoder_num_inference_steps=sampling.decoder_steps,
+            guidance_scale=sampling.guidance,
+            guidance_interval=sampling.guidance_interval,
+            generator=[one.generator(sampling.seed) for one in part],
+            output_type="pt",
+            return_dict=False,
+        )
+        yield 2 * pixels.cpu() - 1
+
+
+def _save_grid(images: Tensor, num: int, output: Path) -> list[Path]:
+    columns = min(len(images), math.ceil(math.sqrt(num)) if len(images) == num else num)
+    gap = columns * -(-len(images) // columns) - len(images)
+    filled = torch.cat([images, images.new_ones(gap, *images.shape[1:])])
+    rows = [filled[first : first + columns] for first in range(0, len(filled), columns)]
+    _save(comparison_grid(rows, columns), output)
+    return [output]
+
+
+def _save_files(images: Tensor, wanted: Sequence[Wanted], folder: Path) -> list[Path]:
+    files = [folder / file_name(one) for one in wanted]
+    for image, path in zip(images, files, strict=True):
+        _save(to_image(image), path)
+    return files
+
+
+def file_name(wanted: Wanted) -> str:
+    """Of one image in a folder."""
+    return f"{wanted.number:05d}.png" if wanted.label is None else f"class-{wanted.label}-{wanted.number:05d}.png"
+
+
+def refuse_existing(labels: Sequence[int | None], num: int, output: Path, force: bool) -> None:
+    """Refuses to overwrite without `force`, before any work.
+
+    Raises:
+        ValueError: names the first.
+    """
+    wanted = [Wanted(label, number) for label in labels for number in range(num)]
+    files = [output] if output.suffix == ".png" else [output / file_name(one) for one in wanted]
+    taken = [path for path in files if path.exists()]
+    if output.suffix == ".png" and output.is_dir():
+        raise ValueError(f"The result {output} would replace a folder.")
+    if taken and not force:
+        raise ValueError(f"{taken[0]} exists already; --force overwrites.")
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG")
