@@ -1,0 +1,53 @@
+"""The source of samples that a name stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ul_tokenizer.data.folder_samples import FolderSamples
+from ul_tokenizer.data.samples import SampleSource
+from ul_tokenizer.data.table_samples import TableSamples, load_table
+from ul_tokenizer.data.tar_samples import TarSamples
+
+
+def open_source(
+    name: str,
+    *,
+    image_column: str = "image",
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    keep_duplicates: bool = False,
+) -> SampleSource:
+    """The source that a name stands for.
+
+    Args:
+        name: a folder of images, of .tar archives or of .parquet files; one such file; or a hub data set's id.
+        image_column: of parquet and hub data sets.
+        split: of a hub data set.
+        config: likewise.
+        revision: likewise.
+        keep_duplicates: as in `FolderSamples`.
+
+    Raises:
+        ValueError: nothing there, or nothing usable in it.
+        ImportError: parquet or hub without the extra `data`.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+            raise ValueError(f"SRC must be a folder, an archive or a hub data set, got {name}, which does not exist.")
+        return TableSamples(load_table(name, config, split=split, revision=revision), f"{name}/{split}", image_column)
+    archives, tables = (_files_of(path, suffix) for suffix in (".tar", ".parquet"))
+    if archives:
+        return TarSamples(archives)
+    if tables:
+        files = {"train": [str(file) for file in tables]}
+        return TableSamples(load_table("parquet", data_files=files, split="train"), path.name, image_column)
+    return FolderSamples(path, keep_duplicates)
+
+
+def _files_of(path: Path, suffix: str) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix.lower() == suffix else []
+    return sorted(file for file in path.iterdir() if file.suffix.lower() == suffix and file.is_file())
