@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ul_tokenizer.registration import HOST_CLASSES, register_when_imported, register_with_diffusers
 
 if TYPE_CHECKING:
+    from ul_tokenizer.data.latents import LatentDataset
     from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
     from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LatentDataset",
     "LogSNRScheduler",
     "UnifiedLatentsAutoencoder",
     "UnifiedLatentsPipeline",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LatentDataset": "ul_tokenizer.data.latents",
     "LogSNRScheduler": "ul_tokenizer.diffusion.scheduler",
     "UnifiedLatentsAutoencoder": "ul_tokenizer.models.autoencoder",
     "UnifiedLatentsPipeline": "ul_tokenizer.pipelines.generation",

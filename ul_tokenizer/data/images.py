@@ -100,7 +100,9 @@ def _files_below(root: Path, skipped: list[Skipped]) -> list[Path]:
 # ---------------------------------------------------------------- reading
 
 
-def read_image(source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS, shorter_side: int | None = None
+) -> Image.Image:
     """Reads one still image as 8-bit RGB.
 
     EXIF rotation is applied, transparency composited on white, 16-bit grey scaled to 8 bits, and palettes, grey and
@@ -109,6 +111,8 @@ def read_image(source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_
     Args:
         source: a path, the bytes of a file, or a file opened for reading, which stays open.
         max_pixels: larger images are refused; Pillow has its own limit too, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+        shorter_side: JPEGs that are twice as large or more are decoded at an eighth, a quarter or half of their size,
+            where both sides stay at least twice this long; `info["whole_size"]` is then their own (width, height).
 
     Raises:
         UnreadableImageError: if it is missing, empty, truncated, animated, too large, of no known format, or has pixels
@@ -118,8 +122,8 @@ def read_image(source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_
     try:
         if isinstance(source, (str, Path)):
             with open(source, "rb") as file:
-                return _decode(file, max_pixels)
-        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels)
+                return _decode(file, max_pixels, shorter_side)
+        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels, shorter_side)
     except _RefusalError as refusal:
         raise UnreadableImageError(name, str(refusal)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
@@ -145,7 +149,7 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
-def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
+def _decode(file: IO[bytes], max_pixels: int, shorter_side: int | None) -> Image.Image:
     if not file.seekable():
         file = io.BytesIO(file.read())
     start = file.tell()
@@ -155,8 +159,19 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
     # Closing the image would close the caller's file; that is left to whoever opened it.
     image = Image.open(file, formats=_FORMATS)
     _check_header(image, max_pixels)
+    whole_size = image.size
+    if shorter_side is not None:
+        image.draft(None, (2 * shorter_side, 2 * shorter_side))  # twice, so that scaling has something to average
     image.load()
-    return _to_rgb(_upright(image))
+    is_reduced = image.size != whole_size
+    rgb = _to_rgb(_upright(image))
+    if is_reduced:
+        rgb.info["whole_size"] = whole_size if _is_wide(whole_size) == _is_wide(rgb.size) else whole_size[::-1]
+    return rgb
+
+
+def _is_wide(size: tuple[int, int]) -> bool:
+    return size[0] > size[1]
 
 
 def _check_header(image: Image.Image, max_pixels: int) -> None:

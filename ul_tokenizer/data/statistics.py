@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
+import torch
 from torch import Tensor
 
+HISTOGRAM_RANGE, HISTOGRAM_BINS = 8.0, 64  # of all channels together; what lies outside counts in the outer bins
 MIN_STD = 1e-6  # so that a dead channel normalises to zeros, not to NaN
 
 
 @dataclass
 class ChannelStatistics:
-    """Count, mean and sum of squared deviations per channel, merged in any order (Chan et al., 1983)."""
+    """Count, mean, squared deviations and extremes per channel, merged in any order (Chan et al., 1983)."""
 
     count: int
     mean: Tensor  # (c,) float64
     squared_deviations: Tensor  # (c,) float64
+    minimum: Tensor  # (c,) float64
+    maximum: Tensor  # (c,) float64
+    histogram: Tensor  # (HISTOGRAM_BINS,) int64, of all channels
 
     @classmethod
     def of(cls, latents: Tensor) -> ChannelStatistics:
-        """Statistics of one batch (B, c, …)."""
+        """Statistics of one batch (B, c, …), at least one value per channel."""
         values = latents.detach().double().transpose(0, 1).flatten(1).cpu()
         mean = values.mean(1)
-        return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
+        squared_deviations = (values - mean[:, None]).square().sum(1)
+        inside = values.clamp(-HISTOGRAM_RANGE, HISTOGRAM_RANGE).flatten()
+        histogram = torch.histc(inside, HISTOGRAM_BINS, -HISTOGRAM_RANGE, HISTOGRAM_RANGE).long()
+        return cls(values.shape[1], mean, squared_deviations, values.amin(1), values.amax(1), histogram)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ChannelStatistics:
+        """The inverse of `to_json`, exactly."""
+        numbers = {name: torch.tensor(values[name], dtype=torch.float64) for name in _PER_CHANNEL}
+        return cls(count=values["count"], histogram=torch.tensor(values["histogram"]), **numbers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Values that JSON holds without loss."""
+        lists = {name: getattr(self, name).tolist() for name in _PER_CHANNEL}
+        return {"count": self.count, **lists, "histogram": self.histogram.tolist()}
 
     def merged(self, other: ChannelStatistics) -> ChannelStatistics:
         """Statistics of both together."""
@@ -30,7 +52,14 @@ class ChannelStatistics:
         difference = other.mean - self.mean
         mean = self.mean + difference * (other.count / count)
         between = difference.square() * (self.count * other.count / count)
-        return ChannelStatistics(count, mean, self.squared_deviations + other.squared_deviations + between)
+        return ChannelStatistics(
+            count,
+            mean,
+            self.squared_deviations + other.squared_deviations + between,
+            torch.minimum(self.minimum, other.minimum),
+            torch.maximum(self.maximum, other.maximum),
+            self.histogram + other.histogram,
+        )
 
     @property
     def std(self) -> Tensor:
@@ -57,9 +86,14 @@ class ChannelStatistics:
         }
 
 
-def channel_statistics(batches: list[Tensor]) -> ChannelStatistics:
+_PER_CHANNEL = ("mean", "squared_deviations", "minimum", "maximum")
+
+
+def channel_statistics(batches: Sequence[Tensor]) -> ChannelStatistics:
     """Statistics of several batches (B, c, …)."""
-    statistics = ChannelStatistics.of(batches[0])
-    for batch in batches[1:]:
-        statistics = statistics.merged(ChannelStatistics.of(batch))
-    return statistics
+    return merge_statistics([ChannelStatistics.of(batch) for batch in batches])
+
+
+def merge_statistics(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
+    """Of all parts together; at least one."""
+    return reduce(ChannelStatistics.merged, parts)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ul_tokenizer.data.crops import NO_LABEL, RandomCropDataset, collate_crops
 from ul_tokenizer.data.images import ImageSource, SubsetOfImages
 from ul_tokenizer.data.latent_draws import LatentDraws, LatentsInMemory, collate_latents
+from ul_tokenizer.data.latents import LatentDataset
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
@@ -306,8 +307,6 @@ def _make_data(
                 f"got {len(held_out.class_names)} or others."
             )
         return train.class_names, train, held_out, None
-    from ul_tokenizer.data.latents import LatentDataset
-
     expected = {"latent_channels": autoencoder.latent_channels}
     if autoencoder.is_ours:
         expected["latent_logsnr"] = autoencoder.vae.config.latent_logsnr

@@ -1,0 +1,223 @@
+"""The encoding job: a source's samples through an encoder into a latent data set, from wherever it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ul_tokenizer.data.images import UnreadableImageError
+from ul_tokenizer.data.preprocess import Preprocessing
+from ul_tokenizer.data.samples import SampleSource, SkippedSample
+
+FLIPPED = "#flipped"  # behind the id of a mirrored view
+QUEUED_BATCHES = 4  # encoded and not yet written
+Encode = Callable[[Tensor], Tensor]  # pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w)
+
+
+class Writer(Protocol):
+    """Where latents go."""
+
+    @property
+    def done_ids(self) -> Any:
+        """Ids that are safely stored, of all processes."""
+
+    def append(self, ids: Sequence[str], latents: Tensor, columns: Sequence[dict[str, Any]]) -> None:
+        """Takes a batch."""
+
+
+@dataclass
+class Summary:
+    """What a job did, on this process."""
+
+    encoded: int = 0
+    found: int = 0  # stored already, by an earlier run
+    skipped: list[SkippedSample] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run."""
+        return self.encoded / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class EncodingJob:
+    """Encodes the samples of a source that are not stored yet.
+
+    Every batch has the same number of rows, the last ones of a shape repeated where samples are lacking, so that a
+    sample's latent does not depend, by a rounding, on which samples it is encoded with.
+
+    Args:
+        source: the samples.
+        preprocessing: images → pixels.
+        encode: pixels → z_clean, on whichever device.
+        batch_size: rows of a batch.
+        num_workers: processes that read and decode; 0 does it in this one.
+        flip_views: whether each image is stored mirrored, too.
+        rank: this process's number, of `world_size`; every process takes its own part of the samples.
+        world_size: how many processes share the source.
+    """
+
+    source: SampleSource
+    preprocessing: Preprocessing
+    encode: Encode
+    batch_size: int = 32
+    num_workers: int = 0
+    flip_views: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def run(self, writer: Writer, on_progress: Callable[[int], None] | None = None) -> Summary:
+        """Encodes and writes; the writer is closed by whoever made it.
+
+        Args:
+            writer: where latents go; what it says is done is not encoded again.
+            on_progress: called with the number of images that were just dealt with.
+
+        Returns:
+            what was done.
+
+        Raises:
+            OSError: what the writer raises.
+        """
+        start = time.perf_counter()
+        mine = range(self.rank, len(self.source), self.world_size)
+        done = writer.done_ids
+        pending = [index for index in mine if self.source.id(index) not in done]
+        summary = Summary(found=len(mine) - len(pending))
+        if self.rank == 0:
+            summary.skipped += self.source.skipped
+        with _background(writer.append) as append:
+            for samples in self._batches(pending, done, summary, on_progress or (lambda _: None)):
+                latents = self._encode(torch.stack([sample.pixels for sample in samples]))
+                append([sample.id for sample in samples], latents, [sample.columns for sample in samples])
+                summary.encoded += len(samples)
+        summary.seconds = time.perf_counter() - start
+        return summary
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        count = len(pixels)
+        filled = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)])
+        return self.encode(filled.float().div_(127.5).sub_(1))[:count].float().cpu()
+
+    def _batches(
+        self, pending: list[int], done: Any, summary: Summary, on_progress: Callable[[int], None]
+    ) -> Iterator[list[_Decoded]]:
+        """Batches of one shape each; samples that can't be read go to the summary."""
+        waiting: defaultdict[tuple[int, ...], list[_Decoded]] = defaultdict(list)
+        for decoded in self._decoded(pending):
+            on_progress(1)
+            if isinstance(decoded, SkippedSample):
+                summary.skipped.append(decoded)
+                continue
+            for view in self._views(decoded):
+                if view.id in done:  # of a mirrored pair, one may be
+                    continue
+                same_shape = waiting[tuple(view.pixels.shape)]
+                same_shape.append(view)
+                if len(same_shape) == self.batch_size:
+                    yield same_shape
+                    waiting[tuple(view.pixels.shape)] = []
+        yield from filter(None, waiting.values())
+
+    def _views(self, sample: _Decoded) -> list[_Decoded]:
+        if not self.flip_views:
+            return [sample]
+        mirrored = _Decoded(sample.id + FLIPPED, sample.pixels.flip(-1), {**sample.columns, "flipped": True})
+        # The image itself comes last: once it is done, so is the mirrored view.
+        return [mirrored, _Decoded(sample.id, sample.pixels, {**sample.columns, "flipped": False})]
+
+    def _decoded(self, pending: list[int]) -> Iterator[_Decoded | SkippedSample]:
+        loader: DataLoader[Any] = DataLoader(
+            _DecodingDataset(self.source, self.preprocessing, pending),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_as_they_are,
+        )
+        for batch in loader:
+            yield from batch
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    id: str
+    pixels: Tensor  # (3, H, W) uint8
+    columns: dict[str, Any]
+
+
+class _DecodingDataset(Dataset[Any]):
+    """Reads and decodes; what goes wrong is a value, since an exception would end the job."""
+
+    def __init__(self, source: SampleSource, preprocessing: Preprocessing, indices: list[int]) -> None:
+        self.source, self.preprocessing = source, preprocessing
+        self.indices = torch.tensor(indices)  # one block of memory, which worker processes share
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> _Decoded | SkippedSample:
+        index = int(self.indices[position])
+        name = self.source.id(index)
+        try:
+            pixels, size = self.preprocessing(self.source.open(index))
+            columns = {"height": size[0], "width": size[1], **self.source.columns(index)}
+        except UnreadableImageError as error:
+            return SkippedSample(name, error.reason)
+        except (ValueError, OSError) as error:
+            return SkippedSample(name, " ".join(str(error).split()).rstrip("."))
+        return _Decoded(name, pixels, columns)
+
+
+def _as_they_are(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+@contextmanager
+def _background(work: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Calls of the result are made in a thread, in order; the first error is raised at a later call or at the end."""
+    calls: queue.Queue[tuple[Any, ...] | None] = queue.Queue(QUEUED_BATCHES)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        while (arguments := calls.get()) is not None:
+            if not errors:
+                try:
+                    work(*arguments)
+                except BaseException as error:  # for the thread that waits
+                    errors.append(error)
+
+    def call(*arguments: Any) -> None:
+        if errors:
+            raise errors[0]
+        calls.put(arguments)
+
+    thread = threading.Thread(target=run, name="latent-writer", daemon=True)
+    thread.start()
+    try:
+        yield call
+    finally:
+        calls.put(None)
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def write_skipped(path: Path, skipped: Sequence[SkippedSample]) -> None:
+    """Writes what was passed over as JSON lines, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    lines = (json.dumps(skip._asdict(), ensure_ascii=False) + "\n" for skip in skipped)
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
