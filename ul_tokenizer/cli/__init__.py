@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ul_tokenizer import __version__
+from ul_tokenizer.cli import evaluate as evaluation
 
 if TYPE_CHECKING:
     import torch
@@ -281,6 +283,17 @@ def info(
             return
         for key, value in facts.items():
             typer.echo(f"{key.replace('_', ' '):22}{_shown(value)}")
+
+
+@app.command(
+    "evaluate",
+    epilog="Example: ul-tokenizer evaluate --model ul-fashion --train ~/.cache/ul_tokenizer/fashion-mnist/train "
+    "--test ~/.cache/ul_tokenizer/fashion-mnist/test"
+)
+@functools.wraps(evaluation.evaluate)
+def _evaluate(*args: Any, **kwargs: Any) -> None:
+    with _reporting():
+        evaluation.evaluate(*args, **kwargs)
 
 
 def main() -> None:

@@ -1,0 +1,124 @@
+"""Quality of an autoencoder's reconstructions, on the scale of generated images: what no generator can surpass."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ul_tokenizer.evaluation.classifier import judge
+from ul_tokenizer.evaluation.generation import BITS, RECONSTRUCTION, sample_generators
+from ul_tokenizer.evaluation.labelled_images import LabelledImages, to_bytes, to_pixels
+from ul_tokenizer.evaluation.metrics import mean_psnr, psnr_of_mean_mse
+from ul_tokenizer.evaluation.reference import Reference
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+
+@dataclass(frozen=True)
+class ReconstructionQuality:
+    """What the test set's reconstructions are worth, as 8-bit pictures.
+
+    Attributes:
+        accuracy: part of the reconstructions in which the classifier sees the original's class.
+        frechet_distance: of the classifier's features, to the originals.
+        floor: that of as many random real training images.
+        real_accuracy: the classifier's, on the originals.
+        psnr_of_mean_mse: in dB; None if all are exact.
+        mean_psnr: in dB; None if one is exact.
+        bits_per_pixel: the bound that the prior gives; None without a prior.
+        seconds: of encoding and decoding.
+    """
+
+    accuracy: float
+    frechet_distance: float
+    floor: float
+    real_accuracy: float
+    psnr_of_mean_mse: float | None
+    mean_psnr: float | None
+    bits_per_pixel: float | None
+    seconds: float
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    autoencoder: Any,
+    reference: Reference,
+    test: LabelledImages,
+    prior: UnifiedLatentsTransformer | None = None,
+    *,
+    num_inference_steps: int | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> ReconstructionQuality:
+    """Encodes and decodes the test set, with the latents' noise.
+
+    Args:
+        autoencoder: ours, or any of diffusers'.
+        reference: made with the same test set.
+        test: the originals.
+        prior: for the bits of our latents; those of others are not measured.
+        num_inference_steps: of our decoder; the model's own if None.
+        batch_size: images at a time.
+        seed: image i's noise follows from it and i.
+
+    Raises:
+        ValueError: an empty batch, or what the autoencoder refuses.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    start = time.perf_counter()
+    again = _reconstruct(autoencoder, test.images, num_inference_steps, batch_size, seed)
+    seconds = time.perf_counter() - start
+    judgement, pixels = judge(reference.classifier, again), (_unit(test.images), _unit(again))
+    return ReconstructionQuality(
+        accuracy=judgement.accuracy(test.labels),
+        frechet_distance=reference.distance(judgement.features),
+        floor=reference.floor(len(again)),
+        real_accuracy=reference.test_accuracy,
+        psnr_of_mean_mse=_finite(psnr_of_mean_mse(*pixels)),
+        mean_psnr=_finite(mean_psnr(*pixels)),
+        bits_per_pixel=None if prior is None else _bits_per_pixel(autoencoder, test.images, prior, batch_size, seed),
+        seconds=seconds,
+    )
+
+
+def _reconstruct(autoencoder: Any, images: Tensor, steps: int | None, batch_size: int, seed: int) -> Tensor:
+    """uint8 in, uint8 out, (N, C, H, W)."""
+    parts, first = [], 0
+    ours = isinstance(autoencoder, UnifiedLatentsAutoencoder)
+    for batch in tqdm(images.split(batch_size), desc="reconstructing", leave=False, disable=None):
+        generators = sample_generators(seed, RECONSTRUCTION, range(first, first + len(batch)))
+        pixels = to_pixels(batch).to(autoencoder.device, autoencoder.dtype)
+        z_0 = autoencoder.encode(pixels).latent_dist.sample(generators)
+        options = {"generator": generators, "num_inference_steps": steps} if ours else {}
+        parts.append(to_bytes(autoencoder.decode(z_0, **options).sample, images.shape[1] == 1).cpu())
+        first += len(batch)
+    return torch.cat(parts)
+
+
+def _bits_per_pixel(
+    autoencoder: Any, images: Tensor, prior: UnifiedLatentsTransformer, batch_size: int, seed: int
+) -> float | None:
+    if not isinstance(autoencoder, UnifiedLatentsAutoencoder):
+        return None
+    bits, first = 0.0, 0
+    for batch in tqdm(images.split(batch_size), desc="counting bits", leave=False, disable=None):
+        generators = sample_generators(seed, BITS, range(first, first + len(batch)))
+        pixels = to_pixels(batch).to(autoencoder.device, autoencoder.dtype)
+        bits += float(autoencoder.bits(pixels, prior, generator=generators).sum())
+        first += len(batch)
+    return bits / (len(images) * images.shape[-1] * images.shape[-2])
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float().div(127.5).sub(1)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,101 @@
+"""Rows of figures in a JSON-lines file: each is there once it is measured, and isn't measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file, none if there is no file; a last line without its end, which a killed process left, is ignored.
+
+    Raises:
+        ValueError: a line that is no JSON object: the file is another one.
+    """
+    if not path.exists():
+        return []
+    lines = _whole_part(path).decode("utf-8", "replace").split("\n")[:-1]
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds a row, after cutting off what a killed process left of one; it is on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size != len(whole := _whole_part(path)):
+        os.truncate(path, len(whole))
+    with open(path, "ab") as file:
+        file.write(json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_part(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _parsed(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"output must be a file of JSON lines, or a new one, got {path} with another line {number}.")
+    return row
+
+
+def run_rows(keys: Sequence[Row], measure: Callable[[int], Mapping[str, Any]], path: Path | None) -> list[Row]:
+    """Measures what isn't in the file yet.
+
+    Args:
+        keys: what each row is about, in values that JSON holds; a row with all of a key's items is its result.
+        measure: index of a key → figures.
+        path: the file; None keeps nothing.
+
+    Returns:
+        a row per key, its items and then the figures, old or new.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    known = [] if path is None else read_rows(path)
+    rows = []
+    for index, key in enumerate(map(_as_read, keys)):
+        row = _find(known, key)
+        if row is None:
+            row = {**key, **measure(index)}
+            if path is not None:
+                append_row(path, row)
+            known.append(row)
+        rows.append(row)
+    return rows
+
+
+def _find(rows: Sequence[Row], key: Row) -> Row | None:
+    return next((row for row in rows if all(name in row and row[name] == key[name] for name in key)), None)
+
+
+def _as_read(row: Row) -> Row:
+    """As a file gives it back: tuples are lists."""
+    read: Row = json.loads(json.dumps(row))
+    return read
+
+
+def weights_sha256(*networks: nn.Module) -> str:
+    """Of all parameters and buffers: figures of other weights are no results of these."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in sorted(network.state_dict().items()):
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(content.numpy().data)
+    return digest.hexdigest()
