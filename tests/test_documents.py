@@ -51,8 +51,19 @@ def test_every_subcommand_in_the_readme_exists() -> None:
     assert named <= set(getattr(typer.main.get_command(import_module("ul_tokenizer.cli").app), "commands", {}))
 
 
+def snippets() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_snippet_of_generation_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = (text for text in snippets() if "UnifiedLatentsPipeline" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    assert Image.open("sneaker.png").size == (32, 32)
+
+
 def test_the_readmes_usage_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    (snippet,) = (text for text in snippets() if "AutoencoderKL" in text or "VaeImageProcessor" in text)
     model = UnifiedLatentsAutoencoder(
         latent_channels=4,
         encoder_block_out_channels=(8, 8, 16),

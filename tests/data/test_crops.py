@@ -18,10 +18,14 @@ from ul_tokenizer.data.images import ImageFolder, UnreadableImageError, to_tenso
 
 
 class Pictures:
-    """A source in memory; None stands for an unreadable image."""
+    """A source in memory; None stands for an unreadable image. Every image is a class of its own."""
 
     def __init__(self, *images: Image.Image | None) -> None:
         self.images = images
+        self.class_names = tuple(f"class {n}" for n in range(len(images)))
+
+    def label(self, index: int) -> int | None:
+        return index
 
     def __len__(self) -> int:
         return len(self.images)
@@ -194,8 +198,7 @@ def test_an_unreadable_image_is_replaced_and_named() -> None:
     dataset = RandomCropDataset(Pictures(*good.images, None), 8)
     samples = [dataset[n] for n in range(4)]
     named = [sample["skipped"] for sample in samples if sample["skipped"]]
-    assert len(named) == 1
-    assert named[0].startswith("3.png: the file is empty")
+    assert [set(reasons) for reasons in named] == [{"3.png: the file is empty"}]
     assert {level_of(sample) for sample in samples} == {10, 20, 30}
 
 
@@ -203,7 +206,24 @@ def test_a_batch_lists_only_what_was_skipped() -> None:
     dataset = RandomCropDataset(Pictures(*flat(10, 20, 30).images, None), 8)
     batch = collate_crops([dataset[n] for n in range(4)])
     assert batch["pixel_values"].shape == (4, 3, 8, 8)
-    assert len(batch["skipped"]) == 1
+    assert set(batch["skipped"]) == {"3.png: the file is empty"}
+
+
+def test_a_crop_has_the_label_of_the_image_that_was_read_even_in_place_of_another() -> None:
+    dataset = RandomCropDataset(Pictures(*flat(10, 20, 30).images, None), 8)
+    levels = (10, 20, 30)
+    assert all(level_of(sample) == levels[sample["class_label"]] for sample in (dataset[n] for n in range(8)))
+    batch = collate_crops([dataset[n] for n in range(8)])
+    assert batch["class_labels"].tolist() == [dataset[n]["class_label"] for n in range(8)]
+
+
+def test_a_reason_with_a_semicolon_is_one_reason() -> None:
+    class Named(Pictures):
+        def name(self, index: int) -> str:
+            return "a; b.png" if index == 3 else super().name(index)
+
+    dataset = RandomCropDataset(Named(*flat(10, 20, 30).images, None), 8)
+    assert set(collate_crops([dataset[n] for n in range(4)])["skipped"]) == {"a; b.png: the file is empty"}
 
 
 def test_a_source_without_any_readable_image_is_one_error_and_no_endless_loop() -> None:

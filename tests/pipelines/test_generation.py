@@ -228,7 +228,9 @@ def test_a_progress_bar_counts_the_steps(make_pipeline: Make, capfd: pytest.Capt
     assert "3/3" in capfd.readouterr().err
 
 
-def test_saving_and_loading_gives_the_same_weights_to_the_bit_and_the_same_images(pipeline: UnifiedLatentsPipeline, tmp_path: Path) -> None:
+def test_saving_and_loading_gives_the_same_weights_to_the_bit_and_the_same_images(
+    pipeline: UnifiedLatentsPipeline, tmp_path: Path
+) -> None:
     pipeline.save_pretrained(tmp_path)
     loaded = UnifiedLatentsPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)

@@ -45,7 +45,7 @@ def _make_images(folder: Path, count: int = 8) -> Path:
     return folder
 
 
-def flags(**arguments: Any) -> list[str]:
+def _flags(**arguments: Any) -> list[str]:
     """Command-line flags; booleans as --name and --no-name."""
     parts: list[str] = []
     for name, value in arguments.items():
@@ -74,6 +74,11 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def flags() -> Callable[..., list[str]]:
+    return _flags
+
+
+@pytest.fixture(scope="session")
 def make_images() -> Callable[..., Path]:
     return _make_images
 
@@ -86,7 +91,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smallest_flags(images: Path) -> Callable[..., list[str]]:
     def make(output_dir: Path, **changes: Any) -> list[str]:
-        return flags(**{**SMALLEST, "train_data_dir": images, "output_dir": output_dir, **changes})
+        return _flags(**{**SMALLEST, "train_data_dir": images, "output_dir": output_dir, **changes})
 
     return make
 

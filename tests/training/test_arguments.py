@@ -11,6 +11,7 @@ import yaml
 
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1Arguments, train_autoencoder
+from ul_tokenizer.training.stage2 import Stage2Arguments
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 Write = Callable[..., str]
@@ -177,7 +178,8 @@ def test_a_wrong_key_is_one_sentence_that_names_it(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_example_config_is_legal(path: Path) -> None:
-    assert parse("--config", str(path)).train_data_dir
+    kind = Stage2Arguments if "pretrained_autoencoder" in path.read_text() else Stage1Arguments
+    assert parse_arguments(kind, ["--config", str(path)]).train_data_dir
 
 
 def test_there_are_example_configs() -> None:

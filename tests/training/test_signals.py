@@ -101,7 +101,7 @@ def test_a_signal_to_the_process_group_leaves_the_loaders_workers_to_the_loop(st
 def test_ctrl_c_before_the_first_step_is_clean(
     train: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stage1, "read_validation_images", lambda stage: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(Stage1, "prepare", lambda stage, accelerator: signal.raise_signal(signal.SIGINT))
     assert train(tmp_path) == 130
     assert capfd.readouterr().err == "interrupted.\n"
 

@@ -288,7 +288,7 @@ def info(
 @app.command(
     "evaluate",
     epilog="Example: ul-tokenizer evaluate --model ul-fashion --train ~/.cache/ul_tokenizer/fashion-mnist/train "
-    "--test ~/.cache/ul_tokenizer/fashion-mnist/test"
+    "--test ~/.cache/ul_tokenizer/fashion-mnist/test",
 )
 @functools.wraps(evaluation.evaluate)
 def _evaluate(*args: Any, **kwargs: Any) -> None:

@@ -85,7 +85,18 @@ class RandomCropDataset(Dataset[Crop]):
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}.")
         random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_DRAW, n)))
-        image, index, skipped = self._read(n, random)
+        return self._sample(*self._read(n, random), random)
+
+    def crop_of(self, index: int) -> Crop:
+        """The crop of one image of the source, by draw number `index`.
+
+        Raises:
+            UnreadableImageError: it can't be read; nothing takes its place.
+        """
+        random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_DRAW, index)))
+        return self._sample(self.source.read(index), index, (), random)
+
+    def _sample(self, image: Image.Image, index: int, skipped: tuple[str, ...], random: np.random.Generator) -> Crop:
         label = self.source.label(index)
         return {
             "pixel_values": to_tensor(self._crop(image, random)),

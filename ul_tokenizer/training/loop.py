@@ -154,6 +154,7 @@ class Trainer:
             OSError: the last checkpoint or the trained model can't be written.
         """
         try:
+            self.stage.prepare(self.accelerator)
             self._resume()
             self._start_trackers()
             with StopSignal() as stop, self._progress_bar() as bar:
@@ -458,9 +459,7 @@ def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> int:
         if args.dry_run:
             accelerator.print(args.to_yaml() + stage.describe())
         else:
-            trainer = Trainer(args, stage, accelerator)
-            stage.prepare(accelerator)
-            trainer.run()
+            Trainer(args, stage, accelerator).run()
     except (TrainingError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -77,7 +77,7 @@ def _make_folder(flag: str, path: str, cache_bytes: int = 0) -> ImageFolder:
     return source
 
 
-def say(message: str) -> None:
-    """A note on standard error, from the main process."""
-    if PartialState().is_main_process:
+def say(message: str, everywhere: bool = False) -> None:
+    """A note on standard error, from the main process or from all."""
+    if everywhere or PartialState().is_main_process:
         print(message, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from ul_tokenizer.data.crops import NO_LABEL, RandomCropDataset, collate_crops
-from ul_tokenizer.data.images import ImageSource, SubsetOfImages
+from ul_tokenizer.data.crops import NO_LABEL, Crop, RandomCropDataset, collate_crops
+from ul_tokenizer.data.images import ImageSource, UnreadableImageError
 from ul_tokenizer.data.latent_draws import LatentDraws, LatentsInMemory, collate_latents
 from ul_tokenizer.data.latents import LatentDataset
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
@@ -33,7 +36,7 @@ from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_our
 from ul_tokenizer.training.loop import Batch, run_stage
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.randomness import LABEL_DROPOUT, TIMES, Draws, sample_noise, stream_generator
-from ul_tokenizer.training.sources import make_sources
+from ul_tokenizer.training.sources import make_sources, say
 
 OTHERS_LOGSNR_MAX = 10.0  # where an autoencoder's latents have no noise level of their own
 
@@ -129,8 +132,9 @@ class Stage2:
         self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting)
         self._check_resolution()
         self.dataset: Any = self._crops(self._images, args.seed) if self._images else None
-        if self._latents is not None:
-            self.dataset = LatentDraws(self._latents, args.seed)
+        if self._latents is not None:  # of which the last ones are held out
+            train = Subset(self._latents, range(len(self._latents) - args.num_validation_images))
+            self.dataset = LatentDraws(train, args.seed)
         self._held_out: HeldOutLatents | None = None
 
     def _check_resolution(self) -> None:
@@ -170,16 +174,29 @@ class Stage2:
         return HeldOutLatents(latents, self._labels(pixels["class_labels"].to(device)))
 
     def _encode_all(self, accelerator: Accelerator) -> LatentsInMemory:
-        """Every image once; each process keeps them all, as its draws may be any."""
+        """Every readable image once, each process its share; then all have all, as a process's draws may be any."""
         assert self._images is not None
-        crops, size = InOrder(self._crops(self._images, seed=0)), self.args.train_batch_size
-        latents, labels = [], []
-        bar = tqdm(range(0, len(crops), size), "encoding", disable=not accelerator.is_main_process, leave=False)
-        for start in bar:
-            batch = collate_crops([crops[i] for i in range(start, min(start + size, len(crops)))])
-            latents.append(self.autoencoder.encode(batch["pixel_values"].to(accelerator.device)).cpu())
-            labels.append(batch["class_labels"])
-        return LatentsInMemory(torch.cat(latents), torch.cat(labels))
+        crops, size = self._crops(self._images, seed=0), self.args.train_batch_size
+        mine = range(accelerator.process_index, len(crops), accelerator.num_processes)
+        parts = []
+        is_quiet = not (accelerator.is_main_process and sys.stderr.isatty())
+        bar = tqdm(range(0, len(mine), size), "encoding", disable=is_quiet)
+        for first in bar:
+            batch = self._readable(crops, mine[first : first + size])
+            if batch:
+                pixels = collate_crops([crop for _, crop in batch])
+                latents = self.autoencoder.encode(pixels["pixel_values"].to(accelerator.device)).cpu()
+                parts.append(([index for index, _ in batch], latents, pixels["class_labels"]))
+        return _in_order(gather_object(parts))
+
+    def _readable(self, crops: RandomCropDataset, indices: range) -> list[tuple[int, Crop]]:
+        batch = []
+        for index in indices:
+            try:
+                batch.append((index, crops.crop_of(index)))
+            except UnreadableImageError as error:
+                say(f"skipped {crops.source.name(index)}: {error.reason}", everywhere=True)
+        return batch
 
     def collate(self, samples: list[Any]) -> Any:
         """Stacks latents, or crops that are still to be encoded."""
@@ -266,26 +283,16 @@ class Stage2:
         return "\n".join(f"# {line}" for line in lines)
 
 
-class InOrder:
-    """Crops of each image in the source's order."""
-
-    def __init__(self, crops: RandomCropDataset) -> None:
-        self.crops = crops
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.crops.source)
-
-    def __getitem__(self, index: int) -> Any:
-        """The crop of one image."""
-        return RandomCropDataset(
-            SubsetOfImages(self.crops.source, [index]), self.crops.resolution, center_crop=self.crops.center_crop
-        )[0]
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # Making of
 # ----------------------------------------------------------------------------------------------------------------
+
+
+def _in_order(parts: list[tuple[list[int], Tensor, Tensor]]) -> LatentsInMemory:
+    """What all processes encoded, in the order of the images; at least one part."""
+    order = torch.tensor([index for indices, _, _ in parts for index in indices]).argsort()
+    latents, labels = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+    return LatentsInMemory(latents[order], labels[order])
 
 
 def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
