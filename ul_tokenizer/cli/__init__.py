@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ul_tokenizer import __version__
+from ul_tokenizer.cli import encode_dataset as encoding
 from ul_tokenizer.cli import evaluate as evaluation
+from ul_tokenizer.cli import latents
 
 if TYPE_CHECKING:
     import torch
@@ -285,15 +287,27 @@ def info(
             typer.echo(f"{key.replace('_', ' '):22}{_shown(value)}")
 
 
-@app.command(
-    "evaluate",
-    epilog="Example: ul-tokenizer evaluate --model ul-fashion --train ~/.cache/ul_tokenizer/fashion-mnist/train "
-    "--test ~/.cache/ul_tokenizer/fashion-mnist/test",
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """A command of another module, with errors told as here."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with _reporting():
+            command(*args, **kwargs)
+
+    return run
+
+
+FASHION = "~/.cache/ul_tokenizer/fashion-mnist"
+app.command(epilog=f"Example: ul-tokenizer evaluate --train {FASHION}/train --test {FASHION}/test")(
+    _reported(evaluation.evaluate)
 )
-@functools.wraps(evaluation.evaluate)
-def _evaluate(*args: Any, **kwargs: Any) -> None:
-    with _reporting():
-        evaluation.evaluate(*args, **kwargs)
+app.command("encode-dataset", epilog="Example: ul-tokenizer encode-dataset photos/ -o latents/ --resolution 256")(
+    _reported(encoding.encode_dataset)
+)
+for _command in (latents.info, latents.verify, latents.stats, latents.merge):
+    latents.app.command()(_reported(_command))
+app.add_typer(latents.app)
 
 
 def main() -> None:

@@ -1,0 +1,138 @@
+"""The commands `latents …`: what a latent data set holds, whether it is whole, and what else can be done with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="latents",
+    help="Look into latent data sets, check, merge and export them.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+Folder = Annotated[str, typer.Argument(metavar="DATA", help="A latent data set: a folder, or a hub id.")]
+Local = Annotated[
+    Path, typer.Argument(metavar="DATA", exists=True, file_okay=False, help="A latent data set's folder.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def info(data: Folder, as_json: AsJson = False) -> None:
+    """Describe a data set: samples, shapes, columns, classes, and the header."""
+    from ul_tokenizer.data.latents import LatentDataset
+
+    dataset = LatentDataset(data)
+    size = sum(shard.bytes for shard in dataset.shards)
+    facts: dict[str, Any] = {
+        "samples": len(dataset),
+        "shards": len(dataset.shards),
+        "bytes": size,
+        "shapes": {"×".join(map(str, shape)): count for shape, count in dataset.shapes.items()},
+        "columns": list(dataset.column_names),
+        "rounding_rms": max(shard.rounding.get("rms", 0.0) for shard in dataset.shards),
+        **dataset.header,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        typer.echo(f"{key.replace('_', ' '):28}{shown}")
+
+
+def verify(
+    data: Local,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take out what is wrong; the job that made the data makes it again.")
+    ] = False,
+) -> None:
+    """Read every byte and compare it with the manifest. Exit status: 0 if the data set is whole, 1 otherwise."""
+    from ul_tokenizer.data import latent_checks
+
+    problems = latent_checks.repair(data) if repair else latent_checks.verify(data)
+    for problem in problems:
+        typer.echo(f"{problem.file}: {problem.reason}")
+    if problems and not repair:
+        raise ValueError(f"{data} is not whole, {len(problems)} problems; --repair takes them out.")
+    typer.echo(f"{data}: {'repaired' if problems else 'whole'}", err=True)
+
+
+def stats(
+    data: Folder,
+    model: Annotated[
+        str | None, typer.Option(help="The autoencoder, for bits per image by its prior.", show_default="no bits")
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Samples for the bits.")] = 256,
+    write_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-config", exists=True, file_okay=False, help="Write mean and std into this autoencoder's config."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Exact mean, standard deviation and extremes per channel, and on request bits per image."""
+    from ul_tokenizer.data.latents import LatentDataset
+
+    dataset = LatentDataset(data)
+    statistics = dataset.statistics
+    facts: dict[str, Any] = {"samples": len(dataset), **statistics.to_json(), "std": statistics.std.tolist()}
+    if model is not None:
+        facts["bits_per_image"] = mean_bits(dataset, model, num)
+    if write_config is not None:
+        _write_statistics(write_config, statistics.to_config())
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table("channel", "mean", "std", "min", "max")
+    rows = zip(statistics.mean, statistics.std, statistics.minimum, statistics.maximum, strict=True)
+    for channel, row in enumerate(rows):
+        table.add_row(str(channel), *(f"{float(value):.4f}" for value in row))
+    Console(soft_wrap=True).print(table)
+    if "bits_per_image" in facts:
+        typer.echo(f"bits per image, by the prior, {min(num, len(dataset))} samples: {facts['bits_per_image']:.1f}")
+
+
+def mean_bits(dataset: Any, model: str, num: int) -> float:
+    """Mean of the prior's bound over the first samples, of whatever shapes."""
+    import torch
+
+    from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+    from ul_tokenizer.hub import load_prior
+    from ul_tokenizer.models.rate import latent_bits
+
+    prior = load_prior(model).eval()
+    schedule = LogSNRSchedule(prior.config.latent_logsnr, -10.0, "linear")
+    generator = torch.Generator().manual_seed(0)
+    bits = [
+        float(latent_bits(dataset[i]["latent"][None], prior, schedule, 16, generator))
+        for i in range(min(num, len(dataset)))
+    ]
+    return sum(bits) / len(bits)
+
+
+def _write_statistics(folder: Path, values: dict[str, Any]) -> None:
+    from ul_tokenizer.data.latent_manifest import write_whole
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"--write-config must be an autoencoder's folder, got {folder} without a config.json.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_whole(path, json.dumps({**config, **values}, indent=2, sort_keys=True) + "\n")
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="DATA…", exists=True, file_okay=False, help="Data sets.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+) -> None:
+    """Make one data set of several that one autoencoder made in one way."""
+    from ul_tokenizer.data import latent_checks
+
+    count = latent_checks.merge(sources, output)
+    typer.echo(f"merged {count} samples: {output}", err=True)
