@@ -207,6 +207,55 @@ MUTATIONS = [
         "return F.layer_norm(x, (self.channels,), self.weight, self.bias, self.eps)",
         ON_LAYERS,
     ),
+    Mutation(
+        "guidance pulls towards no class",
+        "ul_tokenizer/diffusion/guidance.py",
+        "unconditional + self.scale * (conditional - unconditional)",
+        "conditional + self.scale * (unconditional - conditional)",
+        "tests/diffusion/test_guidance.py",
+    ),
+    Mutation(
+        "a text's padding is read",
+        "ul_tokenizer/models/conditioning.py",
+        "mask = mask.bool()",
+        "mask = torch.ones_like(mask).bool()",
+        "tests/models/test_conditioning.py",
+    ),
+    Mutation(
+        "the base model is trained on the noisy mean rather than on z_clean",
+        "ul_tokenizer/training/frozen.py",
+        'encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()',
+        "encoded.latent_dist.mode()",
+        "tests/training/test_stage2.py",
+    ),
+    Mutation(
+        "labels are dropped by the place in the batch",
+        "ul_tokenizer/training/stage2.py",
+        "draws.pick(torch.rand(len(draws.of_step), generator=generator) < self.args.label_dropout)",
+        "torch.rand(len(draws.local), generator=generator) < self.args.label_dropout",
+        "tests/training/test_stage2.py",
+    ),
+    Mutation(
+        "a shard's line is written before its file",
+        "ul_tokenizer/data/latent_writer.py",
+        "        _write_file(path, content)\n",
+        "",
+        "tests/data/test_latents.py",
+    ),
+    Mutation(
+        "what a killed run left of a line stays",
+        "ul_tokenizer/data/latent_writer.py",
+        "            cut_off_partial_line(manifest)\n",
+        "",
+        "tests/data/test_latents.py",
+    ),
+    Mutation(
+        "processes share samples",
+        "ul_tokenizer/data/encode.py",
+        "mine = range(self.rank, len(self.source), self.world_size)",
+        "mine = range(len(self.source))",
+        "tests/test_cli_encode_dataset.py",
+    ),
 ]
 
 

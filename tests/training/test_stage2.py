@@ -294,6 +294,15 @@ def test_labels_are_dropped_at_their_rate_and_by_the_draw_alone(make_stage: Call
 # ---------------------------------------------------------------- latents
 
 
+def test_the_target_is_the_clean_latent(make_stage: Callable[..., Stage2]) -> None:
+    autoencoder = make_stage().autoencoder
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        exact = autoencoder.vae.encode(x).latent
+    torch.testing.assert_close(autoencoder.encode(x), exact, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(autoencoder.encode(x), 0.99665 * exact, rtol=1e-5, atol=1e-6)
+
+
 def test_cached_latents_cost_one_pass_per_image_and_others_one_per_draw(make_stage: Callable[..., Stage2]) -> None:
     cached, fresh = make_stage(cache_latents=True), make_stage()
     held_out, images = 2, 10  # 12 images, of which a fifth is held out
