@@ -315,3 +315,60 @@ def test_parts_merge(model: str, photos: Path) -> None:
     assert "merged 14 samples: all" in ul("latents", "merge", "part0", "part1", "-o", "all").stderr
     assert len(by_id("all")) == 14
     assert "error: " in ul("latents", "merge", "part0", "part1", "-o", "all", status=1).stderr
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "npy"])
+def test_data_sets_are_exported(data: str, form: str) -> None:
+    pytest.importorskip({"webdataset": "webdataset", "parquet": "pyarrow"}.get(form, "numpy"))
+    result = ul("latents", "export", data, "-o", "out", "--format", form)
+    assert f"exported 14 samples as {form}: out" in result.stderr
+    assert any(Path("out").glob("latents-*"))
+    assert "which exists" in ul("latents", "export", data, "-o", "out", "--format", form, status=1).stderr
+
+
+def test_samples_are_decoded_onto_a_sheet(data: str, model: str) -> None:
+    result = ul("latents", "decode", data, "-o", "sheet.png", "--model", model, "-n", 5, "--steps", 1)
+    assert "decoded 5 of 14 samples: sheet.png" in result.stderr
+    shown = result.stdout.split()
+    assert len(set(shown)) == 5 and set(shown) <= set(by_id(data))
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size == (3 * 18, 2 * 18)  # 16 pixels and a gap of 2
+    assert "exists already" in ul("latents", "decode", data, "-o", "sheet.png", "--model", model, status=1).stderr
+
+
+def test_other_weights_do_not_decode_a_data_set(data: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "other")
+    error = ul("latents", "decode", data, "-o", "sheet.png", "--model", tmp_path / "other", status=1).stderr
+    assert "must have the weights_sha256" in error and not Path("sheet.png").exists()
+
+
+# ---------------------------------------------------------------- on a cluster
+
+
+def ray_job(source: Path, out: str, model: str) -> subprocess.CompletedProcess[str]:
+    """A local cluster of two workers, for this one job."""
+    words = [sys.executable, ROOT / "examples" / "encode_dataset_ray.py", source, "-o", out, "--model", model]
+    words += ["--resolution", 16, "--batch-size", 4, "--dtype", "float32", "--actors", 2]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_ray_cluster_gives_the_samples_of_one_process(model: str, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data")
+    source = tmp_path / "photos"
+    shutil.copytree(photos, source)
+    (source / "cats" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    encode(source, "one", model)
+    done = ray_job(source, "ray", model)
+    assert done.returncode == 0, done.stderr
+    assert_equal(by_id("one"), by_id("ray"))
+    assert LatentDataset("one").header == LatentDataset("ray").header and not verify("ray")
+    assert Path("one/skipped.jsonl").read_text() == Path("ray/skipped.jsonl").read_text()
+    lost = next(Path("ray").glob("*.safetensors"))
+    lost.unlink()
+    ul("latents", "verify", "ray", "--repair")
+    again = ray_job(source, "ray", model)  # makes what is lacking, and that alone
+    assert again.returncode == 0, again.stderr
+    assert_equal(by_id("one"), by_id("ray"))

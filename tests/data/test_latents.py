@@ -189,7 +189,7 @@ def test_a_data_set_travels_to_worker_processes(tmp_path: Path) -> None:
     z = write(tmp_path)
     dataset = LatentDataset(tmp_path)
     assert torch.equal(dataset[0]["latent"], pickle.loads(pickle.dumps(dataset))[0]["latent"])
-    loader: Any = DataLoader(dataset, batch_size=4, num_workers=2)  # type: ignore[arg-type]
+    loader: Any = DataLoader(dataset, batch_size=4, num_workers=2)
     assert torch.equal(torch.cat([batch["latent"] for batch in loader]), z)
 
 

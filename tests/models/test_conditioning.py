@@ -77,7 +77,9 @@ def test_no_class_is_the_learned_null_label(classes: UnifiedLatentsTransformer) 
 def test_the_null_label_is_trained_where_it_is_used(classes: UnifiedLatentsTransformer) -> None:
     classes.zero_grad()
     classes(Z, LOGSNR, class_labels=torch.tensor([0, NULL, 0])).sample.square().sum().backward()
-    used = classes.class_embedding.table.weight.grad.abs().sum(1) > 0
+    gradient = classes.class_embedding.table.weight.grad
+    assert gradient is not None
+    used = gradient.abs().sum(1) > 0
     assert used.tolist() == [True, False, False, True]
 
 
@@ -200,7 +202,8 @@ def test_fused_projections_of_a_text_change_nothing() -> None:
     model = make(**EVERYTHING)
     plain = run(model, CLIP, **everything())
     model.fuse_qkv_projections()
-    assert model.mid_stage.blocks[0].cross_attn.fused_projections
+    block: Any = model.mid_stage.blocks[0]
+    assert block.cross_attn.fused_projections
     torch.testing.assert_close(run(model, CLIP, **everything()), plain, rtol=1e-4, atol=1e-5)
 
 

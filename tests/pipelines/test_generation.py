@@ -50,8 +50,9 @@ def count_rows(pipeline: UnifiedLatentsPipeline) -> tuple[list[int], Any]:
 
 
 def test_images_come_in_every_form_and_are_the_same_in_each(pipeline: UnifiedLatentsPipeline) -> None:
-    def run(output_type: str) -> Any:
-        return pipeline([0, 1], num_inference_steps=2, output_type=output_type, generator=generators(0, 1)).images
+    def run(output_type: Any) -> Any:
+        options: Any = {"num_inference_steps": 2, "return_dict": False}
+        return pipeline([0, 1], output_type=output_type, generator=generators(0, 1), **options)[0]
 
     tensor, array, pictures, latents = run("pt"), run("np"), run("pil"), run("latent")
     assert tensor.shape == (2, 3, 16, 16) and array.shape == (2, 16, 16, 3) and latents.shape == (2, 4, 2, 2)

@@ -287,7 +287,9 @@ def test_labels_are_dropped_at_their_rate_and_by_the_draw_alone(make_stage: Call
         ]
         assert whole is not None and parts[0] is not None and parts[1] is not None
         assert torch.equal(whole[0::2], parts[0]) and torch.equal(whole[1::2], parts[1])
-        dropped += (whole == stage.transformer.null_class_label).tolist()
+        null = stage.transformer.null_class_label
+        assert null is not None
+        dropped += whole.eq(null).tolist()
     assert 0.21 < np.mean(dropped) < 0.29
 
 

@@ -305,7 +305,7 @@ app.command(epilog=f"Example: ul-tokenizer evaluate --train {FASHION}/train --te
 app.command("encode-dataset", epilog="Example: ul-tokenizer encode-dataset photos/ -o latents/ --resolution 256")(
     _reported(encoding.encode_dataset)
 )
-for _command in (latents.info, latents.verify, latents.stats, latents.merge):
+for _command in (latents.info, latents.verify, latents.stats, latents.merge, latents.export, latents.decode):
     latents.app.command()(_reported(_command))
 app.add_typer(latents.app)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 app = typer.Typer(
@@ -136,3 +138,68 @@ def merge(
 
     count = latent_checks.merge(sources, output)
     typer.echo(f"merged {count} samples: {output}", err=True)
+
+
+# ---------------------------------------------------------------- to other formats, and to pictures
+
+
+class Form(str, enum.Enum):
+    """What `export` writes."""
+
+    webdataset = "webdataset"
+    parquet = "parquet"
+    npy = "npy"
+
+
+def export(
+    data: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    form: Annotated[Form, typer.Option("--format", help="webdataset and parquet need the extra 'data'.")],
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Write (z − mean) / std by the data set's own statistics.")
+    ] = False,
+) -> None:
+    """Write latents and columns in a format that other libraries read."""
+    from ul_tokenizer.data import latent_export
+    from ul_tokenizer.data.latents import LatentDataset
+
+    dataset = LatentDataset(data, normalize=normalize)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("exporting", total=len(dataset))
+        count = latent_export.export(dataset, output, form.value, lambda done: bar.update(task, advance=done))
+    typer.echo(f"exported {count} samples as {form.value}: {output}", err=True)
+
+
+def decode(
+    data: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The sheet, a .png file.")],
+    model: Annotated[
+        str | None, typer.Option(help="The autoencoder: bundled name, folder or hub id.", show_default="the header's")
+    ] = None,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples, drawn at random.")] = 16,
+    steps: Annotated[int | None, typer.Option(min=1, help="Decoding steps.", show_default="the model's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw and of all noise.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the sheet.")] = False,
+) -> None:
+    """Decode some samples into a contact sheet, to see with one's own eyes what was encoded.
+
+    The model must be the one that made the latents, weight for weight.
+    """
+    from ul_tokenizer.cli import contact_sheet
+    from ul_tokenizer.cli.files import whole_file
+    from ul_tokenizer.data.latents import LatentDataset
+
+    if output.suffix != ".png":
+        raise ValueError(f"--output must be a .png file, got {output}.")
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists already; --force overwrites.")
+    dataset = LatentDataset(data)
+    autoencoder = contact_sheet.load_maker(dataset, model)
+    indices = contact_sheet.choose(len(dataset), num, seed)
+    sheet = contact_sheet.arrange(contact_sheet.decode(dataset, indices, autoencoder, steps, seed))
+    with whole_file(output) as temporary:
+        sheet.save(temporary, format="PNG")
+    for index in indices:
+        typer.echo(dataset.id(index))
+    typer.echo(f"decoded {len(indices)} of {len(dataset)} samples: {output}", err=True)

@@ -27,6 +27,53 @@ QUEUED_BATCHES = 4  # encoded and not yet written
 Encode = Callable[[Tensor], Tensor]  # pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w)
 
 
+# ---------------------------------------------------------------- one sample, one batch: for any engine
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A sample that was read."""
+
+    id: str
+    pixels: Tensor  # (3, H, W) uint8
+    columns: dict[str, Any]
+
+
+def decode_sample(source: SampleSource, preprocessing: Preprocessing, index: int) -> Decoded | SkippedSample:
+    """Reads sample `index`; what goes wrong with it is a value, since an exception would end the job."""
+    name = source.id(index)
+    try:
+        pixels, size = preprocessing(source.open(index))
+        columns = {"height": size[0], "width": size[1], **source.columns(index)}
+    except UnreadableImageError as error:
+        return SkippedSample(name, error.reason)
+    except (ValueError, OSError) as error:
+        return SkippedSample(name, " ".join(str(error).split()).rstrip("."))
+    return Decoded(name, pixels, columns)
+
+
+def views(sample: Decoded, flip: bool) -> list[Decoded]:
+    """The views of a sample that are stored: itself, with `flip` also its mirror image."""
+    if not flip:
+        return [sample]
+    mirrored = Decoded(sample.id + FLIPPED, sample.pixels.flip(-1), {**sample.columns, "flipped": True})
+    # The image itself comes last: once it is done, so is the mirrored view.
+    return [mirrored, Decoded(sample.id, sample.pixels, {**sample.columns, "flipped": False})]
+
+
+def encode_batch(encode: Encode, pixels: Sequence[Tensor], batch_size: int) -> Tensor:
+    """Pixels of one shape, (3, H, W) uint8 each → z_clean (B, c, h, w) fp32, on the CPU.
+
+    The encoder always sees `batch_size` rows, the last one repeated where samples are lacking: a sample's latent does
+    not depend, by a rounding, on which samples it is encoded with.
+    """
+    filled = torch.stack([*pixels, *[pixels[-1]] * (batch_size - len(pixels))])
+    return encode(filled.float().div_(127.5).sub_(1))[: len(pixels)].float().cpu()
+
+
+# ---------------------------------------------------------------- the job
+
+
 class Writer(Protocol):
     """Where latents go."""
 
@@ -56,9 +103,6 @@ class Summary:
 @dataclass(frozen=True)
 class EncodingJob:
     """Encodes the samples of a source that are not stored yet.
-
-    Every batch has the same number of rows, the last ones of a shape repeated where samples are lacking, so that a
-    sample's latent does not depend, by a rounding, on which samples it is encoded with.
 
     Args:
         source: the samples.
@@ -102,28 +146,23 @@ class EncodingJob:
             summary.skipped += self.source.skipped
         with _background(writer.append) as append:
             for samples in self._batches(pending, done, summary, on_progress or (lambda _: None)):
-                latents = self._encode(torch.stack([sample.pixels for sample in samples]))
+                latents = encode_batch(self.encode, [sample.pixels for sample in samples], self.batch_size)
                 append([sample.id for sample in samples], latents, [sample.columns for sample in samples])
                 summary.encoded += len(samples)
         summary.seconds = time.perf_counter() - start
         return summary
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        count = len(pixels)
-        filled = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)])
-        return self.encode(filled.float().div_(127.5).sub_(1))[:count].float().cpu()
-
     def _batches(
         self, pending: list[int], done: Any, summary: Summary, on_progress: Callable[[int], None]
-    ) -> Iterator[list[_Decoded]]:
+    ) -> Iterator[list[Decoded]]:
         """Batches of one shape each; samples that can't be read go to the summary."""
-        waiting: defaultdict[tuple[int, ...], list[_Decoded]] = defaultdict(list)
+        waiting: defaultdict[tuple[int, ...], list[Decoded]] = defaultdict(list)
         for decoded in self._decoded(pending):
             on_progress(1)
             if isinstance(decoded, SkippedSample):
                 summary.skipped.append(decoded)
                 continue
-            for view in self._views(decoded):
+            for view in views(decoded, self.flip_views):
                 if view.id in done:  # of a mirrored pair, one may be
                     continue
                 same_shape = waiting[tuple(view.pixels.shape)]
@@ -133,14 +172,7 @@ class EncodingJob:
                     waiting[tuple(view.pixels.shape)] = []
         yield from filter(None, waiting.values())
 
-    def _views(self, sample: _Decoded) -> list[_Decoded]:
-        if not self.flip_views:
-            return [sample]
-        mirrored = _Decoded(sample.id + FLIPPED, sample.pixels.flip(-1), {**sample.columns, "flipped": True})
-        # The image itself comes last: once it is done, so is the mirrored view.
-        return [mirrored, _Decoded(sample.id, sample.pixels, {**sample.columns, "flipped": False})]
-
-    def _decoded(self, pending: list[int]) -> Iterator[_Decoded | SkippedSample]:
+    def _decoded(self, pending: list[int]) -> Iterator[Decoded | SkippedSample]:
         loader: DataLoader[Any] = DataLoader(
             _DecodingDataset(self.source, self.preprocessing, pending),
             batch_size=self.batch_size,
@@ -151,15 +183,8 @@ class EncodingJob:
             yield from batch
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    id: str
-    pixels: Tensor  # (3, H, W) uint8
-    columns: dict[str, Any]
-
-
 class _DecodingDataset(Dataset[Any]):
-    """Reads and decodes; what goes wrong is a value, since an exception would end the job."""
+    """The samples that are wanted, in processes that read and decode."""
 
     def __init__(self, source: SampleSource, preprocessing: Preprocessing, indices: list[int]) -> None:
         self.source, self.preprocessing = source, preprocessing
@@ -168,17 +193,8 @@ class _DecodingDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> _Decoded | SkippedSample:
-        index = int(self.indices[position])
-        name = self.source.id(index)
-        try:
-            pixels, size = self.preprocessing(self.source.open(index))
-            columns = {"height": size[0], "width": size[1], **self.source.columns(index)}
-        except UnreadableImageError as error:
-            return SkippedSample(name, error.reason)
-        except (ValueError, OSError) as error:
-            return SkippedSample(name, " ".join(str(error).split()).rstrip("."))
-        return _Decoded(name, pixels, columns)
+    def __getitem__(self, position: int) -> Decoded | SkippedSample:
+        return decode_sample(self.source, self.preprocessing, int(self.indices[position]))
 
 
 def _as_they_are(samples: list[Any]) -> list[Any]:
