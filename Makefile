@@ -5,13 +5,14 @@ PYTHON ?= python3
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
 PHOTOS ?= $(HOME)/.cache/ul_tokenizer/debian-photos
+FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
 BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench photos train-photo clean
+.PHONY: help demo test lint format bench photos train-photo fashion train-fashion clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -42,6 +43,15 @@ train-photo: photos ## train ul-photo-f8 as it was trained, in three phases; run
 	@set -e; for config in $(PHOTO_CONFIGS); do \
 	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
 	    --config examples/configs/$$config.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation; \
+	done
+
+fashion: $(TEST_ENV)/.installed ## fetch Fashion-MNIST from a Debian package into FASHION (Debian or Ubuntu only)
+	$(TEST_ENV)/bin/python examples/data/fashion_mnist.py --cache $(FASHION)
+
+train-fashion: fashion ## train ul-fashion as it was trained, both stages, into runs/; run again, it resumes
+	@set -e; for stage in autoencoder:ul-fashion base_model:ul-fashion-base; do \
+	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_$${stage%:*}.py \
+	    --config examples/configs/$${stage#*:}.yaml --train_data_dir $(FASHION)/train --validation_data_dir $(FASHION)/test; \
 	done
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay

@@ -1,17 +1,21 @@
-"""The tables of MODEL_CARD.md on generation, from what `ul-tokenizer evaluate -o FILE` wrote.
+"""The tables of a card on generation, from what `ul-tokenizer evaluate -o FILE` wrote.
 
-python benchmarks/generation_tables.py ul_tokenizer/pretrained/ul-fashion/evaluation.jsonl
+python benchmarks/generation_tables.py ul_tokenizer/pretrained/ul-fashion/evaluation.jsonl [--card README.md]
+
+With --card they take the place of what stands between `<!-- table: NAME -->` and `<!-- end -->` there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+HEADLINE = 10_000  # images
 SOLVERS = {"ddim": "DDIM", "dpmsolver++": "DPM-Solver++", "ddpm": "DDPM"}
 
 
@@ -23,6 +27,7 @@ def read(path: Path) -> list[Row]:
 def tables(rows: Sequence[Row]) -> dict[str, str]:
     """Markdown tables by name; a table without rows is left out."""
     made = {
+        "headline": headline_table(rows),
         "solvers": solver_table(rows),
         "guidance": guidance_table(rows),
         "decoder": decoder_table(rows),
@@ -76,10 +81,23 @@ def _table_size(rows: Sequence[Row]) -> int:
     return min((row["num_images"] for row in rows if row["measured"] == "generation"), default=0)
 
 
+def headline_table(rows: Sequence[Row]) -> str:
+    """A line per row of the full number of images."""
+    found = [row for row in _base(rows) if row["num_images"] == HEADLINE]
+    lines = [
+        [SOLVERS[row["solver"]], str(row["num_inference_steps"]), f"{row['guidance_scale']:g}", *_figures(row)]
+        for row in sorted(found, key=lambda row: row["guidance_scale"])
+    ]
+    return _table(["solver", "steps", "guidance", "accuracy", "FD", "FD / floor"], lines)
+
+
 def guidance_table(rows: Sequence[Row]) -> str:
-    """A line per guidance scale, at the headline's solver and steps."""
-    found = [row for row in _base(rows, solver="dpmsolver++", num_inference_steps=32) if row["num_images"] == 10_000]
-    lines = [[f"{row['guidance_scale']:g}", *_figures(row)] for row in sorted(found, key=lambda r: r["guidance_scale"])]
+    """A line per guidance scale, where everything else is the same."""
+    size = _table_size(rows)
+    found = [r for r in _base(rows, solver="dpmsolver++", num_inference_steps=32) if r["num_images"] == size]
+    groups = _group(found, lambda row: row["decoder_num_inference_steps"])
+    best = max(groups.values(), key=len, default=[])
+    lines = [[f"{row['guidance_scale']:g}", *_figures(row)] for row in sorted(best, key=lambda r: r["guidance_scale"])]
     return _table(["guidance", "accuracy", "FD", "FD / floor"], lines)
 
 
@@ -136,11 +154,33 @@ def reconstruction_table(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
+def update(card: str, made: dict[str, str]) -> str:
+    """A card with its tables made anew.
+
+    Raises:
+        ValueError: the card has a place for a table that isn't there, or none for one that is.
+    """
+    places = re.findall(r"<!-- table: (\S+) -->", card)
+    if sorted(places) != sorted(made):
+        raise ValueError(f"the card must have places for {', '.join(sorted(made))}, got {', '.join(sorted(places))}.")
+    for name, table in made.items():
+        start, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+        before, _, rest = card.partition(start)
+        card = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+    return card
+
+
 def main() -> None:
     """The command."""
-    rows = [row for path in sys.argv[1:] for row in read(Path(path))]
-    for name, table in tables(rows).items():
-        print(f"{name}\n\n{table}\n")
+    parser = argparse.ArgumentParser(description="Tables of what `ul-tokenizer evaluate -o` wrote.")
+    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="JSON lines")
+    parser.add_argument("--card", type=Path, help="put the tables into this card")
+    args = parser.parse_args()
+    made = tables([row for path in args.files for row in read(path)])
+    if args.card is None:
+        print("\n".join(f"{name}\n\n{table}\n" for name, table in made.items()))
+    else:
+        args.card.write_text(update(args.card.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Puts a trained repository into the package as a bundled model: half-precision weights, manifest, training curve.
 
     python conversion/bundle_weights.py runs/phase-2 ul-photo-f8 [--earlier runs/phase-1] [--dtype float16]
+    python conversion/bundle_weights.py runs/base ul-fashion --autoencoder runs/stage-1 --earlier runs/stage-1
 
-SRC holds the autoencoder at its root and the prior in `prior/`, or is the folder of a pipeline with these two in
-`vae/`. Of it and of the earlier phases of its training, the
-configuration (less what names folders) and the training curve are kept. What was bundled under NAME before is
-replaced, except for its cards (*.md, *.png). Norms stay in fp32.
+SRC holds the autoencoder at its root and the prior in `prior/`, or is the folder of a pipeline with the first in `vae/`
+and the other in `vae/prior/`; `--autoencoder` gives both, where a pipeline has no prior or its decoder was trained
+further. Of SRC and of the earlier phases of its training, the configuration (less what names folders) and the training
+curve are kept. What was bundled under NAME before is replaced, except for its cards and figures (*.md, *.png, *.jsonl).
+Norms stay in fp32.
 """
 
 from __future__ import annotations
@@ -35,15 +37,34 @@ PATHS = {*Stage1Arguments.PATHS, *Stage2Arguments.PATHS}  # of no use on another
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def bundle(source: Path, name: str, dtype: torch.dtype, earlier: Sequence[Path] = ()) -> Path:
+def bundle(
+    source: Path,
+    name: str,
+    dtype: torch.dtype,
+    earlier: Sequence[Path] = (),
+    autoencoder: Path | None = None,
+    decoding_steps: int | None = None,
+) -> Path:
     """Writes the bundled model whole or not at all; returns its folder.
 
+    Args:
+        source: repository of an autoencoder, or a pipeline.
+        name: of the bundled model.
+        dtype: of the stored weights.
+        earlier: runs that `source` went on from.
+        autoencoder: takes the place of a pipeline's `vae`; its encoder must be the same.
+        decoding_steps: the autoencoder's new default; None keeps it.
+
     Raises:
-        ValueError: no such repository, weights beyond the dtype's range, or more than MAX_BYTES.
+        ValueError: no such repository, another encoder, weights beyond the dtype's range, or more than MAX_BYTES.
     """
     with tempfile.TemporaryDirectory(dir=pretrained.ROOT) as temporary:
         folder = Path(temporary, name)
-        _save_models(source, name, folder, dtype)
+        models = _load_models(source, dtype, autoencoder)
+        if decoding_steps is not None:
+            models[autoencoder_subfolder(source)].register_to_config(num_inference_steps=decoding_steps)
+        _save_models(models, name, folder, dtype)
+        _copy_pipeline_files(source, folder)
         _check_size(folder)
         _keep_training_record([*earlier, source], folder)
         final = pretrained.ROOT / name
@@ -55,8 +76,8 @@ def bundle(source: Path, name: str, dtype: torch.dtype, earlier: Sequence[Path] 
     return final
 
 
-def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> None:
-    for subfolder, model in _load_models(source, dtype).items():
+def _save_models(models: dict[str, ModelMixin], name: str, folder: Path, dtype: torch.dtype) -> None:
+    for subfolder, model in models.items():
         for parameter in model.parameters():  # what runs in fp32 can be stored in half all the same
             parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else parameter.dtype)
         for key, weight in model.state_dict().items():
@@ -64,24 +85,36 @@ def _save_models(source: Path, name: str, folder: Path, dtype: torch.dtype) -> N
                 raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")
         model.register_to_config(_name_or_path=name)  # and not a path of this machine
         model.save_pretrained(folder / subfolder)
-    for file in PIPELINE_FILES:
-        if (source / file).is_file():
-            (folder / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / file, folder / file)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes them for their owner only
 
 
-def _load_models(source: Path, dtype: torch.dtype) -> dict[str, ModelMixin]:
+def _copy_pipeline_files(source: Path, folder: Path) -> None:
+    for file in PIPELINE_FILES:
+        if (source / file).is_file():
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / file, folder / file)
+
+
+def _load_models(source: Path, dtype: torch.dtype, autoencoder: Path | None) -> dict[str, ModelMixin]:
     """The models by their folder below `source`."""
     where = autoencoder_subfolder(source)
+    if autoencoder is not None:
+        _check_same_encoder(source, autoencoder)
     models: dict[str, ModelMixin] = {
-        where: load_autoencoder(str(source), torch_dtype=dtype),
-        where + PRIOR: load_prior(str(source), torch_dtype=dtype),
+        where: load_autoencoder(str(autoencoder or source), torch_dtype=dtype),
+        where + PRIOR: load_prior(str(autoencoder or source), torch_dtype=dtype),
     }
     if where:  # a pipeline
         models["transformer"] = UnifiedLatentsTransformer.from_pretrained(source, torch_dtype=dtype)
     return models
+
+
+def _check_same_encoder(source: Path, autoencoder: Path) -> None:
+    """The base model knows the latents of one encoder alone."""
+    ours, other = (load_autoencoder(str(path)).encoder.state_dict() for path in (source, autoencoder))
+    if ours.keys() != other.keys() or not all(torch.equal(ours[key], other[key]) for key in ours):
+        raise ValueError(f"the encoder of {autoencoder} must be that of {source}, got other weights.")
 
 
 def _check_size(folder: Path) -> None:
@@ -117,7 +150,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 def _keep_cards(old: Path, new: Path) -> None:
-    for pattern in ("*.md", "*.png"):
+    for pattern in ("*.md", "*.png", "*.jsonl"):
         for path in old.glob(pattern):
             shutil.copyfile(path, new / path.name)
 
@@ -130,10 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--earlier", metavar="RUN", type=Path, nargs="*", default=[], help="runs that SRC went on from, in order"
     )
+    parser.add_argument("--autoencoder", metavar="RUN", type=Path, help="in place of a pipeline's vae")
+    parser.add_argument("--decoding_steps", metavar="N", type=int, help="the autoencoder's default (as it is)")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored weights (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        folder = bundle(args.source, args.name, DTYPES[args.dtype], args.earlier)
+        dtype = DTYPES[args.dtype]
+        folder = bundle(args.source, args.name, dtype, args.earlier, args.autoencoder, args.decoding_steps)
     except (ValueError, OSError) as error:
         print(f"error: {error}")
         return 1

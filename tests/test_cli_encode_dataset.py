@@ -343,6 +343,36 @@ def test_other_weights_do_not_decode_a_data_set(data: str, tmp_path: Path) -> No
     assert "must have the weights_sha256" in error and not Path("sheet.png").exists()
 
 
+# ---------------------------------------------------------------- disks
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_the_job_goes_on_later(model: str, photos: Path) -> None:
+    pytest.importorskip("resource")
+    limited = (  # the system itself then refuses to write more, as on a full disk
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from ul_tokenizer.data import latent_writer\n"
+        "latent_writer.SHARD_SAMPLES = 4\n"
+        "latent_writer.LatentWriter.__init__.__defaults__ = (0, 1, 4, 10**6)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"
+        "from ul_tokenizer.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    encode(photos, "whole", model)
+    process = start("-c", limited, *arguments(photos, "out", model))
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "Traceback" not in errors and "File too large" in errors, errors
+    assert not list(Path("out").glob("*.tmp"))
+    encode(photos, "out", model)
+    assert not verify("out")
+    assert_equal(by_id("whole"), by_id("out"))
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(model: str, photos: Path) -> None:
+    error = encode(photos, "/proc/latents", model, status=1).stderr
+    assert "/proc/latents" in error and "Traceback" not in error
+
+
 # ---------------------------------------------------------------- on a cluster
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +34,16 @@ def test_a_strangers_generator_trains_on_a_latent_data_set(tmp_path: Path) -> No
     out = run("train_dit_on_latents.py", tmp_path / "latents", "-o", tmp_path / "dit", *small)
     assert "step 6: loss" in out and "trained on 16 latents" in out  # an epoch and a half
     assert DiTTransformer2DModel.from_pretrained(tmp_path / "dit").config.in_channels == 4
+
+
+def test_the_cells_of_the_notebook_run_from_above_to_below(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "images", tmp_path / "images")
+    notebook = json.loads((ROOT / "examples" / "latent_dataset.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = tmp_path / "cells.py"
+    script.write_text("\n".join(cells), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "6 samples" in done.stdout and done.stdout.count("flipped") >= 3
+    assert all(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code" and cell["id"] != "source")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ul_tokenizer import UnifiedLatentsAutoencoder, pretrained
+from ul_tokenizer import LogSNRScheduler, UnifiedLatentsAutoencoder, UnifiedLatentsPipeline, pretrained
 from ul_tokenizer.hub import load_autoencoder, load_prior, locate
-from ul_tokenizer.models.presets import build_autoencoder, build_prior
+from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -188,3 +188,48 @@ def test_a_source_without_a_prior_is_refused(
     assert bundle_weights.main([str(tmp_path / "alone"), "ul-tiny"]) == 1
     assert "has no prior" in capsys.readouterr().out
     assert list((tmp_path / "package").iterdir()) == []
+
+
+# ---------------------------------------------------------------- pipelines
+
+
+@pytest.fixture
+def pipeline(repository: Path, tmp_path: Path) -> Path:
+    """A base model's run, whose autoencoder has no prior beside it."""
+    torch.manual_seed(1)
+    base = build_base("ul-base-tiny", {"num_class_embeds": 3})
+    scheduler = LogSNRScheduler(logsnr_max=base.config.latent_logsnr)
+    parts: dict[str, Any] = {"transformer": base, "vae": load_autoencoder(str(repository)), "scheduler": scheduler}
+    UnifiedLatentsPipeline(**parts).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "class_names.json").write_text('["a", "b", "c"]')
+    return tmp_path / "run"
+
+
+def test_a_pipeline_is_bundled_with_the_prior_and_decoder_of_another_run(
+    pipeline: Path, repository: Path, bundle_weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
+    further = load_autoencoder(str(repository))
+    with torch.no_grad():
+        next(further.decoder.parameters()).add_(0.25)
+    further.save_pretrained(tmp_path / "further")
+    load_prior(str(repository)).save_pretrained(tmp_path / "further" / "prior")
+    words = [str(pipeline), "ul-tiny", "--autoencoder", str(tmp_path / "further"), "--decoding_steps", "3"]
+    assert bundle_weights.main(words) == 0
+    bundled = UnifiedLatentsPipeline.from_pretrained("ul-tiny")
+    assert torch.equal(next(bundled.vae.decoder.parameters()), next(further.decoder.parameters()).half().float())
+    assert bundled.vae.config.num_inference_steps == 3
+    assert load_prior("ul-tiny").config.in_channels == bundled.vae.config.latent_channels
+    assert json.loads((tmp_path / "ul-tiny" / "class_names.json").read_text()) == ["a", "b", "c"]
+
+
+def test_another_encoder_than_the_base_models_is_refused(
+    pipeline: Path, bundle_weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
+    torch.manual_seed(2)
+    build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "other")
+    build_prior("ul-tiny-f8").save_pretrained(tmp_path / "other" / "prior")
+    assert bundle_weights.main([str(pipeline), "ul-tiny", "--autoencoder", str(tmp_path / "other")]) == 1
+    assert "got other weights" in capsys.readouterr().out
+    assert not (tmp_path / "ul-tiny").exists()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from ul_tokenizer.training.loop import precision_warning
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1Arguments, train_autoencoder
 from ul_tokenizer.training.stage2 import Stage2Arguments
@@ -218,3 +220,14 @@ def test_a_dry_run_prints_a_config_that_gives_the_same_run_and_writes_nothing(
 def test_the_config_of_a_run_lies_beside_it(train: Callable[..., int], tmp_path: Path) -> None:
     assert train(tmp_path, seed=3) == 0
     assert parse("--config", str(tmp_path / "config.yaml")).seed == 3
+
+
+def test_a_precision_that_the_cpu_emulates_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for is_native in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda is_native=is_native: is_native)
+        warning = precision_warning("bf16", cpu)
+        assert (warning is None) == is_native
+        assert precision_warning("no", cpu) is None and precision_warning("bf16", torch.device("cuda")) is None
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert "--mixed_precision no" in str(precision_warning("bf16", cpu))

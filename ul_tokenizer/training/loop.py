@@ -451,10 +451,22 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
+def precision_warning(mixed_precision: str, device: torch.device) -> str | None:
+    """Says so where a precision is emulated: on such CPUs bf16 takes many times as long as fp32."""
+    if mixed_precision == "no" or device.type != "cpu":
+        return None
+    is_native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{mixed_precision}_supported", None)
+    if is_native is None or is_native():
+        return None
+    return f"this CPU has no {mixed_precision} arithmetic, --mixed_precision no will be many times as fast."
+
+
 def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> int:
     """Trains a stage, or says with `--dry_run` what it would train; returns the exit status."""
     try:
         accelerator = make_accelerator(args)
+        if accelerator.is_main_process and (warning := precision_warning(args.mixed_precision, accelerator.device)):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         stage = make_stage(args)
         if args.dry_run:
             accelerator.print(args.to_yaml() + stage.describe())
