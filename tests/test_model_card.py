@@ -7,10 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import generation_tables
 import pytest
 
+from conversion import model_card
+from ul_tokenizer import UnifiedLatentsPipeline
+from ul_tokenizer.evaluation.sweep import weights_sha256
+from ul_tokenizer.pretrained import bundled_names
+
 ROOT = Path(__file__).parent.parent
-MODEL = ROOT / "ul_tokenizer" / "pretrained" / "ul-photo-f8"
+PRETRAINED = ROOT / "ul_tokenizer" / "pretrained"
+MODEL, FASHION = PRETRAINED / "ul-photo-f8", PRETRAINED / "ul-fashion"
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +49,55 @@ def test_bits_and_the_cost_of_another_images_latent_are_those_of_the_metrics_fil
 
 def test_the_pictures_that_the_card_shows_exist(card: str) -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card)
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 
-def test_the_models_folder_carries_the_same_card_with_its_pictures_beside_it(card: str) -> None:
-    own = (MODEL / "README.md").read_text(encoding="utf-8")
-    assert own == card.replace("ul_tokenizer/pretrained/ul-photo-f8/", "")
+def test_the_card_is_made_of_the_cards_in_the_models_folders(card: str) -> None:
+    assert card == model_card.compose(ROOT, model_card.MODELS)
+    assert set(model_card.MODELS) == set(bundled_names())
+    for name in model_card.MODELS:
+        assert f"\n# {name}\n" in card
+        assert (PRETRAINED / name / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: apache-2.0\n")
+
+
+# ---------------------------------------------------------------- ul-fashion
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return generation_tables.read(FASHION / "evaluation.jsonl")
+
+
+def test_every_table_on_generation_is_made_of_the_measured_rows(card: str, rows: list[dict[str, Any]]) -> None:
+    tables = generation_tables.tables(rows)
+    assert set(tables) == {"headline", "solvers", "guidance", "decoder", "decoded", "stages", "reconstruction"}
+    for name, table in tables.items():
+        assert f"\n{table}\n" in card, name
+    assert len(tables["solvers"].splitlines()) == 2 + 5  # 4, 8, 16, 32 and 64 steps
+
+
+def test_the_rows_are_of_the_bundled_weights(rows: list[dict[str, Any]]) -> None:
+    pipeline = UnifiedLatentsPipeline.from_pretrained("ul-fashion")
+    ours = weights_sha256(pipeline.transformer, pipeline.vae)
+    mine = [r for r in rows if r["measured"] == "generation" and r["generator"] == "base" and not r["unconditional"]]
+    assert mine and {row["weights_sha256"] for row in mine} == {ours}
+
+
+def test_two_stages_are_better_than_one(rows: list[dict[str, Any]]) -> None:
+    distances = {row["generator"]: row["frechet_distance"] for row in rows if row.get("unconditional")}
+    assert distances["base"] < distances["prior"]
+
+
+def test_the_noisy_latent_is_what_the_decoder_wants(rows: list[dict[str, Any]]) -> None:
+    wrong = [row for row in rows if row.get("decode") == "clean"]
+    assert wrong
+    for row in wrong:
+        key = {k: row[k] for k in ("solver", "num_inference_steps", "guidance_scale", "num_images")}
+        key |= {"decode": "z0", "decoder_num_inference_steps": row["decoder_num_inference_steps"]}
+        (right,) = (r for r in rows if all(r.get(k) == v for k, v in key.items()) and not r["unconditional"])
+        assert right["frechet_distance"] < row["frechet_distance"]
+
+
+def test_most_images_show_the_class_asked_for(rows: list[dict[str, Any]]) -> None:
+    assert max(row["accuracy"] for row in rows if row["num_images"] == 10_000 and row["measured"] == "generation") > 0.9
