@@ -48,11 +48,11 @@ train-photo: photos ## train ul-photo-f8 as it was trained, in three phases; run
 fashion: $(TEST_ENV)/.installed ## fetch Fashion-MNIST from a Debian package into FASHION (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/fashion_mnist.py --cache $(FASHION)
 
+train-fashion: DATA = --train_data_dir $(FASHION)/train --validation_data_dir $(FASHION)/test
+train-fashion: LAUNCH = $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS)
 train-fashion: fashion ## train ul-fashion as it was trained, both stages, into runs/; run again, it resumes
-	@set -e; for stage in autoencoder:ul-fashion base_model:ul-fashion-base; do \
-	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_$${stage%:*}.py \
-	    --config examples/configs/$${stage#*:}.yaml --train_data_dir $(FASHION)/train --validation_data_dir $(FASHION)/test; \
-	done
+	$(LAUNCH) examples/train_autoencoder.py --config examples/configs/ul-fashion.yaml $(DATA)
+	$(LAUNCH) examples/train_base_model.py --config examples/configs/ul-fashion-base.yaml $(DATA)
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
 	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -62,8 +62,8 @@ def main() -> None:
         files = sorted(Path(name, "files").iterdir())
         stream = DataLoader(dataset.stream(seed=0, batch_size=BATCH), batch_size=None)
         found = {
-            "stream in batches of 256": rate(lambda: (len(batch["latent"]) for batch in stream)),
-            "one by one, at random": rate(lambda: (len(dataset[i]) and 1 for i in order)),
+            "stream in batches of 256": rate(lambda: (len(batch["latents"]) for batch in stream)),
+            "one by one, at random": rate(lambda: (len(dataset[i]["latent"]) and 1 for i in order)),
             "torch.load of a file each": rate(lambda: (len(torch.load(files[i])) and 1 for i in order)),
         }
     print(f"{args.samples} latents of {'×'.join(map(str, SHAPE))} fp16, shuffled, latents/s:")

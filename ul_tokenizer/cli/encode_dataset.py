@@ -271,7 +271,7 @@ def progress(total: int, is_shown: bool) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (is_shown and sys.stderr.isatty())) as bar:
         task = bar.add_task("encoding", total=total, rate="")
 
         def advance(count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,4 +146,4 @@ def run(plan: Plan, done: str, work: Callable[[Job], object]) -> list[Skipped]:
 
 def _progress(console: Console, plan: Plan) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=plan.single or not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=plan.single or not sys.stderr.isatty())

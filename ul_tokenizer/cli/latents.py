@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,7 +166,7 @@ def export(
 
     dataset = LatentDataset(data, normalize=normalize)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("exporting", total=len(dataset))
         count = latent_export.export(dataset, output, form.value, lambda done: bar.update(task, advance=done))
     typer.echo(f"exported {count} samples as {form.value}: {output}", err=True)
