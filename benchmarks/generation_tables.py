@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _group(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row
 
 def solver_table(rows: Sequence[Row]) -> str:
     """Fréchet distance and accuracy, a line per number of steps and a column per solver, without guidance."""
-    plain = [row for row in _base(rows, guidance_scale=1.0) if row["num_images"] == _table_size(rows)]
+    plain = _of_one_size(_base(rows, guidance_scale=1.0))
     by_steps = _group(plain, lambda row: (row["decoder_num_inference_steps"], row["num_inference_steps"]))
     grid = {steps: group for (_, steps), group in sorted(by_steps.items(), key=str) if len(group) == len(SOLVERS)}
     lines = []
@@ -76,9 +77,10 @@ def solver_table(rows: Sequence[Row]) -> str:
     return _table(["steps", *SOLVERS.values()], lines)
 
 
-def _table_size(rows: Sequence[Row]) -> int:
-    """Images per row of the tables, fewer than of the headline."""
-    return min((row["num_images"] for row in rows if row["measured"] == "generation"), default=0)
+def _of_one_size(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the number of images that most of them have, so that they can be compared."""
+    sizes = Counter(row["num_images"] for row in rows)
+    return [row for row in rows if row["num_images"] == sizes.most_common(1)[0][0]]
 
 
 def headline_table(rows: Sequence[Row]) -> str:
@@ -93,8 +95,7 @@ def headline_table(rows: Sequence[Row]) -> str:
 
 def guidance_table(rows: Sequence[Row]) -> str:
     """A line per guidance scale, where everything else is the same."""
-    size = _table_size(rows)
-    found = [r for r in _base(rows, solver="dpmsolver++", num_inference_steps=32) if r["num_images"] == size]
+    found = _of_one_size(_base(rows, solver="dpmsolver++", num_inference_steps=32))
     groups = _group(found, lambda row: row["decoder_num_inference_steps"])
     best = max(groups.values(), key=len, default=[])
     lines = [[f"{row['guidance_scale']:g}", *_figures(row)] for row in sorted(best, key=lambda r: r["guidance_scale"])]
@@ -103,8 +104,7 @@ def guidance_table(rows: Sequence[Row]) -> str:
 
 def decoder_table(rows: Sequence[Row]) -> str:
     """A line per number of decoding steps."""
-    size = _table_size(rows)
-    found = [r for r in _base(rows, solver="dpmsolver++", num_inference_steps=32) if r["num_images"] == size]
+    found = _of_one_size(_base(rows, solver="dpmsolver++", num_inference_steps=32))
     groups = _group(found, lambda row: row["guidance_scale"])
     best = max(groups.values(), key=len, default=[])
     lines = [

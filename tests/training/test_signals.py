@@ -102,7 +102,11 @@ def test_ctrl_c_before_the_first_step_is_clean(
     train: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stage1, "prepare", lambda stage, accelerator: signal.raise_signal(signal.SIGINT))
-    assert train(tmp_path) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert train(tmp_path) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "interrupted.\n"
 
 
