@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ def make_photos(folder: Path, count: int, side: int) -> None:
 
 def in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
     """Its memory and its caches are its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    # A spawned process would spawn its loader's workers too, which import torch anew for seconds.
+    again: dict[str, Any] = {"initializer": set_start_method, "initargs": (None, True)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **again) as pool:
         return pool.submit(function, *args).result()
 
 
