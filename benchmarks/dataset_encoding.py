@@ -93,7 +93,7 @@ def job(folder: Path, output: Path, resolution: int) -> tuple[float, int, int]:
     start = time.perf_counter()
     preprocessing, samples = Preprocessing(resolution), FolderSamples(folder)
     with LatentWriter(output, header | describe_job(preprocessing, samples, "float16", False)) as writer:
-        EncodingJob(samples, preprocessing, encode, BATCH, num_workers=max(1, (os.cpu_count() or 1) - 1)).run(writer)
+        EncodingJob(samples, preprocessing, encode, BATCH).run(writer)
     return len(samples) / (time.perf_counter() - start), peak_memory_bytes(), len(list(output.iterdir()))
 
 
@@ -124,7 +124,7 @@ def command(folder: Path, output: Path, resolution: int, processes: int) -> floa
     """Seconds of the command line with its start, as one process or as several under torchrun."""
     words = [str(folder), "-o", str(output), "--model", MODEL, "--resolution", str(resolution), "--keep-duplicates"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    script = [str(ROOT / "examples" / "encode_dataset.py"), *words, "--workers", "0" if processes > 1 else "1"]
+    script = [str(ROOT / "examples" / "encode_dataset.py"), *words]
     threads = max(1, (os.cpu_count() or 1) // processes)
     start = time.perf_counter()
     subprocess.run(

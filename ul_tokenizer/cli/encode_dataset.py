@@ -80,7 +80,7 @@ def encode_dataset(
     dtype: Annotated[Stored, typer.Option(help="What latents are stored as.")] = Stored.float16,
     compute: Annotated[Compute, typer.Option(help="What the encoder computes in.")] = Compute.float32,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read and decode.", show_default="the cores, less one")
+        int | None, typer.Option(min=0, help="Processes that decode; 0: threads.", show_default="0 on a CPU, or the cores")
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Store each image mirrored, too.")] = False,
     keep_duplicates: Annotated[
@@ -132,7 +132,7 @@ def encode_dataset(
         preprocessing,
         make_encode(autoencoder, where, compute.value),
         batch_size,
-        max(0, (os.cpu_count() or 1) - 1) if workers is None else workers,
+        pick_workers(where) if workers is None else workers,
         flip,
         part.rank,
         part.world_size,
@@ -237,6 +237,14 @@ def describe_job(preprocessing: Preprocessing, source: SampleSource, dtype: str,
         "class_names": list(source.class_names),
         "preprocessing": {"resolution": preprocessing.resolution, "crop": preprocessing.crop, "flip_views": flip},
     }
+
+
+def pick_workers(device: torch.device) -> int:
+    """Processes that decode beside a GPU: the cores that this process may use, less one and at most 16."""
+    if device.type == "cpu":
+        return 0  # they would take the encoder's cores
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(16, cores - 1))
 
 
 def make_encode(

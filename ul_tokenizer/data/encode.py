@@ -9,8 +9,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,7 +111,9 @@ class EncodingJob:
         preprocessing: images → pixels.
         encode: pixels → z_clean, on whichever device.
         batch_size: rows of a batch.
-        num_workers: processes that read and decode; 0 does it in this one.
+        num_workers: processes that read and decode, beside an encoder on a GPU. 0 does it in this one, a batch at a
+            time by as many threads as torch computes with: best where the encoder needs the same cores, since threads
+            of OpenMP wait for the slowest of them.
         flip_views: whether each image is stored mirrored, too.
         rank: this process's number, of `world_size`; every process takes its own part of the samples.
         world_size: how many processes share the source.
@@ -173,6 +177,9 @@ class EncodingJob:
         yield from filter(None, waiting.values())
 
     def _decoded(self, pending: list[int]) -> Iterator[Decoded | SkippedSample]:
+        if not self.num_workers:
+            yield from self._decoded_by_threads(pending)
+            return
         loader: DataLoader[Any] = DataLoader(
             _DecodingDataset(self.source, self.preprocessing, pending),
             batch_size=self.batch_size,
@@ -181,6 +188,13 @@ class EncodingJob:
         )
         for batch in loader:
             yield from batch
+
+    def _decoded_by_threads(self, pending: list[int]) -> Iterator[Decoded | SkippedSample]:
+        """Not ahead of the encoder, beside which they would take the time that they save."""
+        decode = partial(decode_sample, self.source, self.preprocessing)
+        with ThreadPoolExecutor(torch.get_num_threads(), "decoding") as pool:
+            for first in range(0, len(pending), self.batch_size):
+                yield from list(pool.map(decode, pending[first : first + self.batch_size]))
 
 
 class _DecodingDataset(Dataset[Any]):
