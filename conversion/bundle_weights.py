@@ -25,7 +25,7 @@ import yaml
 from diffusers import ModelMixin
 
 from ul_tokenizer import pretrained
-from ul_tokenizer.hub import PRIOR, autoencoder_subfolder, load_autoencoder, load_prior
+from ul_tokenizer.models.repository import PRIOR, autoencoder_subfolder, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments

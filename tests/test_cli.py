@@ -393,7 +393,7 @@ def test_its_figures_are_those_of_the_picture_and_both_means_are_given(model: st
 
 
 def test_bits_per_pixel_are_the_models_own(model: str) -> None:
-    from ul_tokenizer.hub import load_autoencoder, load_prior
+    from ul_tokenizer.models.repository import load_autoencoder, load_prior
 
     photo("photo.png", 64, 48)
     report = json.loads(ul("reconstruct", "photo.png", "-o", "out", "--json", model=model).stdout)

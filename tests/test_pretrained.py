@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from ul_tokenizer import LogSNRScheduler, UnifiedLatentsAutoencoder, UnifiedLatentsPipeline, pretrained
-from ul_tokenizer.hub import load_autoencoder, load_prior, locate
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
+from ul_tokenizer.models.repository import load_autoencoder, load_prior, locate
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,6 +27,8 @@ def register_with_diffusers() -> None:
     import_module("diffusers")
     loading = import_module("diffusers.pipelines.pipeline_loading_utils")
     loading.LOADABLE_CLASSES.setdefault("ul_tokenizer", {name: list(_METHODS) for name in HOST_CLASSES})
+    # Names found here come before the modules of a repository, which would need `trust_remote_code`.
+    import_module("diffusers.pipelines").ul_tokenizer = sys.modules[__package__]  # type: ignore[attr-defined]
     _offer_our_names(sys.modules["diffusers"])
 
 

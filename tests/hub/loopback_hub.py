@@ -1,8 +1,8 @@
-"""A Hugging Face Hub on loopback, for the real client: repositories in memory, LFS on a second origin, faults on demand.
+"""A Hugging Face Hub on loopback, for the real client: repositories in memory, large files on a second origin, faults.
 
-What the client asks is answered as the hub answers it, with its headers: `X-Error-Code` on every refusal, `X-Repo-Commit`
-and ETags on files, for LFS files a redirect to an origin that refuses `Authorization`. Commit ids are hashes of content.
-`HF_HUB_DISABLE_XET=1` keeps the client on this protocol. Every request is in `log`.
+What the client asks is answered as the hub answers it, with its headers: `X-Error-Code` on every refusal,
+`X-Repo-Commit` and ETags on files, for LFS files a redirect to an origin that refuses `Authorization`. Commit ids are
+hashes of content. `HF_HUB_DISABLE_XET=1` keeps the client on this protocol. Every request is in `log`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Fault:
     times: int = 1
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An error of the hub."""
 
     def __init__(self, status: int, code: str, message: str = "") -> None:
@@ -179,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def hub(self) -> LoopbackHub:
-        return self.server.hub  # type: ignore[attr-defined,no-any-return]
+        return self.server.hub  # type: ignore[attr-defined]
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -193,9 +193,9 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(slow.after / 1000)
         try:
             if self.hub.fault(self.url.path, "unavailable"):
-                raise Refusal(503, "Unavailable")
+                raise RefusalError(503, "Unavailable")
             self.answer()
-        except Refusal as refusal:
+        except RefusalError as refusal:
             self.reply({"error": refusal.message}, refusal.status, {"X-Error-Code": refusal.code})
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
@@ -218,13 +218,12 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self, content: bytes, headers: dict[str, str]) -> None:
         """A file or a range of it, with the faults that it meets."""
         path, status, start, end = self.url.path, 200, 0, len(content)
-        if found := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
-            if not self.hub.fault(path, "ignore_range"):
-                first, last = found.groups()
-                start = int(first) if first else max(0, len(content) - int(last))
-                end = min(end, int(last) + 1) if first and last else end
-                status = 206
-                headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        found = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if found and not self.hub.fault(path, "ignore_range"):
+            first, last = found.groups()
+            start = int(first) if first else max(0, len(content) - int(last))
+            end = min(end, int(last) + 1) if first and last else end
+            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
         if self.command == "GET" and self.hub.fault(path, "corrupt"):
             middle = len(content) // 2
             changed = bytes(byte ^ 0xFF for byte in content[middle : middle + 100])
@@ -249,13 +248,13 @@ class OriginHandler(Handler):
 
     def answer(self) -> None:
         if self.headers.get("Authorization"):
-            raise Refusal(400, "InvalidArgument", "Only one auth mechanism allowed.")
+            raise RefusalError(400, "InvalidArgument", "Only one auth mechanism allowed.")
         sha256 = self.url.path.rsplit("/", 1)[-1]
         if self.command == "PUT":
             self.hub.large[sha256] = self.body
             return self.reply(b"")
         if sha256 not in self.hub.large:
-            raise Refusal(404, "NoSuchKey")
+            raise RefusalError(404, "NoSuchKey")
         self.send_file(self.hub.large[sha256], {"ETag": f'"{sha256}"'})
 
 
@@ -268,7 +267,7 @@ class HubHandler(Handler):
             if found and self.command in method.split("|"):
                 groups = {name: unquote(value) for name, value in found.groupdict(default="").items()}
                 return answer(self, **groups)
-        raise Refusal(404, "NotFound", f"no route for {self.command} {self.url.path}")
+        raise RefusalError(404, "NotFound", f"no route for {self.command} {self.url.path}")
 
     # ------------------------------------------------------------------------------------------------ who and where
 
@@ -280,23 +279,23 @@ class HubHandler(Handler):
 
     def need(self, right: str) -> None:
         if not self.may:
-            raise Refusal(401, "Unauthorized", "Invalid username or password.")
+            raise RefusalError(401, "Unauthorized", "Invalid username or password.")
         if right == "write" and self.may != "write":
-            raise Refusal(403, "Forbidden", "You don't have the rights to write.")
+            raise RefusalError(403, "Forbidden", "You don't have the rights to write.")
 
     def repo(self, kind: str, repo_id: str) -> Repo:
         repo = self.hub.repos.get((kind.removesuffix("s") or "model", repo_id))
         if repo is None or (repo.is_private and not self.may):
-            raise Refusal(404 if self.may else 401, "RepoNotFound", "Repository not found")
+            raise RefusalError(404 if self.may else 401, "RepoNotFound", "Repository not found")
         return repo
 
     def commit_of(self, repo: Repo, revision: str) -> Commit:
         commit = repo.find(revision or "main")
         if commit is None:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    # ------------------------------------------------------------------------------------------------ about repositories
+    # ------------------------------------------------------------------------------------------ about repositories
 
     def whoami(self) -> None:
         self.need("read")
@@ -330,7 +329,14 @@ class HubHandler(Handler):
             for path, file in sorted(commit.files.items())
         ]
         facts = {"private": repo.is_private, "gated": "manual" if repo.is_gated else False, "disabled": False}
-        about = {"id": repo.id, "author": repo.id.split("/")[0], "sha": commit.oid, "tags": [], "downloads": 0, "likes": 0}
+        about = {
+            "id": repo.id,
+            "author": repo.id.split("/")[0],
+            "sha": commit.oid,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+        }
         self.reply({**about, **facts, "siblings": siblings, "createdAt": "2026-01-01T00:00:00.000Z"})
 
     def tree(self, kind: str, repo_id: str, revision: str, path: str = "") -> None:
@@ -349,7 +355,7 @@ class HubHandler(Handler):
             if is_deep or not parents:
                 entries[name] = file.entry(name)
         if path and not entries:
-            raise Refusal(404, "EntryNotFound", f"{path} does not exist")
+            raise RefusalError(404, "EntryNotFound", f"{path} does not exist")
         self.reply(list(entries.values()))
 
     def paths_info(self, kind: str, repo_id: str, revision: str) -> None:
@@ -387,7 +393,7 @@ class HubHandler(Handler):
         start = ref if group == "tag" else asked.get("startingPoint") or "main"
         name = asked["tag"] if group == "tag" else ref
         if name in repo.refs:
-            raise Refusal(409, "Conflict", "Reference already exists")
+            raise RefusalError(409, "Conflict", "Reference already exists")
         repo.refs[name] = self.commit_of(repo, start).oid
         self.reply({})
 
@@ -420,7 +426,7 @@ class HubHandler(Handler):
         asked = json.loads(self.body)
         content = self.hub.large.get(asked["oid"])
         if content is None or hashlib.sha256(content).hexdigest() != asked["oid"] or len(content) != asked["size"]:
-            raise Refusal(400, "LfsMismatch", "what was uploaded is not what was announced")
+            raise RefusalError(400, "LfsMismatch", "what was uploaded is not what was announced")
         self.reply({})
 
     def make_commit(self, kind: str, repo_id: str, revision: str) -> None:
@@ -431,7 +437,9 @@ class HubHandler(Handler):
         with self.hub.lock:
             parent = self.commit_of(repo, revision)
             if header.get("parentCommit") not in (None, parent.oid):
-                raise Refusal(412, "PreconditionFailed", "A commit has happened since. Please refresh and try again.")
+                raise RefusalError(
+                    412, "PreconditionFailed", "A commit has happened since. Please refresh and try again."
+                )
             files = dict(parent.files)
             for line in lines:
                 self.change(files, line["key"], line["value"])
@@ -469,7 +477,7 @@ class HubHandler(Handler):
     def resolve(self, kind: str, repo_id: str, revision: str, path: str) -> None:
         repo = self.repo(kind, repo_id)
         if repo.is_gated and self.may != "write":
-            raise Refusal(403 if self.may else 401, "GatedRepo", f"Access to model {repo_id} is restricted.")
+            raise RefusalError(403 if self.may else 401, "GatedRepo", f"Access to model {repo_id} is restricted.")
         commit = self.commit_of(repo, revision)
         file, headers = commit.files.get(path), {"X-Repo-Commit": commit.oid}
         if file is None:

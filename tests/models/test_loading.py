@@ -8,16 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
-from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer, __version__
-from ul_tokenizer.hub import MissingPriorError, licence_and_metrics, load_autoencoder, load_prior, locate
+from ul_tokenizer.hub.download import Access
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
+from ul_tokenizer.models.repository import MissingPriorError, licence_and_metrics, load_autoencoder, load_prior, locate
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -91,14 +90,11 @@ def test_the_prior_of_a_local_repository_gets_its_own_weights(repository: Path) 
     assert all(torch.equal(weight, saved[key]) for key, weight in prior.state_dict().items())
 
 
-def test_a_hub_id_loads_from_the_cache_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_loads_from_a_cache_that_another_tool_filled(cache: Path) -> None:
     kwargs: dict[str, Any] = {"cache_dir": str(cache), "local_files_only": True}
     assert load_autoencoder("owner/model", **kwargs).config._name_or_path == "owner/model"
     assert load_prior("owner/model", **kwargs).config.in_channels == 4
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    found = huggingface_hub.try_to_load_from_cache("owner/model", "config.json", cache_dir=cache)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: found)
-    files = locate("owner/model")
+    files = locate("owner/model", access=Access(cache_dir=cache, local_files_only=True))
     assert (files.origin, files.revision) == ("hub", COMMIT)
     assert [path.name for path in files.weights("prior")] == [WEIGHTS]
 
@@ -149,7 +145,7 @@ def test_a_subclass_loads_what_its_base_saved(repository: Path) -> None:
 def test_what_is_no_name_folder_or_hub_id_is_refused_without_asking_the_network(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", lambda *a, **k: pytest.fail("asked"))
+    monkeypatch.setattr("ul_tokenizer.models.loading.fetch", lambda *a, **k: pytest.fail("asked"))
     assert f"Model {name} is no bundled name" in sentence(name)
 
 
@@ -273,52 +269,6 @@ def test_cached_weights_that_are_cut_short_are_damaged(cache: Path) -> None:
     assert "damaged or cut short" in sentence("owner/model", cache_dir=str(cache), local_files_only=True)
 
 
-def hub_error(kind: type[Exception]) -> Exception:
-    """An error of the hub's client, without the response that it would carry."""
-    error = kind.__new__(kind)
-    error.args = ("404",)
-    return error
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        (errors.RepositoryNotFoundError, "is no folder, and no repository of the hub"),
-        (errors.GatedRepoError, "is gated"),
-        (errors.RevisionNotFoundError, "has no revision 'v9'"),
-        (errors.RemoteEntryNotFoundError, "there is no config.json for it"),
-        (errors.LocalEntryNotFoundError, "can't be reached"),
-    ],
-)
-def test_an_error_of_the_hub_is_one_sentence(
-    kind: type[Exception], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object, **kwargs: object) -> str:
-        raise hub_error(kind)
-
-    monkeypatch.setattr("diffusers.models.modeling_utils._resolve_revision", lambda *a, revision, **k: revision)
-    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", fail)
-    assert expected in sentence("owner/model", revision="v9")
-
-
-def test_a_pickle_only_hub_repository_is_refused_as_such(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_weights(*args: object, **kwargs: object) -> str:
-        raise hub_error(errors.RemoteEntryNotFoundError)
-
-    files = ["config.json", "diffusion_pytorch_model.bin"]
-    modeling = "diffusers.models.modeling_utils"
-    monkeypatch.setattr(f"{modeling}._resolve_revision", lambda *a, revision, **k: revision)
-    monkeypatch.setattr(f"{modeling}._fetch_index_file", lambda *args, **kwargs: None)
-    monkeypatch.setattr(
-        "diffusers.configuration_utils.hf_hub_download", lambda *a, **k: str(repository / "config.json")
-    )
-    monkeypatch.setattr("diffusers.utils.hub_utils.hf_hub_download", without_weights)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **kwargs: files)
-    assert "has pickled weights (diffusion_pytorch_model.bin)" in sentence("owner/model")
-    files.pop()
-    assert f"there is no {WEIGHTS} in it" in sentence("owner/model")
-
-
 # ---------------------------------------------------------------- cards
 
 
@@ -327,12 +277,12 @@ def test_licence_and_metrics_come_from_the_card(repository: Path) -> None:
         "---\nlicense: apache-2.0\nmodel-index:\n- name: m\n  results:\n  - task: {type: image-to-image}\n"
         "    dataset: {name: photos, type: photos}\n    metrics: [{type: psnr, value: 25.5}]\n---\n# Card\n"
     )
-    assert licence_and_metrics(str(repository), locate(str(repository))) == ("apache-2.0", {"psnr": 25.5})
+    assert licence_and_metrics(locate(str(repository))) == ("apache-2.0", {"psnr": 25.5})
 
 
 def test_without_a_card_the_last_validation_speaks(repository: Path) -> None:
-    assert licence_and_metrics(str(repository), locate(str(repository))) == (None, {})
+    assert licence_and_metrics(locate(str(repository))) == (None, {})
     curve = {"training": [], "validation": [{"step": 1}, {"step": 2, "validation/psnr_1_step": 20.0}]}
     (repository / "training_curve.json").write_text(json.dumps(curve))
-    _, metrics = licence_and_metrics(str(repository), locate(str(repository)))
+    _, metrics = licence_and_metrics(locate(str(repository)))
     assert metrics == {"step": 2, "validation/psnr_1_step": 20.0}

@@ -23,7 +23,9 @@ from ul_tokenizer import __version__
 from ul_tokenizer.cli.files import Job, whole_file
 from ul_tokenizer.data.images import fit_to_multiple, read_image, to_image, to_tensor
 from ul_tokenizer.evaluation.metrics import comparison_grid, psnr_of_mean_mse
-from ul_tokenizer.hub import (
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.latent_distribution import LatentDistribution
+from ul_tokenizer.models.repository import (
     PRIOR,
     MissingPriorError,
     ModelFiles,
@@ -32,8 +34,6 @@ from ul_tokenizer.hub import (
     load_prior,
     locate,
 )
-from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 Fit = Literal["error", "pad", "crop"]
@@ -286,7 +286,7 @@ def describe(name: str, revision: str | None) -> dict[str, Any]:
     parameters = codec.autoencoder.num_parameters_by_part()
     if prior is not None:
         parameters[PRIOR] = sum(p.numel() for p in prior.parameters())
-    licence, metrics = licence_and_metrics(name, codec.files)
+    licence, metrics = licence_and_metrics(codec.files)
     weights = codec.files.weights() + codec.files.weights(PRIOR)
     return {
         "model": name,

@@ -12,8 +12,8 @@ from PIL import Image
 from ul_tokenizer.data.images import to_image
 from ul_tokenizer.data.latent_manifest import check_header
 from ul_tokenizer.data.latents import LatentDataset
-from ul_tokenizer.hub import load_autoencoder, locate
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.repository import load_autoencoder, locate
 
 GAP = 2  # white pixels between pictures
 

@@ -80,7 +80,8 @@ def encode_dataset(
     dtype: Annotated[Stored, typer.Option(help="What latents are stored as.")] = Stored.float16,
     compute: Annotated[Compute, typer.Option(help="What the encoder computes in.")] = Compute.float32,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode; 0: threads.", show_default="0 on a CPU, or the cores")
+        int | None,
+        typer.Option(min=0, help="Processes that decode; 0: threads.", show_default="0 on a CPU, or the cores"),
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Store each image mirrored, too.")] = False,
     keep_duplicates: Annotated[
@@ -207,7 +208,7 @@ def load_encoder(
 ) -> tuple[UnifiedLatentsAutoencoder, torch.device, dict[str, Any]]:
     """An autoencoder on its device, and what a latent data set's header says of it."""
     from ul_tokenizer.cli.codec import pick_device
-    from ul_tokenizer.hub import load_autoencoder, locate
+    from ul_tokenizer.models.repository import load_autoencoder, locate
 
     if device is None and "LOCAL_RANK" in os.environ:
         import torch

@@ -205,7 +205,7 @@ def load_models(name: str, revision: str | None, use_prior: bool, dtype: str, de
 
 def _pipeline_of_prior(name: str, options: dict[str, Any]) -> UnifiedLatentsPipeline:
     from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
-    from ul_tokenizer.hub import load_autoencoder, load_prior
+    from ul_tokenizer.models.repository import load_autoencoder, load_prior
     from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
     prior = load_prior(name, **options)
@@ -215,7 +215,7 @@ def _pipeline_of_prior(name: str, options: dict[str, Any]) -> UnifiedLatentsPipe
 
 def _prior_of(name: str, revision: str | None) -> UnifiedLatentsTransformer | None:
     """The prior of a repository; None where it has none."""
-    from ul_tokenizer.hub import MissingPriorError, load_prior
+    from ul_tokenizer.models.repository import MissingPriorError, load_prior
 
     try:
         return load_prior(name, revision=revision)

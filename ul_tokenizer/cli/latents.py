@@ -107,8 +107,8 @@ def mean_bits(dataset: Any, model: str, num: int) -> float:
     import torch
 
     from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-    from ul_tokenizer.hub import load_prior
     from ul_tokenizer.models.rate import latent_bits
+    from ul_tokenizer.models.repository import load_prior
 
     prior = load_prior(model).eval()
     schedule = LogSNRSchedule(prior.config.latent_logsnr, -10.0, "linear")

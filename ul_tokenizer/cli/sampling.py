@@ -19,7 +19,7 @@ from torch import Tensor
 from ul_tokenizer.cli.files import whole_file
 from ul_tokenizer.data.images import to_image
 from ul_tokenizer.evaluation.metrics import comparison_grid
-from ul_tokenizer.hub import class_names
+from ul_tokenizer.models.repository import class_names
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -30,13 +31,13 @@ from ul_tokenizer.data.latent_manifest import (
     shard_name,
     write_whole,
 )
-from ul_tokenizer.data.statistics import ChannelStatistics
+from ul_tokenizer.data.statistics import channel_statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SHARD_BYTES = 64_000_000
-SHARD_SAMPLES = 4096  # what a kill costs at most, of each shape
+SHARD_SAMPLES = 1024  # what a kill costs at most, of each shape
 VOLATILE = ("library_version", "created")  # header fields that a continued job may have otherwise
 
 
@@ -164,11 +165,11 @@ class LatentWriter:
             file=path.name,
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
-            shape=tuple(samples.latents.shape),
+            shape=tuple(tensors["latents"].shape),
             dtype=self.header["dtype"],
             ids=samples.ids,
             columns=_columnar(samples.rows),
-            statistics=ChannelStatistics.of(samples.latents).to_json(),
+            statistics=channel_statistics(samples.latents).to_json(),
             rounding=rounding,
         )
         append_line(self._manifest, shard.to_line())
@@ -190,11 +191,12 @@ class LatentWriter:
             self.flush()
 
 
-class _Samples:
-    """Samples of one shape, ready for a shard."""
+class _Samples(NamedTuple):
+    """Samples of one shape, ready for a shard; their latents lie in batches, so that no second copy is needed."""
 
-    def __init__(self, ids: list[str], latents: Tensor, rows: list[dict[str, Any]]) -> None:
-        self.ids, self.latents, self.rows = ids, latents, rows
+    ids: list[str]
+    latents: list[Tensor]
+    rows: list[dict[str, Any]]
 
 
 class _Waiting:
@@ -202,7 +204,7 @@ class _Waiting:
 
     def __init__(self) -> None:
         self._ids: list[str] = []
-        self._latents: list[Tensor] = []
+        self._latents: deque[Tensor] = deque()
         self._rows: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -215,29 +217,42 @@ class _Waiting:
 
     def take(self, count: int) -> _Samples:
         """The first samples, at most so many."""
-        latents = torch.cat(self._latents)
-        taken = _Samples(self._ids[:count], latents[:count], self._rows[:count])
-        self._ids, self._latents, self._rows = self._ids[count:], [latents[count:]], self._rows[count:]
+        taken = _Samples(self._ids[:count], list(self._take_latents(min(count, len(self)))), self._rows[:count])
+        self._ids, self._rows = self._ids[count:], self._rows[count:]
         return taken
+
+    def _take_latents(self, count: int) -> Iterator[Tensor]:
+        while count:
+            batch = self._latents.popleft()
+            if len(batch) > count:
+                self._latents.appendleft(batch[count:])
+                batch = batch[:count]
+            count -= len(batch)
+            yield batch
 
 
 # ---------------------------------------------------------------- bytes
 
 
-def _stored(latents: Tensor, dtype: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors of a shard, and what their rounding costs."""
-    if dtype == "int8":
-        per_channel = latents.abs().transpose(0, 1).flatten(1).amax(1).clamp_min(1e-12) / 127
-        scale = per_channel.reshape(1, -1, *[1] * (latents.ndim - 2))
-        stored = (latents / scale).round().to(torch.int8)
-        tensors, read = {"latents": stored, "scale": per_channel}, stored.float() * scale
-    else:
-        stored = latents.to(getattr(torch, dtype))
-        tensors, read = {"latents": stored.contiguous()}, stored.float()
-    error = (read - latents).abs()
-    if not error.isfinite().all():
-        raise ValueError(f"latents must lie within the range of {dtype}, got {float(latents.abs().max()):g}.")
-    return tensors, {"max": float(error.max()), "rms": float(error.square().mean().sqrt())}
+def _stored(batches: Sequence[Tensor], dtype: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors of a shard, and what their rounding costs; batch by batch, since a shard's temporaries add up."""
+    scale = _int8_scale(batches) if dtype == "int8" else None
+    stored = torch.empty((sum(map(len, batches)), *batches[0].shape[1:]), dtype=getattr(torch, dtype))
+    largest, squares = 0.0, 0.0
+    for latents, place in zip(batches, torch.split(stored, [len(batch) for batch in batches]), strict=True):
+        place.copy_(latents if scale is None else (latents / scale).round())
+        error = (place.float() * (1 if scale is None else scale) - latents).abs()
+        if not error.isfinite().all():
+            raise ValueError(f"latents must lie within the range of {dtype}, got {float(latents.abs().max()):g}.")
+        largest, squares = max(largest, float(error.max())), squares + float(error.double().square().sum())
+    tensors = {"latents": stored} if scale is None else {"latents": stored, "scale": scale.flatten()}
+    return tensors, {"max": largest, "rms": math.sqrt(squares / stored.numel())}
+
+
+def _int8_scale(batches: Sequence[Tensor]) -> Tensor:
+    """What 1 stands for, per channel, (1, c, 1, …)."""
+    extremes = torch.stack([batch.abs().transpose(0, 1).flatten(1).amax(1) for batch in batches]).amax(0)
+    return (extremes.clamp_min(1e-12) / 127).reshape(1, -1, *[1] * (batches[0].ndim - 2))
 
 
 def _columnar(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

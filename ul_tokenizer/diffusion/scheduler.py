@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ul_tokenizer.diffusion.parameterization import PredictionType, broadcast_to_rank, to_x, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, ScheduleKind, alpha_sigma
+from ul_tokenizer.hub.mixin import PushToHubMixin
 
 AlgorithmType = Literal["ddim", "ddpm", "dpmsolver++"]
 TimestepSpacing = Literal["logsnr", "t"]
@@ -39,7 +40,7 @@ class LogSNRSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor  # x̂
 
 
-class LogSNRScheduler(SchedulerMixin, ConfigMixin):
+class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
     """Scheduler whose timesteps are log-SNR values, from pure noise up to `logsnr_max`, where it stops.
 
     The last step returns the noisy sample OF `logsnr_max`, as a unified latent wants it, and not x̂.

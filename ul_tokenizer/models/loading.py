@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import huggingface_hub
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,6 +18,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined,
 from safetensors import SafetensorError
 
 from ul_tokenizer import __version__
+from ul_tokenizer.hub.download import Access, fetch
+from ul_tokenizer.hub.mixin import PushToHubMixin
 from ul_tokenizer.pretrained import bundled_names, bundled_path
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
 PIPELINE_INDEX = "model_index.json"
+DESCRIPTIONS = ("README.md", "class_names.json", "training_curve.json")  # small, and of use without a network
+_WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.([\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
+_INDEX_FILE = re.compile(r"diffusion_pytorch_model\.safetensors\.index(?:\.([\w-]+))?\.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What diffusers itself writes into a config.json: the state of `EMAModel`, and how weights were quantised.
 _FOREIGN_KEYS = {
@@ -43,13 +48,17 @@ class NoModelError(ValueError):
     """The repository or folder exists and holds no model (where a subfolder was asked for: not there)."""
 
 
-class BundledNamesMixin(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
+class BundledNamesMixin(PushToHubMixin, ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
     """Loads from a bundled name, a local folder or a hub id, in this order; safetensors only.
 
     Of a pipeline's folder, the part that the class is.
+
+    Attributes:
+        commit_hash: of the hub repository that the weights came from; None for others.
     """
 
     _pipeline_part: ClassVar[str]  # the folder of such a model in a pipeline
+    commit_hash: str | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -61,16 +70,18 @@ class BundledNamesMixin(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
 
         Raises:
             NoModelError: a folder or repository without the model.
-            ValueError: a damaged file, a config or weights of another class, pickled weights, no connection.
+            HubError: what the hub says; a subclass for each of missing, gated, no access, no such revision, offline.
+            ValueError: a damaged file, a config or weights of another class, pickled weights.
         """
         name = os.fspath(pretrained_model_name_or_path)
         _check_options(kwargs)
-        source = _resolve(name, kwargs, cls._pipeline_part)
+        source, commit = _resolve(name, kwargs, cls._pipeline_part)
         wants_info = kwargs.pop("output_loading_info", False)
-        with _one_sentence(name, kwargs.get("revision")):
+        with _one_sentence(name):
             model, info = super().from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
         _check_fit(name, info)
         model.register_to_config(_name_or_path=name)
+        model.commit_hash = commit
         loaded: Any = (model, info) if wants_info else model
         return loaded
 
@@ -98,20 +109,55 @@ def _check_options(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{key} must be a torch.dtype, got {kwargs[key]!r}.")
 
 
-def _resolve(name: str, kwargs: dict[str, Any], part: str) -> str:
-    """A folder that holds the model, or the hub id; takes what is used up out of `kwargs`."""
-    folder = bundled_path(name)
-    if folder is not None and kwargs.pop("revision", None) is not None:
+def _resolve(name: str, kwargs: dict[str, Any], part: str) -> tuple[Path, str | None]:
+    """The folder that holds the model, and its commit if it is the hub's; takes what is used up out of `kwargs`."""
+    revision, subfolder, commit = kwargs.pop("revision", None), kwargs.pop("subfolder", None), None
+    access = Access.taken_from(kwargs)
+    folder = local_folder(name)
+    if bundled_path(name) is not None and revision is not None:
         raise ValueError(f"revision must be None for the bundled model {name}, which has only one.")
-    if folder is None and os.path.isdir(name):
-        folder = Path(name)
     if folder is None:
-        _check_hub_id(name)
-        return name
+        check_hub_id(name)
+        wanted = _ModelFiles(name, subfolder, part, kwargs.get("variant"))
+        folder, commit = fetch(name, wanted, revision, access=access)
     # diffusers would take weights at the root of a local repository before those of the subfolder.
-    folder = model_folder(folder, kwargs.pop("subfolder", None), part)
-    _check_folder(folder)
-    return str(folder)
+    folder = model_folder(folder, subfolder, part)
+    _check_folder(folder, kwargs.get("variant"))
+    return folder, commit
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a bundled name or a local one; None for a hub id."""
+    bundled = bundled_path(name)
+    return Path(name) if bundled is None and os.path.isdir(name) else bundled
+
+
+class _ModelFiles:
+    """Which files of a repository a model is made of."""
+
+    def __init__(self, name: str, subfolder: str | None, part: str, variant: str | None) -> None:
+        self.name, self.subfolder, self.part, self.variant = name, subfolder, part, variant
+
+    def __call__(self, files: Sequence[str]) -> list[str]:
+        is_pipeline = PIPELINE_INDEX in files and "config.json" not in files
+        where = self.subfolder or (self.part if is_pipeline else "")
+        prefix = f"{where}/" if where else ""
+        here = {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
+        if "config.json" not in here:
+            raise NoModelError(f"Hub repository {self.name} holds no such model: there is no config.json for it.")
+        weights = weight_files(here, self.variant)
+        if not weights:
+            raise _no_weights(f"Hub repository {self.name}", here, self.variant)
+        # By its index the part of a pipeline is found again.
+        beside = [file for file in (*DESCRIPTIONS, PIPELINE_INDEX) if file in files]
+        return [*beside, here["config.json"], *(here[file] for file in weights)]
+
+
+def weight_files(names: Iterable[str], variant: str | None) -> list[str]:
+    """Of a folder's files, the weights of a variant and their index, sorted."""
+    found = ((name, _WEIGHTS_FILE.fullmatch(name) or _INDEX_FILE.fullmatch(name)) for name in names)
+    chosen = sorted(name for name, match in found if match and match[1] == variant)
+    return chosen if any(name.endswith(".safetensors") for name in chosen) else []
 
 
 def model_folder(folder: Path, subfolder: str | None, part: str) -> Path:
@@ -122,23 +168,7 @@ def model_folder(folder: Path, subfolder: str | None, part: str) -> Path:
     return folder / part if is_pipeline else folder
 
 
-def pipeline_source(name: str) -> str:
-    """A folder that holds a pipeline, or a hub id.
-
-    Raises:
-        NoModelError: a folder without a pipeline.
-        ValueError: neither.
-    """
-    folder = bundled_path(name) or (Path(name) if os.path.isdir(name) else None)
-    if folder is None:
-        _check_hub_id(name)
-        return name
-    if not (folder / PIPELINE_INDEX).is_file():
-        raise NoModelError(f"Folder {folder} holds no pipeline: there is no {PIPELINE_INDEX} in it.")
-    return str(folder)
-
-
-def _check_hub_id(name: str) -> None:
+def check_hub_id(name: str) -> None:
     """Refuses, before anything is asked of the network, what can't be the id of a trained model."""
     try:
         validate_repo_id(name)
@@ -152,19 +182,40 @@ def _check_hub_id(name: str) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, variant: str | None) -> None:
     if not (folder / "config.json").is_file():
         raise NoModelError(f"Folder {folder} holds no model: there is no config.json in it.")
-    if any(folder.glob(WEIGHTS)):
-        return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    names = [path.name for path in folder.iterdir()]
+    weights = weight_files(names, variant)
+    if not weights:
+        raise _no_weights(f"Folder {folder}", names, variant)
+    for name in weights:
+        if name.endswith(".json"):
+            _check_index(folder / name)
+
+
+def _no_weights(where: str, names: Iterable[str], variant: str | None) -> ValueError:
+    pickled = sorted(name for name in names if name.endswith(_PICKLED))
     if pickled:
-        raise ValueError(_pickled_only(str(folder), pickled[0]))
-    raise ValueError(f"Folder {folder} holds no weights: there is no diffusion_pytorch_model.safetensors in it.")
+        return ValueError(
+            f"{where} has pickled weights ({pickled[0]}), which can run code when read; only safetensors are read."
+        )
+    of_variant = f" of the variant {variant!r}" if variant else ""
+    return ValueError(f"{where} holds no weights{of_variant}: there is no diffusion_pytorch_model.safetensors in it.")
 
 
-def _pickled_only(where: str, file: str) -> str:
-    return f"Model {where} has pickled weights ({file}), which can run code when read; only safetensors are read."
+def _check_index(path: Path) -> None:
+    """Shards lie beside their index, whatever it says, and are all there."""
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        is_plain = all(_WEIGHTS_FILE.fullmatch(shard) for shard in shards)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: it is no index of weights.") from None
+    if not is_plain:
+        raise ValueError(f"{path} names a file that is none of this folder's weights.")
+    lacking = sorted(shard for shard in shards if not (path.parent / shard).is_file())
+    if lacking:
+        raise ValueError(f"The weights in {path.parent} are not all there: {lacking[0]} is missing.")
 
 
 # ---------------------------------------------------------------- what
@@ -198,19 +249,16 @@ def _check_fit(name: str, info: dict[str, list[str]]) -> None:
 
 
 @contextmanager
-def _one_sentence(name: str, revision: str | None) -> Iterator[None]:
-    """Turns the errors of diffusers, the hub's client and safetensors into a ValueError; ours pass."""
+def _one_sentence(name: str) -> Iterator[None]:
+    """Turns the errors of diffusers and safetensors into a ValueError; ours pass."""
     default_dtype = torch.get_default_dtype()
     try:
         yield
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        chain = list(_chain(error))
-        reason = _explain(name, revision, chain)
+        reason = _explain(name, list(_chain(error)))
         if reason is None and isinstance(error, ValueError):
             raise
-        reason = reason or f"Model {name} can't be loaded: {_first_line(error)}."
-        no_model = any(isinstance(e, errors.EntryNotFoundError) for e in chain) and "config.json" in str(error)
-        raise (NoModelError if no_model else ValueError)(reason) from error
+        raise ValueError(reason or f"Model {name} can't be loaded: {_first_line(error)}.") from error
     finally:
         torch.set_default_dtype(default_dtype)  # diffusers leaves torch_dtype behind if the network can't be built
 
@@ -221,22 +269,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _explain(name: str, revision: str | None, chain: list[BaseException]) -> str | None:
+def _explain(name: str, chain: list[BaseException]) -> str | None:
     """What is known to go wrong; None for anything else."""
     texts = " ".join(map(str, chain))
     if "git-lfs" in texts:
         return f"The weights of {name} are a git-lfs pointer; run `git lfs pull` in its folder."
     for error in chain:
-        if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-            return f"Model {name} is not bundled, not a folder, not in the hub's cache, and the hub can't be reached."
-        if isinstance(error, errors.GatedRepoError):
-            return f"Hub repository {name} is gated: accept its terms on the hub and log in with `hf auth login`."
-        if isinstance(error, errors.RepositoryNotFoundError):
-            return f"Model {name} is no folder, and no repository of the hub either unless it needs `hf auth login`."
-        if isinstance(error, errors.RevisionNotFoundError):
-            return f"Hub repository {name} has no revision {revision!r}."
-        if isinstance(error, errors.EntryNotFoundError):
-            return _explain_missing_file(name, revision, texts)
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) and "config file" in texts:
             return f"The config.json of {name} is damaged: it is no JSON."
         if isinstance(error, SafetensorError):
@@ -246,19 +284,6 @@ def _explain(name: str, revision: str | None, chain: list[BaseException]) -> str
             f"The weights of {name} don't fit its config.json: {texts.partition('because ')[2].partition('. If')[0]}."
         )
     return None
-
-
-def _explain_missing_file(name: str, revision: str | None, texts: str) -> str:
-    if "config.json" in texts:
-        return f"Hub repository {name} holds no such model: there is no config.json for it."
-    try:
-        files = huggingface_hub.list_repo_files(name, revision=revision)
-    except (OSError, errors.HfHubHTTPError):
-        files = []
-    pickled = [file for file in files if file.endswith(_PICKLED)]
-    if pickled:
-        return _pickled_only(name, pickled[0])
-    return f"Hub repository {name} holds no weights: there is no diffusion_pytorch_model.safetensors in it."
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ul_tokenizer.diffusion.guidance import Guidance
 from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.hub.mixin import PushToHubMixin
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_normalization import denormalize_latents
-from ul_tokenizer.models.loading import pipeline_source
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.checks import check_components, check_generators, check_latents, check_steps, grid_size
 from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
+from ul_tokenizer.pipelines.loading import find_pipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +46,7 @@ class UnifiedLatentsPipelineOutput(BaseOutput):
     images: list[Image.Image] | np.ndarray[Any, Any] | Tensor
 
 
-class UnifiedLatentsPipeline(DiffusionPipeline):
+class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     r"""Generates images: by class, by text, or without either.
 
     ```
@@ -63,6 +64,7 @@ class UnifiedLatentsPipeline(DiffusionPipeline):
         ValueError: components that don't fit each other.
     """
 
+    commit_hash: str | None = None  # of the hub repository that it came from
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
@@ -94,10 +96,12 @@ class UnifiedLatentsPipeline(DiffusionPipeline):
         """As diffusers' `from_pretrained`, from a bundled name, a local folder or a hub id, in this order.
 
         Raises:
-            ValueError: nothing there.
+            HubError: what the hub says.
+            ValueError: nothing there, or parts that would need code of the repository.
         """
-        source = pipeline_source(os.fspath(pretrained_model_name_or_path))
-        pipeline: Self = super().from_pretrained(source, use_safetensors=True, **kwargs)
+        folder, commit = find_pipeline(os.fspath(pretrained_model_name_or_path), kwargs)
+        pipeline: Self = super().from_pretrained(folder, use_safetensors=True, **kwargs)
+        pipeline.commit_hash = commit
         return pipeline
 
     @torch.no_grad()

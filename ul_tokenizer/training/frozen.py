@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoModel
 from torch import Tensor
 
-from ul_tokenizer.hub import MissingPriorError, load_autoencoder, load_prior
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_normalization import normalize_latents
+from ul_tokenizer.models.repository import MissingPriorError, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import spatial_ratio
 

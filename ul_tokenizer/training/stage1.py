@@ -17,9 +17,9 @@ from ul_tokenizer.data.crops import Crop, CropBatch, RandomCropDataset, collate_
 from ul_tokenizer.data.statistics import ChannelStatistics, channel_statistics
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.hub import load_autoencoder, load_prior
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior, check_config_keys
+from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
 from ul_tokenizer.training.arguments import FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg

@@ -25,8 +25,8 @@ from ul_tokenizer.data.latents import LatentDataset
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
-from ul_tokenizer.hub import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.presets import BASE_PRESETS, build_base, check_config_keys
+from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.training.arguments import BELOW_1, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg

@@ -12,8 +12,17 @@ from typing import Any, Literal, NamedTuple
 import huggingface_hub
 import torch
 
+from ul_tokenizer.hub.card_merge import Card
+from ul_tokenizer.hub.download import Access, fetch
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.loading import WEIGHTS, NoModelError, model_folder
+from ul_tokenizer.models.loading import (
+    DESCRIPTIONS,
+    PIPELINE_INDEX,
+    NoModelError,
+    check_hub_id,
+    model_folder,
+    weight_files,
+)
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pretrained import bundled_path, sha256_of
 
@@ -54,20 +63,15 @@ def load_prior(
         MissingPriorError: the repository has none.
         ValueError: as `load_autoencoder`.
     """
-    subfolder = PRIOR if (folder := local_folder(name)) is None else autoencoder_subfolder(folder) + PRIOR
+    files = locate(name, revision=revision, access=Access.taken_from(dict(kwargs)))
+    subfolder = autoencoder_subfolder(files.folder) + PRIOR
     try:
         model: UnifiedLatentsTransformer = UnifiedLatentsTransformer.from_pretrained(
-            name, revision=revision, subfolder=subfolder, torch_dtype=torch_dtype, **kwargs
+            name, revision=files.revision or revision, subfolder=subfolder, torch_dtype=torch_dtype, **kwargs
         )
     except NoModelError as error:
         raise MissingPriorError(f"Model {name} has no prior: there is no {PRIOR}/config.json in it.") from error
     return model
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder of a bundled name or a local one; None for a hub id."""
-    bundled = bundled_path(name)
-    return Path(name) if bundled is None and Path(name).is_dir() else bundled
 
 
 def autoencoder_subfolder(folder: Path) -> str:
@@ -84,59 +88,47 @@ class ModelFiles(NamedTuple):
 
     def weights(self, subfolder: str = "") -> list[Path]:
         """The safetensors files of the autoencoder, or of what lies in a subfolder of it."""
-        return sorted((self.folder / autoencoder_subfolder(self.folder) / subfolder).glob(WEIGHTS))
+        folder = self.folder / autoencoder_subfolder(self.folder) / subfolder
+        names = weight_files((path.name for path in folder.glob("*")), None)
+        return [folder / name for name in names if name.endswith(".safetensors")]
 
     def sha256(self) -> str:
         """Of the autoencoder's weights; with several shards, of all in a row."""
         return sha256_of(*self.weights())
 
 
-def locate(name: str, *, revision: str | None = None) -> ModelFiles:
-    """Finds the files of a model that was loaded; arguments as `load_autoencoder`.
+def locate(name: str, *, revision: str | None = None, access: Access | None = None) -> ModelFiles:
+    """Finds the files of a model; of a hub repository those that were loaded before, and what describes it.
 
     Raises:
-        ValueError: they aren't on this machine.
+        ValueError: no such model.
     """
     if (bundled := bundled_path(name)) is not None:
         return ModelFiles("bundled", bundled, None)
     if Path(name).is_dir():
         return ModelFiles("folder", Path(name).resolve(), None)
-    cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(cached, str):
-        raise ValueError(f"name must be that of a model which was loaded before, got {name}.")
-    folder = Path(cached).parent
-    return ModelFiles("hub", folder, folder.name)
+    check_hub_id(name)
+    wanted = (*DESCRIPTIONS, PIPELINE_INDEX, "config.json")
+    folder, commit = fetch(name, lambda files: [file for file in wanted if file in files], revision, access=access)
+    return ModelFiles("hub", folder, commit)
 
 
-def licence_and_metrics(name: str, files: ModelFiles) -> tuple[str | None, dict[str, Any]]:
+def licence_and_metrics(files: ModelFiles) -> tuple[str | None, dict[str, Any]]:
     """What the model's card says; where it has no metrics, the last ones of the training curve."""
-    path = _card_path(name, files)
-    data = huggingface_hub.ModelCard.load(path, ignore_metadata_errors=True).data if path else None
-    metrics = {result.metric_type: result.metric_value for result in getattr(data, "eval_results", None) or []}
+    path = next((path for path in map(files.folder.joinpath, ("README.md", "MODEL_CARD.md")) if path.is_file()), None)
+    metadata = Card.parsed(path.read_text(encoding="utf-8", errors="replace")).metadata if path else {}
+    data = huggingface_hub.ModelCardData(ignore_metadata_errors=True, **metadata)
+    metrics = {result.metric_type: result.metric_value for result in data.eval_results or []}
     curve = files.folder / "training_curve.json"
     if not metrics and curve.is_file():
         metrics = json.loads(curve.read_text(encoding="utf-8"))["validation"][-1]
-    return getattr(data, "license", None), metrics
+    return data.license, metrics
 
 
 def class_names(name: str, *, revision: str | None = None) -> tuple[str, ...]:
     """Names of the classes that a pipeline knows, in the order of its labels; empty if it says none."""
-    folder = local_folder(name)
     try:
-        path = (
-            Path(huggingface_hub.hf_hub_download(name, CLASS_NAMES, revision=revision))
-            if folder is None
-            else folder / CLASS_NAMES
-        )
+        path = locate(name, revision=revision).folder / CLASS_NAMES
         return tuple(map(str, json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, huggingface_hub.errors.EntryNotFoundError):
+    except OSError:
         return ()
-
-
-def _card_path(name: str, files: ModelFiles) -> Path | None:
-    if files.origin == "hub":
-        try:
-            return Path(huggingface_hub.hf_hub_download(name, "README.md", revision=files.revision))
-        except (OSError, huggingface_hub.errors.EntryNotFoundError):
-            return None
-    return next((path for path in (files.folder / n for n in ("README.md", "MODEL_CARD.md")) if path.is_file()), None)

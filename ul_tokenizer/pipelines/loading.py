@@ -1,0 +1,81 @@
+"""Where a pipeline's files are; what would run code of the repository is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ul_tokenizer.hub.download import Access, fetch
+from ul_tokenizer.models.loading import (
+    DESCRIPTIONS,
+    PIPELINE_INDEX,
+    NoModelError,
+    check_hub_id,
+    local_folder,
+    weight_files,
+)
+
+LIBRARIES = {"ul_tokenizer", "diffusers", "transformers"}
+_CONFIGS = (".json", ".txt", ".model")  # of schedulers and tokenizers, too
+
+
+def find_pipeline(name: str, kwargs: dict[str, Any]) -> tuple[Path, str | None]:
+    """The folder of a pipeline, and its commit if it is the hub's.
+
+    Args:
+        name: a bundled name, a local folder or a hub id, tried in this order.
+        kwargs: of `from_pretrained`; what is used up is taken out.
+
+    Raises:
+        NoModelError: a folder or repository without a pipeline.
+        HubError: what the hub says.
+        ValueError: an index that names other libraries than ours, diffusers and transformers.
+    """
+    revision, access, commit = kwargs.pop("revision", None), Access.taken_from(kwargs), None
+    folder = local_folder(name)
+    if folder is None:
+        check_hub_id(name)
+        folder, commit = fetch(name, _PipelineFiles(name, kwargs.get("variant")), revision, access=access)
+    if not (folder / PIPELINE_INDEX).is_file():
+        raise NoModelError(f"Folder {folder} holds no pipeline: there is no {PIPELINE_INDEX} in it.")
+    _check_index(folder / PIPELINE_INDEX)
+    return folder, commit
+
+
+class _PipelineFiles:
+    """Which files of a repository a pipeline is made of: configs and safetensors of its parts, and no code."""
+
+    def __init__(self, name: str, variant: str | None) -> None:
+        self.name, self.variant = name, variant
+
+    def __call__(self, files: Sequence[str]) -> list[str]:
+        if PIPELINE_INDEX not in files:
+            raise NoModelError(f"Hub repository {self.name} holds no pipeline: there is no {PIPELINE_INDEX} in it.")
+        wanted = [file for file in (*DESCRIPTIONS, PIPELINE_INDEX) if file in files]
+        for part in sorted({file.split("/")[0] for file in files if file.count("/") == 1}):
+            names = [file.split("/")[1] for file in files if file.startswith(f"{part}/") and file.count("/") == 1]
+            ours = weight_files(names, self.variant) or weight_files(names, None)
+            others = [name for name in names if name.endswith(".safetensors") and not weight_files([name], None)]
+            foreign = [] if ours else others  # weights of a text encoder have names of their own
+            configs = [name for name in names if name.endswith(_CONFIGS) and ".safetensors.index." not in name]
+            indices = [name for name in names if ".safetensors.index." in name and foreign]
+            wanted += [f"{part}/{name}" for name in sorted({*configs, *ours, *foreign, *indices})]
+        return wanted
+
+
+def _check_index(path: Path) -> None:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        parts = {key: value for key, value in index.items() if not key.startswith("_")}
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is damaged: it is no index of a pipeline.") from None
+    if not isinstance(index.get("_class_name"), str):
+        raise ValueError(f"{path} names code of the repository for the pipeline itself, which is not run.")
+    for name, entry in parts.items():
+        if isinstance(entry, list) and entry and entry[0] is not None and entry[0] not in LIBRARIES:
+            raise ValueError(
+                f"{path} takes its {name} from {entry[0]!r}, which is none of {', '.join(sorted(LIBRARIES))}; no code "
+                "of the repository is run."
+            )
