@@ -46,7 +46,7 @@ class FolderSamples:
             self._leave_out_duplicates()
 
     def _leave_out_duplicates(self) -> None:
-        first_of = find_duplicates(self._folder.paths)
+        first_of = find_duplicates(list(map(self._folder.path, self._indices)))
         for index, first in sorted(first_of.items()):
             self.skipped.append(SkippedSample(self._folder.name(index), f"same content as {self._folder.name(first)}"))
         self._indices = [index for index in self._indices if index not in first_of]
@@ -61,7 +61,7 @@ class FolderSamples:
 
     def open(self, index: int) -> Path:
         """Its file."""
-        return self._folder.paths[self._indices[index]]
+        return self._folder.path(self._indices[index])
 
     def columns(self, index: int) -> dict[str, Any]:
         """The class, and the metadata's columns."""

@@ -302,35 +302,40 @@ class ImageFolder:
 
     def __init__(self, root: str | Path, *, cache_bytes: int = 0, max_pixels: int = MAX_PIXELS) -> None:
         self.root, self.cache_bytes, self.max_pixels = Path(root), cache_bytes, max_pixels
-        self.paths, self.skipped = find_images(root)
-        if not self.paths:
+        paths, self.skipped = find_images(root)
+        if not paths:
             raise ValueError(f"root must hold at least one image, got {root} with {len(self.skipped)} other files.")
-        folders = [path.relative_to(self.root).parts[:-1] for path in self.paths if path != self.root]
-        has_classes = len(folders) == len(self.paths) and all(folders)
-        self.class_names = tuple(sorted({parts[0] for parts in folders})) if has_classes else ()
+        self._is_file = paths == [self.root]
+        # Strings, since millions of `Path`s would be gigabytes.
+        self._names = [p.name if self._is_file else p.relative_to(self.root).as_posix() for p in paths]
+        folders = {name.partition("/")[0] if "/" in name else "" for name in self._names}
+        self.class_names = () if "" in folders else tuple(sorted(folders))
         self._cache: dict[int, Image.Image] = {}
         self._cached_bytes = 0
 
     def __len__(self) -> int:
         """Number of images, readable or not."""
-        return len(self.paths)
+        return len(self._names)
 
     def name(self, index: int) -> str:
         """Path relative to the folder."""
-        path = self.paths[index]
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
+        return self._names[index]
+
+    def path(self, index: int) -> Path:
+        """The file."""
+        return self.root if self._is_file else self.root / self._names[index]
 
     def label(self, index: int) -> int | None:
         """The class of its subfolder, if subfolders are classes."""
         if not self.class_names:
             return None
-        return self.class_names.index(self.paths[index].relative_to(self.root).parts[0])
+        return self.class_names.index(self._names[index].partition("/")[0])
 
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB, not to be changed; raises `UnreadableImageError`."""
         if index in self._cache:
             return self._cache[index]
-        image = read_image(self.paths[index], max_pixels=self.max_pixels)
+        image = read_image(self.path(index), max_pixels=self.max_pixels)
         size = 4 * image.width * image.height  # Pillow stores RGB in four bytes
         if self._cached_bytes + size <= self.cache_bytes:
             self._cache[index] = image

@@ -71,7 +71,8 @@ class LabelledImages:
     @cached_property
     def digest(self) -> str:
         """sha256 of the listing: relative paths and sizes of the files, so that no file need be read."""
-        lines = (f"{self._source.name(i)}\t{path.stat().st_size}\n" for i, path in enumerate(self._source.paths))
+        source = self._source
+        lines = (f"{source.name(i)}\t{source.path(i).stat().st_size}\n" for i in range(len(source)))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @cached_property

@@ -70,11 +70,9 @@ def push(target: Target, files: Mapping[str, Path | bytes], make_card: MakeCard 
         HubError: no access, no network, or what else the hub says.
         OSError: a file that can't be read.
     """
+    repo_id = make_repository(target)
     api = huggingface_hub.HfApi(token=target.token)
     with explained(target.repo_id, target.revision):
-        repo_id = str(
-            api.create_repo(target.repo_id, private=target.private, repo_type=target.repo_type, exist_ok=True).repo_id
-        )
         if target.revision is not None:
             api.create_branch(repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
         info = api.repo_info(repo_id, revision=target.revision, repo_type=target.repo_type)
@@ -96,6 +94,18 @@ def push(target: Target, files: Mapping[str, Path | bytes], make_card: MakeCard 
             create_pr=target.create_pr,
         )
     return str(commit.oid)
+
+
+def make_repository(target: Target) -> str:
+    """Makes the repository if there is none; returns its full id.
+
+    Raises:
+        HubError: no access, no network.
+    """
+    api = huggingface_hub.HfApi(token=target.token)
+    with explained(target.repo_id):
+        made = api.create_repo(target.repo_id, private=target.private, repo_type=target.repo_type, exist_ok=True)
+    return str(made.repo_id)
 
 
 def _card(

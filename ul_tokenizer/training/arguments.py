@@ -112,6 +112,10 @@ class TrainingArguments:
     resume_from_checkpoint: str | None = arg(None, "A checkpoint folder, or 'latest' (starts anew if there is none).")
     report_to: str | None = arg(None, "Tracker beside the JSON lines: tensorboard, wandb, …")
     tracker_project_name: str = arg("unified-latents", "Project name in the tracker.")
+    push_to_hub: bool = arg(False, "Push the model to the hub at checkpoints and at the end, while training goes on.")
+    hub_model_id: str | None = arg(None, "Repository to push to, owner/name; the output folder's name if not given.")
+    hub_private_repo: bool | None = arg(None, "Make that repository private; null is your default on the hub.")
+    hub_token: str | None = arg(None, "Token of the hub; better `hf auth login`, since others see a command's flags.")
     dry_run: bool = arg(False, "Print the resolved configuration, model sizes and data, then exit.")
 
     def __post_init__(self) -> None:
@@ -136,7 +140,7 @@ class TrainingArguments:
     def to_yaml(self) -> str:
         """The resolved configuration, as a file for `--config`."""
         values = dataclasses.asdict(self)
-        del values["dry_run"]
+        del values["dry_run"], values["hub_token"]
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

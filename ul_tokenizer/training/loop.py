@@ -29,6 +29,7 @@ from ul_tokenizer.training.optimization import (
     make_lr_scheduler,
     make_optimizer,
 )
+from ul_tokenizer.training.pushing import Pusher
 from ul_tokenizer.training.randomness import DROPOUT, Draws, derived_seed
 from ul_tokenizer.training.signals import StopSignal, leave_signals_to_the_main_process
 from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans
@@ -114,6 +115,7 @@ class Trainer:
         self._skipped_here = 0  # on this one since then
         self._said: set[str] = set()
         self.means = RunningMeans()
+        self._pusher = Pusher(args, accelerator.is_main_process, self._say)
         self._restart_clock()
         self._prepare()
 
@@ -154,6 +156,7 @@ class Trainer:
             OSError: the last checkpoint or the trained model can't be written.
         """
         try:
+            self._pusher.open()
             self.stage.prepare(self.accelerator)
             self._resume()
             self._start_trackers()
@@ -168,6 +171,7 @@ class Trainer:
 
     def _end(self) -> None:
         """Lets DDP go before its process group, and ends the trackers."""
+        self._pusher.wait()
         # As the group's last owner, DDP would hold Python's lock while it waits for gloo's threads to end, and those
         # need the lock to free the tensors of the last exchange: some runs would hang at their end.
         del self.model
@@ -389,6 +393,7 @@ class Trainer:
     def _periodic_checkpoint(self) -> None:
         try:
             self._checkpoint()
+            self._push()
         except OSError as error:  # the run is worth more than this checkpoint; earlier ones stand
             self._say(f"{error}; training goes on with the earlier checkpoints.")
         self._restart_clock()
@@ -397,6 +402,14 @@ class Trainer:
         self._checkpoint()
         self.checkpoints.save_models(self.stage.save)
         self._say(f"Trained to step {self.step}: {self.output_dir}")
+        self._pusher.wait()
+        self._push()
+        self._pusher.finish()
+
+    def _push(self) -> None:
+        if self._pusher.is_on:
+            with self.averages.applied():
+                self._pusher.push(self.step, self.stage.save)
 
     def _resume(self) -> None:
         wanted = self.args.resume_from_checkpoint
