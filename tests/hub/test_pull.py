@@ -257,7 +257,9 @@ def test_three_processes_fill_one_cache(hub: LoopbackHub, model: str, tmp_path: 
 
 
 def test_a_missing_repository_is_named(hub: LoopbackHub, load: Any) -> None:
-    with pytest.raises(errors.RepositoryMissingError, match="owner/none is no folder, and no repository") as error:
+    with pytest.raises(
+        errors.RepositoryMissingError, match="owner/none is no folder that exists, and no repository"
+    ) as error:
         load("owner/none")
     sentence(error.value)
 

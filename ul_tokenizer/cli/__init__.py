@@ -20,7 +20,7 @@ from rich.table import Table
 from ul_tokenizer import __version__
 from ul_tokenizer.cli import encode_dataset as encoding
 from ul_tokenizer.cli import evaluate as evaluation
-from ul_tokenizer.cli import latents
+from ul_tokenizer.cli import hub, latents
 
 if TYPE_CHECKING:
     import torch
@@ -305,9 +305,21 @@ app.command(epilog=f"Example: ul-tokenizer evaluate --train {FASHION}/train --te
 app.command("encode-dataset", epilog="Example: ul-tokenizer encode-dataset photos/ -o latents/ --resolution 256")(
     _reported(encoding.encode_dataset)
 )
-for _command in (latents.info, latents.verify, latents.stats, latents.merge, latents.export, latents.decode):
+for _command in (
+    latents.info,
+    latents.verify,
+    latents.stats,
+    latents.merge,
+    latents.export,
+    latents.decode,
+    latents.push,
+    latents.pull,
+):
     latents.app.command()(_reported(_command))
 app.add_typer(latents.app)
+app.command(epilog="Example: ul-tokenizer push runs/my-model me/my-model --license apache-2.0")(_reported(hub.push))
+app.command(epilog="Example: ul-tokenizer pull me/my-model -o my-model")(_reported(hub.pull))
+app.add_typer(hub.app)
 
 
 def main() -> None:

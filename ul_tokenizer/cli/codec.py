@@ -242,7 +242,7 @@ def load_codec(name: str, revision: str | None, device: torch.device, dtype: str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of diffusers, about arguments that it passes itself
         autoencoder = load_autoencoder(name, revision=revision, torch_dtype=getattr(torch, dtype)).to(device)
-    files = locate(name, revision=revision)
+    files = locate(name, revision=autoencoder.commit_hash or revision)
     return Codec(name, autoencoder, files, files.sha256(), tile)
 
 

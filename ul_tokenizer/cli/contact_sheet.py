@@ -33,7 +33,7 @@ def load_maker(dataset: LatentDataset, name: str | None) -> UnifiedLatentsAutoen
     if name is None:
         raise ValueError("--model must be given: the header names no autoencoder.")
     autoencoder: UnifiedLatentsAutoencoder = load_autoencoder(name, revision=revision).eval()
-    weights = locate(name, revision=revision).sha256()
+    weights = locate(name, revision=autoencoder.commit_hash or revision).sha256()
     check_header(header, {"weights_sha256": weights}, f"A data set that {name} decodes")
     return autoencoder
 

@@ -216,7 +216,7 @@ def load_encoder(
         device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
     where = pick_device(device)
     autoencoder = load_autoencoder(name, revision=revision).to(where).eval()
-    files = locate(name, revision=revision)
+    files = locate(name, revision=autoencoder.commit_hash or revision)
     config = autoencoder.config
     header = {
         "autoencoder": name if files.origin != "folder" else Path(name).name,

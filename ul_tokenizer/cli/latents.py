@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ul_tokenizer.cli import hub
+
 app = typer.Typer(
     name="latents",
     help="Look into latent data sets, check, merge and export them.",
@@ -204,3 +206,36 @@ def decode(
     for index in indices:
         typer.echo(dataset.id(index))
     typer.echo(f"decoded {len(indices)} of {len(dataset)} samples: {output}", err=True)
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def push(
+    data: Local,
+    repo: hub.Repo,
+    revision: hub.Revision = None,
+    private: hub.Private = None,
+    create_pr: hub.CreatePr = False,
+    message: hub.Message = None,
+    license: hub.Licence = None,
+) -> None:
+    """Push a data set to the hub: shards, manifests and a card in one commit, after all was verified."""
+    from ul_tokenizer.data.latent_hub import push_latents
+    from ul_tokenizer.hub.upload import Target
+
+    target = Target(repo, "dataset", revision, None, private, create_pr, message)
+    hub.tell(target, push_latents(data, target, license))
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set repository of the hub: owner/name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="main")] = None,
+) -> None:
+    """Fetch a data set into a folder, whole and verified. Training reads one from the hub without it."""
+    from ul_tokenizer.data.latent_hub import pull_latents
+
+    snapshot = pull_latents(repo, output, revision)
+    typer.echo(snapshot.commit)
+    typer.echo(f"pulled {repo} at commit {snapshot.commit}: {output}", err=True)

@@ -120,6 +120,11 @@ def shard_name(rank: int, number: int) -> str:
     return f"shard-r{rank:03d}-{number:06d}.safetensors"
 
 
+def is_shard(name: str) -> bool:
+    """Whether a file has the name of a shard."""
+    return bool(_FILE.fullmatch(name))
+
+
 def manifests(folder: Path) -> list[Path]:
     """All manifests of a folder, in order."""
     return sorted(folder.glob(MANIFESTS))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
-import huggingface_hub
 import torch
-from huggingface_hub import errors
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ul_tokenizer.data.latent_manifest import HEADER, MANIFESTS, Shard
+from ul_tokenizer.hub.download import fetch
 
 
 class Files(Protocol):
@@ -39,26 +40,27 @@ class HubFiles:
     """A data set repository of the hub: header and manifests at once, each shard when it is first touched.
 
     Raises:
-        ValueError: no such repository or revision, or no latent data set in it.
+        HubError: no such repository or revision, no access, no network.
+        ValueError: no latent data set in it.
     """
 
     def __init__(self, repo_id: str, revision: str | None) -> None:
         self.repo_id = repo_id
-        try:
-            # All is of one commit, whatever is pushed meanwhile.
-            header = huggingface_hub.hf_hub_download(repo_id, HEADER, repo_type="dataset", revision=revision)
-            self.folder = Path(header).parent
-            self.revision = self.folder.name
-            huggingface_hub.snapshot_download(
-                repo_id, repo_type="dataset", revision=self.revision, allow_patterns=[HEADER, MANIFESTS]
-            )
-        except (OSError, errors.HfHubHTTPError, errors.HFValidationError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise ValueError(f"Latent data set {repo_id} is no folder, and can't be fetched: {reason}.") from error
+        # All is of one commit, whatever is pushed meanwhile.
+        self.folder, self.revision = fetch(repo_id, described, revision, "dataset")
 
     def path(self, name: str) -> Path:
-        """In the hub's cache."""
-        return Path(huggingface_hub.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=self.revision))
+        """In the hub's cache, its hash compared when it came; no request if it is there."""
+        if (self.folder / name).is_file():
+            return self.folder / name
+        return fetch(self.repo_id, lambda files: [name], self.revision, "dataset").folder / name
+
+
+def described(files: Sequence[str]) -> list[str]:
+    """Of a repository's files, header and manifests; raises ValueError if it holds no latent data set."""
+    if HEADER not in files:
+        raise ValueError(f"This hub repository holds no latent data set: there is no {HEADER} in it.")
+    return [HEADER, *(name for name in files if fnmatch(name, MANIFESTS))]
 
 
 def find_files(path_or_repo: str | Path, revision: str | None) -> Files:

@@ -76,7 +76,7 @@ def explain(error: BaseException, repo_id: str, revision: str | None) -> Excepti
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return RepositoryMissingError(
-            f"Model {repo_id} is no folder, and no repository of the hub either unless it needs `hf auth login`."
+            f"{repo_id} is no folder that exists, and no repository of the hub either unless it needs `hf auth login`."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return RevisionMissingError(f"Hub repository {repo_id} has no revision {revision!r}.")
@@ -84,12 +84,12 @@ def explain(error: BaseException, repo_id: str, revision: str | None) -> Excepti
         return FileMissingError(f"Hub repository {repo_id} lacks a file that it should have.")
     if is_unreachable(error):
         return OfflineError(
-            f"Model {repo_id} is not bundled, not a folder, not in the hub's cache, and the hub can't be reached."
+            f"{repo_id} is no folder that exists, it is not in the hub's cache, and the hub can't be reached."
         )
     if isinstance(error, errors.HfHubHTTPError):
         status = _status(error)
         if status in (401, 403):
-            return NoAccessError(f"Hub repository {repo_id} refuses this token: it is wrong or doesn't allow this.")
+            return NoAccessError(f"Hub repository {repo_id} refuses this: log in with `hf auth login`, and a token that may do it.")
         return HubError(f"The hub refuses what was asked of {repo_id}, with status {status}.")
     if isinstance(error, errors.FileMetadataError):
         return HubError(f"The hub's answer about {repo_id} can't be understood.")

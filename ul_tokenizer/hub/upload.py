@@ -139,13 +139,16 @@ def repository_files(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and path.suffix in _SUFFIXES and not any(_is_left_out(part) for part in parts):
-            found["/".join(parts)] = path
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and is_of_a_repository(name):
+            found[name] = path
     if not any(name.endswith((".safetensors", "config.json")) for name in found):
         raise ValueError(f"Folder {folder} holds nothing to push: neither weights nor a config in it.")
     return found
 
 
-def _is_left_out(part: str) -> bool:
-    return part.startswith((".", "__")) or bool(_OF_A_RUN.fullmatch(part))
+def is_of_a_repository(name: str) -> bool:
+    """Whether a file, by its path, is one that a model's repository has."""
+    parts = name.split("/")
+    is_left_out = any(part.startswith((".", "__")) or _OF_A_RUN.fullmatch(part) for part in parts)
+    return Path(name).suffix in _SUFFIXES and not is_left_out

@@ -1,0 +1,124 @@
+"""`ul-tokenizer push`, `pull`, `hub list` and `latents push|pull`, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.hub.loopback_hub import LoopbackHub
+from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
+from ul_tokenizer.cli import app
+from ul_tokenizer.models.presets import build_autoencoder, build_prior
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "model")
+    build_prior("ul-tiny-f8").save_pretrained(tmp_path / "model" / "prior")
+    return tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
+
+
+def ul(*words: object, status: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def test_a_folder_goes_to_the_hub_and_comes_back(hub: LoopbackHub, login: str, folder: Path, tmp_path: Path) -> None:
+    pushed = ul("push", folder, "model", "--private", "-m", "Hello", "--license", "mit")
+    repo = hub.repo("tester/model")
+    assert pushed.stdout.strip() == repo.head.oid
+    assert (repo.is_private, repo.head.title) == (True, "Hello")
+    pulled = ul("pull", "tester/model", "-o", tmp_path / "pulled", "--revision", repo.head.oid)
+    assert pulled.stdout.strip() == repo.head.oid
+    one, two = (UnifiedLatentsAutoencoder.from_pretrained(path).state_dict() for path in (folder, tmp_path / "pulled"))
+    assert all(torch.equal(weight, two[key]) for key, weight in one.items())
+    assert "license: mit" in (tmp_path / "pulled" / "README.md").read_text()
+    assert "must be a new folder" in ul("pull", "tester/model", "-o", tmp_path / "pulled", status=1).stderr
+
+
+def test_a_bundled_pipeline_goes_there_whole(hub: LoopbackHub, login: str, tmp_path: Path) -> None:
+    ul("push", "ul-fashion", "fashion")
+    names = set(hub.repo("tester/fashion").head.files)
+    assert {
+        "model_index.json",
+        "vae/prior/config.json",
+        "pipeline.py",
+        "transformer/ul_tokenizer.py",
+        "grid.png",
+    } <= names
+    ul("pull", "tester/fashion", "-o", tmp_path / "pulled")
+    assert not list((tmp_path / "pulled").rglob("*.py"))
+    out = tmp_path / "grid.png"
+    ul("generate", "--model", tmp_path / "pulled", "--class", "7", "--num", "2", "--steps", "2", "-o", out)
+    assert out.is_file()
+
+
+def test_info_describes_a_model_of_the_hub(hub: LoopbackHub, login: str, folder: Path) -> None:
+    ul("push", folder, "model", "--license", "mit")
+    facts = json.loads(ul("info", "tester/model", "--json").stdout)
+    assert (facts["from"], facts["revision"]) == ("hub", hub.repo("tester/model").head.oid)
+    assert facts["licence"] == "mit"
+
+
+def test_the_list_has_bundled_and_cached_models(hub: LoopbackHub, login: str, folder: Path) -> None:
+    ul("push", folder, "model", "--license", "mit")
+    UnifiedLatentsAutoencoder.from_pretrained("tester/model")
+    hub.add("owner/foreign", {"config.json": b'{"_class_name": "Other"}'})
+    rows = {row["name"]: row for row in json.loads(ul("hub", "list", "--json").stdout)}
+    assert {"ul-photo-f8", "ul-fashion", "tester/model"} == set(rows)
+    row = rows["tester/model"]
+    assert (row["origin"], row["licence"], row["revision"]) == ("cached", "mit", hub.repo("tester/model").head.oid)
+    assert row["bytes"] > 100_000
+    table = ul("hub", "list").stdout
+    assert "ul-fashion" in table and "tester/model" in table
+
+
+def test_latents_go_to_the_hub_and_come_back(hub: LoopbackHub, login: str, folder: Path, tmp_path: Path) -> None:
+    images = Path(__file__).parents[2] / "examples" / "images"
+    ul("encode-dataset", images, "-o", tmp_path / "latents", "--model", folder, "--resolution", 32)
+    commit = ul("latents", "push", tmp_path / "latents", "photos").stdout.strip()
+    assert commit == hub.repo("tester/photos", "dataset").head.oid
+    ul("latents", "pull", "tester/photos", "-o", tmp_path / "pulled")
+    assert [s["id"] for s in LatentDataset(tmp_path / "pulled")] == [
+        s["id"] for s in LatentDataset(tmp_path / "latents")
+    ]
+    assert "samples" in ul("latents", "info", "tester/photos").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["push", "nowhere", "model"], "SRC must be a folder that exists or a bundled name"),
+        (["push", ".", "model"], "holds no model"),
+        (["pull", "a b/c", "-o", "new"], "no hub id"),
+        (["pull", "owner/none", "-o", "new"], "no repository of the hub"),
+        (["latents", "push", ".", "x"], "holds no latent data set"),
+        (["latents", "pull", "owner/none", "-o", "new"], "no repository of the hub"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    hub: LoopbackHub, words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = ul(*words, status=1).stderr
+    assert expected in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_a_token_the_way_is_told(hub: LoopbackHub, folder: Path) -> None:
+    assert "refuses this" in ul("push", folder, "model", status=1).stderr
