@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.hub.loopback_hub import LoopbackHub
 from ul_tokenizer.data.folder_samples import FolderSamples
 from ul_tokenizer.data.images import UnreadableImageError, read_image
 from ul_tokenizer.data.samples import SampleSource
@@ -161,12 +163,12 @@ def test_no_archive_at_all_is_one_sentence(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def parquet(path: Path, **columns: list[Any]) -> Path:
+def parquet(path: Path, row_group_size: int | None = None, **columns: list[Any]) -> Path:
     arrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
     pytest.importorskip("datasets", reason="the extra `data` is not installed")
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(arrow.table(columns), path)
+    pyarrow.parquet.write_table(arrow.table(columns), path, row_group_size=row_group_size)
     return path
 
 
@@ -187,11 +189,73 @@ def test_a_column_that_is_no_image_is_one_sentence(tmp_path: Path) -> None:
         open_source(str(path), image_column="picture")
 
 
-def test_a_damaged_parquet_file_is_one_sentence(tmp_path: Path) -> None:
-    pytest.importorskip("datasets", reason="the extra `data` is not installed")
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match="SRC parquet can't be loaded"):
-        open_source(str(tmp_path / "a.parquet"))
+def test_damaged_parquet_files_cost_nothing_else(tmp_path: Path) -> None:
+    cells = [{"bytes": png(), "path": None}] * 2
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="can't be loaded: the file can't be read"):
+        open_source(str(tmp_path))
+    parquet(tmp_path / "a.parquet", image=cells)
+    parquet(tmp_path / "c.parquet", image=cells)
+    source = open_source(str(tmp_path))
+    assert len(source) == 4
+    assert [skip.id for skip in source.skipped] == ["b.parquet"]
+
+
+def test_rows_are_found_in_their_groups_and_files_in_any_order_and_process(tmp_path: Path) -> None:
+    for file, rows in (("a", range(7)), ("b", range(7, 10))):
+        columns: dict[str, list[Any]] = {
+            "image": [b"%d" % n for n in rows],
+            "n": list(rows),
+            "list": [[n] for n in rows],
+        }
+        parquet(tmp_path / f"{file}.parquet", row_group_size=3, **columns)
+    source = pickle.loads(pickle.dumps(open_source(str(tmp_path))))
+    for n in (0, 9, 3, 6, 2, 7, 8, 1, 5, 4):
+        assert (source.open(n), source.columns(n)) == (b"%d" % n, {"n": n})
+
+
+def test_a_row_group_that_is_damaged_is_skipped_row_by_row(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", image=[b"x" * 1000] * 4)
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+    with pytest.raises((OSError, ValueError)):
+        open_source(str(path)).open(0)
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def on_the_hub(hub: LoopbackHub, groups: int = 5) -> None:
+    """Two files of the split `train`, 50 rows of a photograph's size each, and one of `test`."""
+    datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": png() + os.urandom(100_000), "path": None}] * 50, "label": [0, 1] * 25}
+    buffer = io.BytesIO()
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(buffer, batch_size=50 // groups)
+    names = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
+    hub.add("owner/photos", {f"data/{name}.parquet": buffer.getvalue() for name in names}, kind="dataset")
+
+
+def test_a_data_set_of_the_hub_is_read_in_parts(hub: LoopbackHub) -> None:
+    on_the_hub(hub)
+    before = hub.sent
+    source = open_source("owner/photos")
+    assert (len(source), source.class_names) == (100, ("cat", "dog"))
+    assert source.id(99) == "owner/photos/train[99]"
+    assert read_image(source.open(99)).size == (8, 6)
+    assert source.columns(99) == {"label": 1}
+    whole = sum(len(file.content) for file in hub.repo("owner/photos", "dataset").head.files.values())
+    assert hub.sent - before < whole / 10
+
+
+def test_splits_and_missing_data_sets_are_named(hub: LoopbackHub) -> None:
+    on_the_hub(hub)
+    assert len(open_source("owner/photos", split="test")) == 50
+    with pytest.raises(ValueError, match="--split must be one of train, test, got dev"):
+        open_source("owner/photos", split="dev")
+    with pytest.raises(ValueError, match="SRC owner/none can't be loaded"):
+        open_source("owner/none")
 
 
 # ---------------------------------------------------------------- by name

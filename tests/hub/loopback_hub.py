@@ -122,6 +122,7 @@ class LoopbackHub:
         self.large: dict[str, bytes] = {}  # sha256 → content, as uploaded
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
+        self.sent = 0  # bytes of files
         self.lock = threading.RLock()
         self._hub, self._origin = (self._serve(handler) for handler in (HubHandler, OriginHandler))
         self.endpoint, self.origin = (f"http://127.0.0.1:{s.server_address[1]}" for s in (self._hub, self._origin))
@@ -236,6 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        self.hub.sent += len(part)
         self.wfile.write(part[: cut.after] if cut else part)
         if cut:
             self.wfile.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,26 @@ def test_latents_go_to_the_hub_and_come_back(hub: LoopbackHub, login: str, folde
         s["id"] for s in LatentDataset(tmp_path / "latents")
     ]
     assert "samples" in ul("latents", "info", "tester/photos").stdout
+
+
+def test_a_data_set_of_the_hub_is_encoded_by_threads_and_by_processes_alike(
+    hub: LoopbackHub, login: str, folder: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    photos = sorted((Path(__file__).parents[2] / "examples" / "images").glob("*.jpg")) * 3
+    rows = {"image": [{"bytes": photo.read_bytes(), "path": None} for photo in photos], "label": [0, 1, 0] * 3}
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    table = io.BytesIO()
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(table, batch_size=2)
+    hub.add("owner/photos", {"data/train.parquet": table.getvalue()}, kind="dataset", is_private=True)
+    for workers in (0, 2):
+        out = tmp_path / f"latents-{workers}"
+        options = ("--model", folder, "--resolution", 32, "--batch-size", 4, "--workers", workers)
+        ul("encode-dataset", "owner/photos", "-o", out, *options)
+    one, two = ({s["id"]: s for s in LatentDataset(tmp_path / f"latents-{workers}")} for workers in (0, 2))
+    assert one.keys() == two.keys() == {f"owner/photos/train[{n}]" for n in range(9)}
+    assert all(torch.equal(sample["latent"], two[name]["latent"]) for name, sample in one.items())
+    assert [one[f"owner/photos/train[{n}]"]["label"] for n in range(3)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ul_tokenizer.data.folder_samples import FolderSamples
+from ul_tokenizer.data.parquet_samples import ParquetSamples
 from ul_tokenizer.data.samples import SampleSource
-from ul_tokenizer.data.table_samples import TableSamples, load_table
+from ul_tokenizer.data.table_samples import TableSamples, find_hub_files, load_table
 from ul_tokenizer.data.tar_samples import TarSamples
 
 
@@ -37,13 +38,15 @@ def open_source(
     if not path.exists():
         if name.count("/") > 1 or name.startswith((".", "/", "~")):
             raise ValueError(f"SRC must be a folder, an archive or a hub data set, got {name}, which does not exist.")
-        return TableSamples(load_table(name, config, split=split, revision=revision), f"{name}/{split}", image_column)
+        files = find_hub_files(name, config, split, revision)
+        if files is not None:
+            return ParquetSamples(files, f"{name}/{split}", image_column)
+        return TableSamples(load_table(name, config, split, revision), f"{name}/{split}", image_column)
     archives, tables = (_files_of(path, suffix) for suffix in (".tar", ".parquet"))
     if archives:
         return TarSamples(archives)
     if tables:
-        files = {"train": [str(file) for file in tables]}
-        return TableSamples(load_table("parquet", data_files=files, split="train"), path.name, image_column)
+        return ParquetSamples([str(file) for file in tables], path.name, image_column)
     return FolderSamples(path, keep_duplicates)
 
 

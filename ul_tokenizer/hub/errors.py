@@ -89,7 +89,9 @@ def explain(error: BaseException, repo_id: str, revision: str | None) -> Excepti
     if isinstance(error, errors.HfHubHTTPError):
         status = _status(error)
         if status in (401, 403):
-            return NoAccessError(f"Hub repository {repo_id} refuses this: log in with `hf auth login`, and a token that may do it.")
+            return NoAccessError(
+                f"Hub repository {repo_id} refuses this: log in with `hf auth login`, and a token that may do it."
+            )
         return HubError(f"The hub refuses what was asked of {repo_id}, with status {status}.")
     if isinstance(error, errors.FileMetadataError):
         return HubError(f"The hub's answer about {repo_id} can't be understood.")
