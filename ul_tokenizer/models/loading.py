@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from ul_tokenizer import __version__
 from ul_tokenizer.hub.download import Access, fetch
 from ul_tokenizer.hub.mixin import PushToHubMixin
+from ul_tokenizer.models.single_file import load_single_file
 from ul_tokenizer.pretrained import bundled_names, bundled_path
 
 if TYPE_CHECKING:
@@ -84,6 +85,20 @@ class BundledNamesMixin(PushToHubMixin, ModelMixin, ConfigMixin):  # type: ignor
         model.commit_hash = commit
         loaded: Any = (model, info) if wants_info else model
         return loaded
+
+    @classmethod
+    def from_single_file(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Loads one safetensors file that holds its config, as `conversion/to_safetensors_single_file.py` writes it.
+
+        Args:
+            path: the file.
+            **kwargs: as for `from_pretrained`.
+
+        Raises:
+            ValueError: another file, or a damaged one.
+        """
+        model: Self = load_single_file(cls, Path(path), **kwargs)
+        return model
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:

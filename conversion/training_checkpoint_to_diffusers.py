@@ -1,0 +1,215 @@
+"""Makes a loadable repository of a training checkpoint, or of a sharded state dict of its networks.
+
+    python conversion/training_checkpoint_to_diffusers.py runs/my-model/checkpoint-5000 -o my-model [--weights raw]
+    python conversion/training_checkpoint_to_diffusers.py runs/base/checkpoint-5000 -o my-base --autoencoder my-model
+    python conversion/training_checkpoint_to_diffusers.py weights/ -o my-model --like ul-photo-f8
+
+A checkpoint of stage 1 becomes an autoencoder with its prior; one of stage 2 a pipeline, with the autoencoder that the
+run's config.yaml names or --autoencoder gives. The averaged weights are taken where there are any.
+
+Anything else must hold the state dict of the training's module (`encoder.…`, `decoder.…`, `prior.…`, or
+`transformer.…`), and --like says whose architecture it has: safetensors files with or without an index, as
+accelerate's `save_model` writes them, or a folder of torch.distributed.checkpoint, as FSDP does. Reading the latter
+unpickles its `.metadata`, which can run code: --trust_pickle says that it is yours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import ModelMixin
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+
+from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.repository import AUTOENCODER, PRIOR, MissingPriorError, load_autoencoder, load_prior
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+
+RECORDS = ("config.yaml", "metrics.jsonl", "class_names.json")
+LOGSNR_MIN = -10.0  # of a base model whose run says nothing
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    weights: str = "auto",
+    autoencoder: str | None = None,
+    like: str | None = None,
+    trust_pickle: bool = False,
+) -> None:
+    """Writes the repository into a new folder.
+
+    Args:
+        source: a checkpoint's folder, or one with a state dict.
+        output: a new folder.
+        weights: "ema", "raw", or "auto" for the averages where there are any.
+        autoencoder: of a base model: bundled name, folder or hub id; None for what its run's config.yaml says.
+        like: bundled name, folder or hub id with the architecture of a bare state dict.
+        trust_pickle: whether a torch.distributed.checkpoint may be unpickled.
+
+    Raises:
+        ValueError: no checkpoint, weights that don't fit, or an output that exists.
+    """
+    if output.exists():
+        raise ValueError(f"--output must be a new folder, got {output}, which exists.")
+    if (source / "autoencoder").is_dir():
+        _save_stage1(
+            UnifiedLatentsAutoencoder.from_pretrained(_chosen(source, "autoencoder", weights)),
+            UnifiedLatentsTransformer.from_pretrained(_chosen(source, "prior", weights)),
+            output,
+        )
+    elif (source / "transformer").is_dir():
+        transformer = UnifiedLatentsTransformer.from_pretrained(_chosen(source, "transformer", weights))
+        _save_stage2(transformer, _run_config(source), autoencoder, output)
+    else:
+        _convert_state_dict(source, output, like, autoencoder, trust_pickle)
+    for record in RECORDS:  # which the card is made of
+        if (source.parent / record).is_file() and (source / "trainer_state.json").is_file():
+            shutil.copyfile(source.parent / record, output / record)
+
+
+def _chosen(checkpoint: Path, name: str, weights: str) -> Path:
+    averaged = checkpoint / f"{name}_ema"
+    if weights == "ema" and not averaged.is_dir():
+        raise ValueError(f"{checkpoint} has no averaged weights of its {name}; take --weights raw.")
+    return averaged if averaged.is_dir() and weights != "raw" else checkpoint / name
+
+
+def _run_config(checkpoint: Path) -> dict[str, object]:
+    path = checkpoint.parent / "config.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _save_stage1(autoencoder: ModelMixin, prior: ModelMixin, output: Path) -> None:
+    autoencoder.save_pretrained(output)
+    prior.save_pretrained(output / PRIOR)
+
+
+def _save_stage2(
+    transformer: UnifiedLatentsTransformer, config: Mapping[str, object], autoencoder: str | None, output: Path
+) -> None:
+    name = autoencoder or config.get("pretrained_autoencoder")
+    if not isinstance(name, str):
+        raise ValueError("--autoencoder must name that of the base model: its run's config.yaml names none of ours.")
+    minimum = config.get("logsnr_min", LOGSNR_MIN)
+    assert isinstance(minimum, int | float)
+    scheduler = LogSNRScheduler(transformer.config.latent_logsnr, float(minimum))
+    UnifiedLatentsPipeline(transformer, scheduler, load_autoencoder(name)).save_pretrained(output)
+    with contextlib.suppress(MissingPriorError):
+        load_prior(name).save_pretrained(output / AUTOENCODER / PRIOR)
+
+
+# ---------------------------------------------------------------- bare state dicts
+
+
+def _convert_state_dict(
+    source: Path, output: Path, like: str | None, autoencoder: str | None, trust_pickle: bool
+) -> None:
+    if like is None:
+        raise ValueError(f"{source} is no checkpoint of ours; for a bare state dict, --like says what it is of.")
+    models = _models_like(like)
+    found = _read(
+        source, {f"{p}{key}": w for p, model in models.items() for key, w in model.state_dict().items()}, trust_pickle
+    )
+    is_base = any(key.startswith("transformer.") for key in found)
+    for prefix in ("transformer.",) if is_base else ("", "prior."):
+        if prefix not in models:
+            raise ValueError(
+                f"--like {like} has no {prefix or 'autoencoder'}, of which the state dict is.".replace(".,", ",")
+            )
+        _load(models[prefix], _part(found, prefix), like)
+    if is_base:
+        base = models["transformer."]
+        assert isinstance(base, UnifiedLatentsTransformer)
+        _save_stage2(base, {}, autoencoder or like, output)
+    else:
+        _save_stage1(models[""], models["prior."], output)
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Weights below a prefix; below none, those that have no other's."""
+    if prefix:
+        return {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}
+    return {key: weight for key, weight in weights.items() if not key.startswith(("prior.", "transformer."))}
+
+
+def _models_like(name: str) -> dict[str, ModelMixin]:
+    """Prefix in the training's module → model of the architecture."""
+    models: dict[str, ModelMixin] = {"": load_autoencoder(name)}
+    with contextlib.suppress(MissingPriorError):
+        models["prior."] = load_prior(name)
+    with contextlib.suppress(ValueError):  # an autoencoder's repository has none
+        models["transformer."] = UnifiedLatentsTransformer.from_pretrained(name)
+    return models
+
+
+def _load(model: ModelMixin, weights: Mapping[str, Tensor], like: str) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The state dict is not that of {like}: {' '.join(str(error).split())}") from error
+
+
+def _read(source: Path, wanted: Mapping[str, Tensor], trust_pickle: bool) -> dict[str, Tensor]:
+    distributed = next(iter(sorted(source.rglob(".metadata"))), None)
+    if distributed is not None:
+        if not trust_pickle:
+            raise ValueError(f"{distributed} would have to be unpickled, which can run code; --trust_pickle allows it.")
+        return _read_distributed(distributed.parent, wanted)
+    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{source} holds neither safetensors files nor a distributed checkpoint.")
+    return {_plain(key): weight for file in files for key, weight in load_file(file).items()}
+
+
+def _read_distributed(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    names = {key: _plain(key.removeprefix("model.")) for key in stored}
+    places = {key: torch.empty_like(wanted[name]) for key, name in names.items() if name in wanted}
+    load_distributed(places, checkpoint_id=folder, no_dist=True)
+    return {names[key]: weight for key, weight in places.items()}
+
+
+def _plain(key: str) -> str:
+    """Without what wrappers put before and into names."""
+    for wrapper in ("module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."):
+        key = key.replace(wrapper, "")
+    return key
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="A training checkpoint as a loadable repository.")
+    parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint-N, or a folder with a state dict")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--weights", choices=("auto", "ema", "raw"), default="auto", help="averages or not (%(default)s)"
+    )
+    parser.add_argument("--autoencoder", help="of a base model (what its run's config.yaml names)")
+    parser.add_argument("--like", help="bundled name, folder or hub id with a bare state dict's architecture")
+    parser.add_argument("--trust_pickle", action="store_true", help="unpickle a distributed checkpoint's metadata")
+    args = parser.parse_args(argv)
+    options = {name: getattr(args, name) for name in ("weights", "autoencoder", "like", "trust_pickle")}
+    try:
+        convert(args.source, args.output, **options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
