@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     channels: int
     blocks: list[Layers]  # those that keep the width
     widen: Tensor | None  # (C', C, 1, 1) before them, from the stage before; None where its width is the same
-    halve: Tensor | None  # (C, C, 2, 2) after them
+    halve: Tensor | None  # (C or C', C, 2, 2) after them
 
 
 def initialise(source: Any, preset: str) -> tuple[UnifiedLatentsAutoencoder, list[str]]:
@@ -51,7 +51,7 @@ def initialise(source: Any, preset: str) -> tuple[UnifiedLatentsAutoencoder, lis
     Raises:
         ValueError: an encoder of another kind, or one that is too shallow for the preset.
     """
-    stages, conv_in = read_stages(source)
+    stages = read_stages(source)
     fresh = build_autoencoder(preset)
     patch = fresh.config.patch_size
     if patch not in (1, 2):
@@ -68,7 +68,7 @@ def initialise(source: Any, preset: str) -> tuple[UnifiedLatentsAutoencoder, lis
         "encoder_layers_per_block": tuple(max(1, len(stage.blocks)) for stage in used),
     }
     model = build_autoencoder(preset, changes)
-    taken: dict[str, Tensor] = {"conv_in.weight": _way_in(conv_in, stages[: first + 1], patch)}
+    taken: dict[str, Tensor] = {"conv_in.weight": _way_in(source.encoder.conv_in, stages[: first + 1], patch)}
     for number, stage in enumerate(used):
         for position, block in enumerate(stage.blocks):
             for name, conv in zip(("conv_1", "conv_2"), block, strict=True):
@@ -84,19 +84,24 @@ def initialise(source: Any, preset: str) -> tuple[UnifiedLatentsAutoencoder, lis
 
 
 def _composed(halve: Tensor, widen: Tensor | None) -> Tensor:
-    """(C, C, 2, 2), then (C', C, 1, 1) → (C', C, 2, 2)."""
+    """(C, C, 2, 2), then (C', C, 1, 1) → (C', C, 2, 2); the other's halving may widen by itself."""
     return halve if widen is None else torch.einsum("oc,cihw->oihw", widen[:, :, 0, 0], halve)
 
 
-def _way_in(conv_in: Tensor, stages: Sequence[Stage], patch: int) -> Tensor:
+def _way_in(conv_in: nn.Module, stages: Sequence[Stage], patch: int) -> Tensor:
     """The other's first convolution (C, 3, 3, 3), for patches of 2 with the halving and widening behind it."""
-    if patch == 1:
-        return conv_in
-    halve = stages[0].halve
-    assert halve is not None  # there is a second stage
-    step = _composed(halve, stages[1].widen)  # (C', C, 2, 2), stride 2
-    # Together they see 4×4 pixels from −1 to 2 of each patch, inside the 6×6 of three patches, −2 to 3.
-    together = F.conv2d(conv_in.transpose(0, 1), step.flip(2, 3), padding=1).transpose(0, 1)
+    if not isinstance(conv_in, nn.Conv2d):  # it halves by itself
+        if patch != 2:
+            raise ValueError("--preset must fold 2 pixels a side into channels, as the other encoder does.")
+        together = _step_dc(conv_in)
+    elif patch == 1:
+        return conv_in.weight
+    else:
+        halve = stages[0].halve
+        assert halve is not None  # there is a second stage
+        step = _composed(halve, stages[1].widen)  # (C', C, 2, 2), stride 2
+        together = F.conv2d(conv_in.weight.transpose(0, 1), step.flip(2, 3), padding=1).transpose(0, 1)
+    # They see 4×4 pixels from −1 to 2 of each patch, inside the 6×6 of three patches, −2 to 3.
     whole = F.pad(together, (1, 1, 1, 1))
     out, colours = whole.shape[:2]
     return whole.reshape(out, colours, 3, 2, 3, 2).permute(0, 1, 3, 5, 2, 4).reshape(out, colours * 4, 3, 3)
@@ -105,17 +110,9 @@ def _way_in(conv_in: Tensor, stages: Sequence[Stage], patch: int) -> Tensor:
 # ---------------------------------------------------------------- the other encoders
 
 
-def read_stages(source: Any) -> tuple[list[Stage], Tensor]:
-    """Stages of the other encoder from fine to coarse, and its first convolution.
-
-    Raises:
-        ValueError: its first layer is no convolution.
-    """
-    encoder = source.encoder
-    if not isinstance(encoder.conv_in, nn.Conv2d):
-        raise ValueError("The other encoder must begin with a convolution, which it doesn't.")
-    stages = _stages_kl(encoder) if isinstance(source, AutoencoderKL) else _stages_dc(encoder)
-    return stages, encoder.conv_in.weight.detach()
+def read_stages(source: Any) -> list[Stage]:
+    """Stages of the other encoder, from fine to coarse."""
+    return _stages_kl(source.encoder) if isinstance(source, AutoencoderKL) else _stages_dc(source.encoder)
 
 
 def _stages_kl(encoder: Any) -> list[Stage]:
@@ -131,29 +128,34 @@ def _stages_kl(encoder: Any) -> list[Stage]:
 
 
 def _stages_dc(encoder: Any) -> list[Stage]:
-    """Its stages end with a convolution that widens and halves; that is one step with us, too."""
+    """Its stages end with a step that widens and halves at once; the first may have no blocks at all."""
     stages: list[Stage] = []
     for block in encoder.down_blocks:
-        parts = list(block)
-        layers = [Layers(p.conv1, p.conv2) for p in parts if hasattr(p, "conv1") and hasattr(p, "conv2")]
-        down = next((p for p in parts if hasattr(p, "conv") and hasattr(p, "downsample")), None)
-        widths = [layer.conv_2.out_channels for layer in layers]
-        width = widths[0] if widths else (down.conv.in_channels if down is not None else encoder.conv_out.in_channels)
-        stages.append(Stage(width, layers, None, None if down is None else _halving_dc(down)))
+        layers = [Layers(part.conv1, part.conv2) for part in block if hasattr(part, "conv1") and hasattr(part, "conv2")]
+        down = next((part for part in block if hasattr(part, "group_size")), None)
+        coarser = encoder.conv_out.in_channels if down is None else down.conv.in_channels
+        width = layers[0].conv_2.out_channels if layers else coarser
+        stages.append(Stage(width, layers, None, None if down is None else _step_dc(down)[:, :, 1:3, 1:3]))
     return stages
 
 
-def _halving_dc(down: Any) -> Tensor:
-    """(C', C, 2, 2): of a convolution of stride 2, or of one whose pixels are folded into channels."""
+def _step_dc(down: Any) -> Tensor:
+    """(C', C, 4, 4) of a `DCDownBlock2d`, which is linear, over the pixels −1 to 2 of each pair of rows and columns."""
     weight: Tensor = down.conv.weight.detach()
-    if down.downsample:  # of stride 2, on pixels −1, 0, 1 of each pair
-        return weight[:, :, 1:, 1:]
-    # conv (C'/4, C, 3, 3), then 2×2 pixels to channels: the centre tap of each pixel
-    out = weight.new_zeros(weight.shape[0], 4, weight.shape[1], 2, 2)
-    for row in range(2):
-        for column in range(2):
-            out[:, 2 * row + column, :, row, column] = weight[:, :, 1, 1]
-    return out.flatten(0, 1)
+    out, channels = weight.shape[:2]
+    if down.downsample:  # a convolution whose pixels are then folded into channels
+        step = weight.new_zeros(out, 4, channels, 4, 4)
+        for row in range(2):
+            for column in range(2):
+                step[:, 2 * row + column, :, row : row + 3, column : column + 3] = weight
+        step = step.flatten(0, 1)
+    else:  # one of stride 2
+        step = F.pad(weight, (0, 1, 0, 1))
+    if down.shortcut:  # means of the folded pixels, in groups
+        folded = torch.arange(4 * channels)
+        rows, columns = folded % 4 // 2, folded % 2
+        step[folded // down.group_size, folded // 4, 1 + rows, 1 + columns] += 1 / down.group_size
+    return step
 
 
 def load_source(name: str, subfolder: str | None, revision: str | None) -> Any:

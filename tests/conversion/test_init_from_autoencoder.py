@@ -30,7 +30,7 @@ def kl(**changes: Any) -> AutoencoderKL:
     ).eval()
 
 
-def dc() -> AutoencoderDC:
+def dc(down: str = "stride_conv", layers: tuple[int, ...] = (1, 2, 1, 1)) -> AutoencoderDC:
     torch.manual_seed(0)
     widths = (32, 64, 64, 64)
     return AutoencoderDC(
@@ -40,12 +40,12 @@ def dc() -> AutoencoderDC:
         decoder_block_types="ResBlock",
         encoder_block_out_channels=widths,
         decoder_block_out_channels=widths,
-        encoder_layers_per_block=(1, 2, 1, 1),
-        decoder_layers_per_block=(1, 2, 1, 1),
+        encoder_layers_per_block=layers,
+        decoder_layers_per_block=layers,
         encoder_qkv_multiscales=((), (), (), ()),
         decoder_qkv_multiscales=((), (), (), ()),
         upsample_block_type="interpolate",
-        downsample_block_type="stride_conv",
+        downsample_block_type=down,
     ).eval()
 
 
@@ -89,8 +89,12 @@ def test_the_step_between_stages_is_halving_and_widening(script: Callable[[str],
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_autoencoder_dc_gives_its_convolutions(script: Callable[[str], ModuleType]) -> None:
-    source = dc()
+@pytest.mark.parametrize("down", ["stride_conv", "pixel_unshuffle"])
+@pytest.mark.parametrize("layers", [(1, 2, 1, 1), (0, 2, 1, 1)])  # the published ones have none in the first stage
+def test_an_autoencoder_dc_gives_its_convolutions(
+    script: Callable[[str], ModuleType], down: str, layers: tuple[int, ...]
+) -> None:
+    source = dc(down, layers)
     model, taken = initialise(script, source)
     assert model.config.encoder_block_out_channels == (64, 64, 64)
     assert model.config.encoder_layers_per_block == (2, 1, 1)
@@ -98,6 +102,33 @@ def test_an_autoencoder_dc_gives_its_convolutions(script: Callable[[str], Module
     assert torch.equal(model.encoder.stages[0].blocks[0].conv_1.weight, theirs.conv1.weight)
     assert "stages.1.blocks.0.conv_2.weight" in taken
     assert model.encode(torch.rand(1, 3, 32, 32)).latent.isfinite().all()
+
+
+@pytest.mark.parametrize("down", ["stride_conv", "pixel_unshuffle"])
+def test_a_halving_of_an_autoencoder_dc_is_linear_and_kept_where_it_stays_within_its_pixels(
+    script: Callable[[str], ModuleType], down: str
+) -> None:
+    source = dc(down)
+    model, _ = initialise(script, source)
+    theirs = source.encoder.down_blocks[1][2]
+    pixels = torch.zeros(1, 64, 8, 8)
+    pixels[:, :, 2:4, 4:6] = torch.randn(1, 64, 2, 2)  # one pair of rows and columns
+    with torch.no_grad():
+        theirs.conv.bias.zero_()
+        expected = theirs(pixels)[:, :, 1, 2]
+        found = F.conv2d(pixels, model.encoder.stages[0].downsample.weight, stride=2)[:, :, 1, 2]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("down", ["stride_conv", "pixel_unshuffle"])
+def test_the_way_into_a_published_autoencoder_dc_is_exact(script: Callable[[str], ModuleType], down: str) -> None:
+    source = dc(down, (0, 2, 1, 1))
+    model, _ = initialise(script, source)
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        source.encoder.conv_in.conv.bias.zero_()
+        found = F.conv2d(F.pixel_unshuffle(x, 2), model.encoder.conv_in.weight, padding=1)
+        torch.testing.assert_close(found, source.encoder.conv_in(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_command_writes_what_stage_1_goes_on_from(
