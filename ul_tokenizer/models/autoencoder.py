@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +23,16 @@ from ul_tokenizer.models.layers import FP32_MODULES
 from ul_tokenizer.models.limits import check_latents
 from ul_tokenizer.models.loading import BundledNamesMixin
 from ul_tokenizer.models.rate import latent_bits
-from ul_tokenizer.models.tiling import Axis, blend_tiles
+from ul_tokenizer.models.streaming import DecodeWindow, StreamingMixin, TileCaches, decoded_in_windows, part_lengths
+from ul_tokenizer.models.tiling import TilingMixin, blend_tiles
 
 if TYPE_CHECKING:
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 
-class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin):
+class UnifiedLatentsAutoencoder(
+    StreamingMixin, TilingMixin, BundledNamesMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin
+):
     r"""Latent tokenizer of Unified Latents (arXiv 2602.17270).
 
     ```
@@ -62,7 +66,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         decoder_shift_noisy: shift of λ_x at t = 1.
         decoder_algorithm: `algorithm_type` of `LogSNRScheduler`, "ddim" or "dpmsolver++".
         num_inference_steps: decoding steps where a caller gives none; 1 is the posterior mean, more sample detail.
-        temporal_compression_ratio: frames per latent frame.
+        temporal_compression_ratio: frames per latent frame, R; a power of two. A clip is padded in front with copies of
+            its first frame, so that T frames are ⌈T/R⌉; an image is one.
         sample_size: height and width in training; informative.
         tile_sample_size: pictures larger than this are tiled from the start, as networks trained on small crops want,
             whose attention never saw more tokens; None leaves tiling to `enable_tiling`.
@@ -133,7 +138,12 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         check_autoencoder_config(self.config)
         self.make_decoder_scheduler()  # refuses levels that make no schedule
         self.encoder = Encoder(
-            in_channels, latent_channels, patch_size, encoder_block_out_channels, encoder_layers_per_block
+            in_channels,
+            latent_channels,
+            patch_size,
+            encoder_block_out_channels,
+            encoder_layers_per_block,
+            temporal_ratio=temporal_compression_ratio,
         )
         self.decoder = Decoder(
             out_channels,
@@ -147,6 +157,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             embedding_channels,
             decoder_latent_embedding_layers,
             dropout,
+            temporal_compression_ratio,
         )
         self.register_to_config(**derived_config(self.config))
         self.spatial_compression_ratio = self.config.spatial_compression_ratio
@@ -157,6 +168,9 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         self.tile_sample_min_height = tile_sample_size or 512
         self.tile_sample_min_width = tile_sample_size or 512
         self.tile_overlap_factor = 0.125
+        # Long clips go through in parts of so many frames, and come back in windows of so many latent ones.
+        self.encode_chunk_frames = 4 * max(4, temporal_compression_ratio)
+        self.decode_window_latents, self.decode_window_overlap = 8, 2
 
     # ------------------------------------------------------------------------------------------------------------
     # Properties
@@ -186,50 +200,6 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
 
     def _channel_statistic(self, values: list[float] | None) -> Tensor | None:
         return None if values is None else torch.tensor(values, device=self.device)
-
-    # ------------------------------------------------------------------------------------------------------------
-    # Memory
-    # ------------------------------------------------------------------------------------------------------------
-
-    def enable_tiling(
-        self,
-        tile_sample_min_height: int | None = None,
-        tile_sample_min_width: int | None = None,
-        tile_overlap_factor: float | None = None,
-    ) -> None:
-        """Encodes and decodes pictures larger than a tile in overlapping, blended tiles, in the memory of one tile.
-
-        Args:
-            tile_sample_min_height: height of a tile in pixels; rounded down to the compression ratio.
-            tile_sample_min_width: width of a tile in pixels; likewise.
-            tile_overlap_factor: smallest overlap of two tiles as a fraction of a tile, in [0, 0.5).
-
-        Raises:
-            ValueError: a tile smaller than the compression ratio, or an overlap outside [0, 0.5).
-        """
-        height = self.tile_sample_min_height if tile_sample_min_height is None else tile_sample_min_height
-        width = self.tile_sample_min_width if tile_sample_min_width is None else tile_sample_min_width
-        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
-        if min(height, width) < self.spatial_compression_ratio:
-            raise ValueError(
-                f"tile_sample_min_height and tile_sample_min_width must be at least {self.spatial_compression_ratio}, "
-                f"got {height} and {width}."
-            )
-        if not 0 <= overlap < 0.5:
-            raise ValueError(f"tile_overlap_factor must be at least 0 and below 0.5, got {overlap}.")
-        self.tile_sample_min_height, self.tile_sample_min_width = height, width
-        self.tile_overlap_factor = overlap
-        super().enable_tiling()
-
-    def _axes(self, height: int, width: int) -> tuple[Axis, Axis]:
-        """The tiles of an (h, w) latent grid."""
-        ratio = self.spatial_compression_ratio
-        tiles = (self.tile_sample_min_height // ratio, self.tile_sample_min_width // ratio)
-        rows, columns = (
-            Axis(length, tile, int(tile * self.tile_overlap_factor))
-            for length, tile in zip((height, width), tiles, strict=True)
-        )
-        return rows, columns
 
     # ------------------------------------------------------------------------------------------------------------
     # Encode
@@ -266,12 +236,21 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
 
     def _encode_slice(self, x: Tensor) -> Tensor:
         x = x.to(get_parameter_dtype(self.encoder.conv_in))
+        lengths = part_lengths(x.shape[2], self.encode_chunk_frames)
+        if len(lengths) == 1:
+            return self._encode_part(x, None)
+        caches: TileCaches = {}
+        return torch.cat([self._encode_part(part, caches) for part in x.split(lengths, dim=2)], dim=2)
+
+    def _encode_part(self, x: Tensor, caches: TileCaches | None) -> Tensor:
+        """A part of a clip, with what the encoder remembers of the parts before for each tile."""
         if not self.use_tiling:
-            return self.encoder(x)
+            return self.encoder(x, None if caches is None else caches.setdefault((0, 0), {}))
         ratio = self.spatial_compression_ratio
 
         def encode_tile(rows: slice, columns: slice) -> Tensor:
-            return self.encoder(x[..., _times(rows, ratio), _times(columns, ratio)])
+            cache = None if caches is None else caches.setdefault((rows.start, columns.start), {})
+            return self.encoder(x[..., _times(rows, ratio), _times(columns, ratio)], cache)
 
         return blend_tiles(encode_tile, *self._axes(x.shape[-2] // ratio, x.shape[-1] // ratio), scale=1)
 
@@ -301,8 +280,12 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         generator: Generators = None,
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
+        num_frames: int | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Decodes latents by denoising pixels from noise.
+
+        All frames of a clip start from the same noise, so that what stands still in it does so in the result. Long
+        clips are decoded in windows (`decode_window_latents`), which overlap and are blended.
 
         Args:
             z: z_0 (B, c, h, w) or (B, c, t, h, w), as `latent_dist.sample()` or `.mode()` gives it.
@@ -310,42 +293,80 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             generator: makes the noise; a list has one per sample, so that no sample depends on its neighbours.
             num_inference_steps: denoiser calls; the config's where None. 1 gives the posterior mean.
             noise: x_1 itself, (B, C, [T,] H, W); the call is then a pure function of its arguments.
+            num_frames: of the clip; R frames for each latent one where None.
 
         Returns:
             `sample` (B, C, [T,] H, W), about [−1, 1], in the dtype of `z`.
 
         Raises:
-            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, or fewer than one step.
+            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, or a
+                number of frames that such latents don't have.
         """
-        sample = self._decode(z, generator, num_inference_steps, noise)
+        sample = self._decode(z, generator, num_inference_steps, noise, num_frames)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def _decode(
-        self, z: Tensor, generator: Generators, num_inference_steps: int | None, noise: Tensor | None
+        self,
+        z: Tensor,
+        generator: Generators,
+        num_inference_steps: int | None,
+        noise: Tensor | None,
+        num_frames: int | None = None,
     ) -> Tensor:
         """Latents (B, c, [t,] h, w) → pixels (B, C, [T,] H, W): whole noise canvas first, then slices, then tiles."""
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        if steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
+        steps = self._steps(num_inference_steps)
         check_latents("z", z, self.config.latent_channels)
-        noise = self._noise_canvas(z, generator, noise)
-        clip, canvas = (z.unsqueeze(2), noise.unsqueeze(2)) if z.ndim == 4 else (z, noise)
+        clip = z.unsqueeze(2) if z.ndim == 4 else z
+        num_frames = self._num_frames(clip.shape[2], 1 if z.ndim == 4 else num_frames)
+        canvas = self._noise_canvas(clip, num_frames, generator, noise)
         pairs = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        parts = [self._decode_slice(latent, x_1, steps) for latent, x_1 in pairs]
+        parts = [self._decode_slice(latent, x_1, steps, num_frames) for latent, x_1 in pairs]
         sample = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(z.dtype)
         return (sample.squeeze(2) if z.ndim == 4 else sample).contiguous()
 
-    def _noise_canvas(self, z: Tensor, generator: Generators, noise: Tensor | None) -> Tensor:
-        *leading, height, width = z.shape
-        ratio = self.spatial_compression_ratio
-        shape = (leading[0], self.config.out_channels, *leading[2:], height * ratio, width * ratio)
-        if noise is None:
-            return draw_noise(shape, generator, z.device)
-        if tuple(noise.shape) != shape:
-            raise ValueError(f"noise must be {shape} for these latents, got {tuple(noise.shape)}.")
-        return noise.to(z.device, torch.float32)
+    def _steps(self, num_inference_steps: int | None) -> int:
+        steps: int = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
+        return steps
 
-    def _decode_slice(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
+    def _num_frames(self, latent_frames: int, num_frames: int | None) -> int:
+        ratio = self.temporal_compression_ratio
+        most = latent_frames * ratio
+        if num_frames is None:
+            return most
+        if not most - ratio < num_frames <= most:
+            raise ValueError(
+                f"num_frames must be from {most - ratio + 1} to {most} for these latents, got {num_frames}."
+            )
+        return num_frames
+
+    def _noise_canvas(self, z: Tensor, num_frames: int, generator: Generators, noise: Tensor | None) -> Tensor:
+        """x_1 (B, C, T, H, W), the same for all frames unless it is given."""
+        b, _, _, *grid = z.shape
+        height, width = (size * self.spatial_compression_ratio for size in grid)
+        channels = self.config.out_channels
+        if noise is None:
+            canvas = draw_noise((b, channels, 1, height, width), generator, z.device)
+            return canvas.expand(-1, -1, num_frames, -1, -1)
+        clip = noise.unsqueeze(2) if noise.ndim == 4 and num_frames == 1 else noise
+        if tuple(clip.shape) != (b, channels, num_frames, height, width):
+            shape = (b, channels, *([num_frames] if noise.ndim == 5 or num_frames > 1 else []), height, width)
+            raise ValueError(f"noise must be {shape} for these latents, got {tuple(noise.shape)}.")
+        return clip.to(z.device, torch.float32)
+
+    def _decode_slice(self, z: Tensor, noise: Tensor, steps: int, num_frames: int) -> Tensor:
+        def decode(window: Tensor, first: int, count: int) -> Tensor:
+            return self._decode_window(window, noise[:, :, first : first + count], steps)
+
+        frames = list(self._windows([z], decode, z.shape[2] * self.temporal_compression_ratio - num_frames))
+        return frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
+
+    def _windows(self, latents: Iterable[Tensor], decode: DecodeWindow, padding: int) -> Iterator[Tensor]:
+        size, overlap = self.decode_window_latents, self.decode_window_overlap
+        return decoded_in_windows(latents, decode, size, overlap, self.temporal_compression_ratio, padding)
+
+    def _decode_window(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
         z = z.to(get_parameter_dtype(self.decoder.conv_in))
         if not self.use_tiling:
             return self._denoise(z, noise, steps)
@@ -409,7 +430,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         """
         distribution = LatentDistribution(self._encode(sample), self.config.latent_logsnr)
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
-        decoded = self._decode(z, generator, num_inference_steps, noise)
+        num_frames = sample.shape[2] if sample.ndim == 5 else None
+        decoded = self._decode(z, generator, num_inference_steps, noise, num_frames)
         return DecoderOutput(sample=decoded) if return_dict else (decoded,)
 
     @torch.no_grad()

@@ -93,8 +93,9 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     if config["patch_size"] & (config["patch_size"] - 1):
         raise ValueError(f"patch_size must be a power of two, got {config['patch_size']}.")
     ratio = config["temporal_compression_ratio"]
-    if type(ratio) is not int or ratio != 1:
-        raise ValueError(f"temporal_compression_ratio must be 1 until video is supported, got {ratio!r}.")
+    most = 2 ** len(config["decoder_block_out_channels"])
+    if type(ratio) is not int or not 1 <= ratio <= most or ratio & (ratio - 1):
+        raise ValueError(f"temporal_compression_ratio must be a power of two of at most {most}, got {ratio!r}.")
     if config["decoder_algorithm"] not in DECODER_ALGORITHMS:
         raise ValueError(
             f"decoder_algorithm must be one of {DECODER_ALGORITHMS}, whose noise is all in x_1, "

@@ -22,6 +22,7 @@ from ul_tokenizer.models.layers import (
     to_tokens,
     unfold_time,
 )
+from ul_tokenizer.models.temporal import TemporalConv, TemporalFold
 
 
 class DecoderStage(nn.Module):
@@ -73,6 +74,9 @@ class Decoder(nn.Module):
     z_0 ─ embed_latents (once per decode) ────────────┘        λ ─ embedding ─ every block
     ```
     One skip per downsampling, no block-wise skips (SiD2, arXiv 2410.19324).
+
+    With a temporal ratio R, frames are mixed behind every stage, and R of them are one in the transformer, which so
+    stands on the grid of z_0; what tells them apart goes around it, as at every halving.
     """
 
     def __init__(
@@ -88,9 +92,10 @@ class Decoder(nn.Module):
         embedding_channels: int,
         latent_embedding_layers: int = 0,
         dropout: float = 0.0,
+        temporal_ratio: int = 1,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.temporal_ratio = patch_size, temporal_ratio
         widths = (*block_out_channels, hidden_size)
         stages = list(zip(block_out_channels, layers_per_block, strict=True))
         self.logsnr_embedding = LogSNREmbedding(embedding_channels)
@@ -101,6 +106,10 @@ class Decoder(nn.Module):
         self.transformer = TransformerStage(hidden_size, num_layers, attention_head_dim, embedding_channels, dropout)
         self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairwise(widths)])
         self.up_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
+        if temporal_ratio > 1:
+            self.temporal_fold = TemporalFold(hidden_size, temporal_ratio)
+            mixes = [[TemporalConv(c, is_causal=False) for c in block_out_channels] for _ in range(2)]
+            self.temporal_convs_down, self.temporal_convs_up = map(nn.ModuleList, mixes)
         self.norm_out = ChannelNorm(block_out_channels[0])
         self.conv_out = OutputConv(block_out_channels[0], out_channels * patch_size**2, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -110,25 +119,49 @@ class Decoder(nn.Module):
         return self.latent_embedding(fold_time(z_BxCxTxHxW))
 
     def forward(self, x_BxCxTxHxW: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
-        """Predicts v of x_t (B, C, T, H, W) at λ (B,); returns (B, C, T, H, W) in fp32."""
+        """Predicts v of x_t (B, C, T, H, W) at λ (B,); returns (B, C, T, H, W) in fp32.
+
+        `latent_features` are of the ⌈T/R⌉ frames of z_0.
+        """
         num_frames = x_BxCxTxHxW.shape[2]
         embedding = F.silu(self.logsnr_embedding(logsnr))
         frame_embedding = embedding.repeat_interleave(num_frames, dim=0)
 
         h = self.conv_in(F.pixel_unshuffle(fold_time(x_BxCxTxHxW), self.patch_size))
         skips = []
-        for stage, downsample in zip(self.down_stages, self.downsamples, strict=True):
-            before = stage(h, frame_embedding)
+        for number, (stage, downsample) in enumerate(zip(self.down_stages, self.downsamples, strict=True)):
+            before = self._mixed(stage(h, frame_embedding), num_frames, "down", number)
             h = downsample(before)
             skips.append((before, h))
 
-        grid = (num_frames, h.shape[2], h.shape[3])
-        h = h + latent_features.to(h.dtype)
-        h = to_frames(self.transformer(to_tokens(h, num_frames), embedding, grid), grid)
+        h = self._transformed(h, num_frames, embedding, latent_features)
 
-        for stage, upsample in zip(reversed(self.up_stages), reversed(self.upsamples), strict=True):
+        last = len(skips) - 1
+        for place, (stage, upsample) in enumerate(zip(reversed(self.up_stages), reversed(self.upsamples), strict=True)):
             before, after = skips.pop()
             h = stage(upsample(h - after) + before, frame_embedding)
+            h = self._mixed(h, num_frames, "up", last - place)
 
         patches = self.conv_out(F.silu(self.norm_out(h)))
         return unfold_time(F.pixel_shuffle(patches, self.patch_size), num_frames)
+
+    def _mixed(self, h: Tensor, num_frames: int, way: str, number: int) -> Tensor:
+        """Behind a stage, with its neighbours in time."""
+        if self.temporal_ratio == 1:
+            return h
+        convs = self.temporal_convs_down if way == "down" else self.temporal_convs_up
+        mixed: Tensor = convs[number](h, num_frames)[0]
+        return mixed
+
+    def _transformed(self, h: Tensor, num_frames: int, embedding: Tensor, latent_features: Tensor) -> Tensor:
+        """(B·T, C, h, w) through the transformer, on the grid of z_0."""
+        if self.temporal_ratio == 1:
+            return self._attend(h + latent_features.to(h.dtype), num_frames, embedding)
+        folded = self.temporal_fold.fold(h, num_frames)
+        latent_frames = -(-num_frames // self.temporal_ratio)
+        attended = self._attend(folded + latent_features.to(h.dtype), latent_frames, embedding)
+        return self.temporal_fold.unfold(attended - folded, num_frames) + h
+
+    def _attend(self, h: Tensor, num_frames: int, embedding: Tensor) -> Tensor:
+        grid = (num_frames, h.shape[2], h.shape[3])
+        return to_frames(self.transformer(to_tokens(h, num_frames), embedding, grid), grid)

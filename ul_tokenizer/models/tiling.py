@@ -87,3 +87,56 @@ def _weights(axis: Axis, scale: int) -> list[Tensor]:
 
 def _scaled(span: slice, scale: int) -> slice:
     return slice(span.start * scale, span.stop * scale)
+
+
+# ---------------------------------------------------------------- for a network
+
+
+class TilingMixin:
+    """`enable_tiling` with the arguments of diffusers' autoencoders."""
+
+    use_tiling: bool
+    spatial_compression_ratio: int
+    tile_sample_min_height: int
+    tile_sample_min_width: int
+    tile_overlap_factor: float
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_overlap_factor: float | None = None,
+    ) -> None:
+        """Encodes and decodes pictures larger than a tile in overlapping, blended tiles, in the memory of one tile.
+
+        Args:
+            tile_sample_min_height: height of a tile in pixels; rounded down to the compression ratio.
+            tile_sample_min_width: width of a tile in pixels; likewise.
+            tile_overlap_factor: smallest overlap of two tiles as a fraction of a tile, in [0, 0.5).
+
+        Raises:
+            ValueError: a tile smaller than the compression ratio, or an overlap outside [0, 0.5).
+        """
+        height = self.tile_sample_min_height if tile_sample_min_height is None else tile_sample_min_height
+        width = self.tile_sample_min_width if tile_sample_min_width is None else tile_sample_min_width
+        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        if min(height, width) < self.spatial_compression_ratio:
+            raise ValueError(
+                f"tile_sample_min_height and tile_sample_min_width must be at least {self.spatial_compression_ratio}, "
+                f"got {height} and {width}."
+            )
+        if not 0 <= overlap < 0.5:
+            raise ValueError(f"tile_overlap_factor must be at least 0 and below 0.5, got {overlap}.")
+        self.tile_sample_min_height, self.tile_sample_min_width = height, width
+        self.tile_overlap_factor = overlap
+        self.use_tiling = True
+
+    def _axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        """The tiles of an (h, w) latent grid."""
+        ratio = self.spatial_compression_ratio
+        tiles = (self.tile_sample_min_height // ratio, self.tile_sample_min_width // ratio)
+        rows, columns = (
+            Axis(length, tile, int(tile * self.tile_overlap_factor))
+            for length, tile in zip((height, width), tiles, strict=True)
+        )
+        return rows, columns

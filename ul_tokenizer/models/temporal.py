@@ -1,0 +1,113 @@
+"""Time in the networks: mixing of neighbouring frames, and several frames as one.
+
+Frames lie folded in the batch, (B·T, C, H, W) in channels-last memory. A clip is padded in front by repeating its first
+frame, so that T frames are ⌈T / R⌉ latent ones. Convolutions in time pad in the same way: what the padded frames would
+give is what the first one gives, and a single image is computed once.
+
+All start such that a clip that stands still, and so an image, gives what it gives without them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ul_tokenizer.models.layers import ChannelNorm, Linear
+
+KERNEL = 3  # frames that a convolution in time sees
+
+
+def to_clips(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
+    """Frames (B·T, C, H, W) → (B, T, H, W, C), free of copies in channels-last memory."""
+    return x_NxCxHxW.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
+
+
+def from_clips(x_BxTxHxWxC: Tensor) -> Tensor:
+    """(B, T, H, W, C) → frames (B·T, C, H, W) in channels-last memory."""
+    return x_BxTxHxWxC.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def repeat_first(x_BxTxHxWxC: Tensor, count: int) -> Tensor:
+    """A clip with its first frame `count` times more in front."""
+    return torch.cat([x_BxTxHxWxC[:, :1].expand(-1, count, -1, -1, -1), x_BxTxHxWxC], dim=1) if count else x_BxTxHxWxC
+
+
+class TemporalConv(nn.Module):
+    """x + conv(silu(norm(x))) over three frames: itself and, if causal, two before it, else one on each side."""
+
+    def __init__(self, channels: int, is_causal: bool) -> None:
+        super().__init__()
+        self.is_causal = is_causal
+        self.norm_time = ChannelNorm(channels)
+        self.linear = Linear(KERNEL * channels, channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, num_frames: int, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mixes frames.
+
+        Args:
+            x: (B·T, C, H, W).
+            num_frames: T.
+            history: what this layer saw last, as the earlier part of the clip gave it; None at a clip's beginning.
+
+        Returns:
+            (B·T, C, H, W), and the history for the part after this one.
+        """
+        h = to_clips(F.silu(self.norm_time(x)), num_frames)
+        if self.is_causal:
+            h = repeat_first(h, KERNEL - 1) if history is None else torch.cat([history, h], dim=1)
+        else:
+            h = torch.cat([h[:, :1], h, h[:, -1:]], dim=1)
+        neighbours = torch.cat([h[:, i : i + num_frames] for i in range(KERNEL)], dim=-1)
+        return x + from_clips(self.linear(neighbours)), h[:, -(KERNEL - 1) :]
+
+
+class TemporalDownsample(nn.Module):
+    """Two frames become one: their mean at first, then whatever is learned."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = Linear(2 * channels, channels)
+        _start_as_mean(self.linear, 2)
+
+    def forward(self, x: Tensor, num_frames: int, padding: int = 0) -> Tensor:
+        """(B·T, C, H, W) → (B·(T + padding)/2, C, H, W); a single frame stands for its padding, and stays one."""
+        clips = to_clips(x, num_frames)
+        clips = clips.expand(-1, 2, -1, -1, -1) if num_frames == 1 else repeat_first(clips, padding)
+        return from_clips(self.linear(torch.cat([clips[:, ::2], clips[:, 1::2]], dim=-1)))
+
+
+class TemporalFold(nn.Module):
+    """R frames become one, and back: a mean and copies at first, then whatever is learned."""
+
+    def __init__(self, channels: int, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.fold_in = Linear(ratio * channels, channels)
+        self.fold_out = Linear(channels, ratio * channels)
+        _start_as_mean(self.fold_in, ratio)
+        with torch.no_grad():
+            self.fold_out.weight.copy_(torch.eye(channels).repeat(ratio, 1))
+            self.fold_out.bias.zero_()
+
+    def fold(self, x: Tensor, num_frames: int) -> Tensor:
+        """(B·T, C, H, W) → (B·⌈T/R⌉, C, H, W)."""
+        clips = repeat_first(to_clips(x, num_frames), -num_frames % self.ratio)
+        b, t, h, w, c = clips.shape
+        grouped = clips.unflatten(1, (t // self.ratio, self.ratio)).permute(0, 1, 3, 4, 2, 5)
+        return from_clips(self.fold_in(grouped.reshape(b, t // self.ratio, h, w, self.ratio * c)))
+
+    def unfold(self, x: Tensor, num_frames: int) -> Tensor:
+        """(B·⌈T/R⌉, C, H, W) → (B·T, C, H, W): the last T of all frames."""
+        clips = to_clips(x, -(-num_frames // self.ratio))
+        b, t, h, w, _ = clips.shape
+        frames = self.fold_out(clips).reshape(b, t, h, w, self.ratio, -1).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        return from_clips(frames[:, t * self.ratio - num_frames :])
+
+
+def _start_as_mean(linear: nn.Linear, count: int) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(linear.out_features).repeat(1, count) / count)
+        linear.bias.zero_()
