@@ -41,7 +41,7 @@ def train_poisoned(arguments: list[str], poisoned: range) -> None:
     accelerator = make_accelerator(args)
     stage = Stage1(args)
     stage.dataset.__class__ = PoisonedDataset
-    stage.dataset.poisoned = poisoned  # type: ignore[attr-defined]
+    stage.dataset.poisoned = poisoned
     Trainer(args, stage, accelerator).run()
 
 

@@ -53,7 +53,7 @@ class Stage1Model(nn.Module):
         """Algorithm 1.
 
         Args:
-            x: pixels (B, C, H, W), [−1, 1].
+            x: pixels (B, C, [T,] H, W), [−1, 1].
             noise: what is random.
             progress: of the warm-up, 0 to 1. Below 1 the decoder loss covers only the noisiest part of its levels,
                 where nothing but the latent tells what to paint, and the encoder feels the boost of those levels.
@@ -61,7 +61,8 @@ class Stage1Model(nn.Module):
         Returns:
             the terms of L in nats per sample; the paper's objective at `progress` 1.
         """
-        z_clean = self.encoder(x.unsqueeze(2)).squeeze(2)
+        is_image = x.ndim == 4
+        z_clean = self.encoder(x.unsqueeze(2)).squeeze(2) if is_image else self.encoder(x)
 
         # Prior: z_t from z_clean with fresh noise; gradient reaches the encoder through input and target.
         logsnr_z = self.prior_schedule.logsnr(noise.t_prior)
@@ -77,7 +78,9 @@ class Stage1Model(nn.Module):
         boost = self.weighting.boost(logsnr_x)
         z_0 = scale_gradient(diffuse(z_clean, noise.latent, logsnr_0), boost**-progress)
         x_t = diffuse(x, noise.decoder, logsnr_x)
-        v_x = self.decoder(x_t.unsqueeze(2), logsnr_x, self.decoder.embed_latents(z_0.unsqueeze(2))).squeeze(2)
+        clip, latents = (x_t.unsqueeze(2), z_0.unsqueeze(2)) if is_image else (x_t, z_0)
+        v_x = self.decoder(clip, logsnr_x, self.decoder.embed_latents(latents))
+        v_x = v_x.squeeze(2) if is_image else v_x
         loss_x = fraction * sigmoid_loss(v_x, x, noise.decoder, t_x, self.decoder_schedule, self.weighting)
 
         return UnifiedLatentsLoss(

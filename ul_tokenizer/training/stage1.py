@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from ul_tokenizer.data.clips import RandomClipDataset, VideoFolder
 from ul_tokenizer.data.crops import Crop, CropBatch, RandomCropDataset, collate_crops
 from ul_tokenizer.data.statistics import ChannelStatistics, channel_statistics
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
@@ -38,7 +39,12 @@ STATISTICS_CROPS = 512  # over which the latents of a trained model are normalis
 class Stage1Arguments(TrainingArguments):
     """Arguments of `train_autoencoder.py`."""
 
-    PATHS: ClassVar[tuple[str, ...]] = (*TrainingArguments.PATHS, "pretrained_model_name_or_path")
+    PATHS: ClassVar[tuple[str, ...]] = (
+        *TrainingArguments.PATHS,
+        "pretrained_model_name_or_path",
+        "train_video_dir",
+        "validation_video_dir",
+    )
 
     # Networks
     preset: str = arg("ul-small-f8", f"Named configuration of the networks: {', '.join(PRESETS)}.")
@@ -73,6 +79,16 @@ class Stage1Arguments(TrainingArguments):
     prior_hold_gap_db: float = arg(6.0, "Hold until the own latent decodes better than another image's by so many dB.")
     prior_ramp_steps: int = arg(2000, "Steps from the hold to full weight.", NOT_NEGATIVE)
 
+    # Clips
+    num_frames: int | None = arg(None, "Train on clips of so many frames; images only if not given.", POSITIVE)
+    train_video_dir: str | None = arg(
+        None, "Folder of videos, beside the images, over which pans are made; pans only if not given."
+    )
+    validation_video_dir: str | None = arg(None, "Folder of held-out videos; pans over held-out images if not given.")
+    video_fps: float | None = arg(None, "Frame rate to which videos are brought; their own if not given.", POSITIVE)
+    image_batch_fraction: float = arg(0.25, "Fraction of the steps that have single images.", FRACTION)
+    pan_fraction: float = arg(0.5, "Fraction of the clips that are pans over images, if there are videos.", FRACTION)
+
     # Validation
     validation_inference_steps: int = arg(4, "Decoding steps of the second PSNR.", POSITIVE)
 
@@ -86,6 +102,8 @@ class Stage1Arguments(TrainingArguments):
             raise ValueError("--revision needs --pretrained_model_name_or_path.")
         if self.prior_warmup is None:  # a trained decoder reads its latent already
             self.prior_warmup = self.pretrained_model_name_or_path is None
+        if (self.train_video_dir or self.validation_video_dir) and self.num_frames is None:
+            raise ValueError("--train_video_dir and --validation_video_dir need --num_frames.")
         if not (self.train_data_dir or self.dataset_name):
             raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")
 
@@ -114,11 +132,29 @@ class Stage1:
         )
         train, held_out = make_sources(args)
         scale = (args.scale_min, 1.0)
-        self.dataset = RandomCropDataset(train, args.resolution, args.seed, scale, args.random_flip, args.center_crop)
+        crops = RandomCropDataset(train, args.resolution, args.seed, scale, args.random_flip, args.center_crop)
         side = args.validation_resolution or args.resolution
-        self._held_out = RandomCropDataset(held_out, side, seed=0, scale=scale)
+        held_out_crops = RandomCropDataset(held_out, side, seed=0, scale=scale)
+        self.dataset: Any = crops  # or clips
+        self._held_out: Any = held_out_crops
+        if args.num_frames is not None:
+            self.dataset = self._clips(crops, args.train_video_dir, args.image_batch_fraction)
+            self._held_out = self._clips(held_out_crops, args.validation_video_dir, 0.0)
         self._validation_pixels: Tensor | None = None
         self._check_resolutions()
+
+    def _clips(self, crops: RandomCropDataset, folder: str | None, image_fraction: float) -> RandomClipDataset:
+        args = self.args
+        assert args.num_frames is not None  # else there are only images
+        videos = None
+        if folder is not None:
+            short_side = 4 * crops.resolution  # parts of a frame are scaled to the crop from at most this
+            videos = VideoFolder(folder, short_side, args.video_fps, min_frames=args.num_frames)
+            for reason in videos.skipped:
+                say(f"skipped {reason}")
+        processes = PartialState().num_processes
+        of_step = args.train_batch_size * args.gradient_accumulation_steps * processes
+        return RandomClipDataset(crops, videos, args.num_frames, of_step, image_fraction, args.pan_fraction)
 
     def _check_resolutions(self) -> None:
         multiple = self.autoencoder.spatial_compression_ratio * self.prior.size_multiple
@@ -139,7 +175,7 @@ class Stage1:
     def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """L in bits per pixel, and its terms."""
         pixels = batch["pixel_values"]
-        divisor = bits_per_pixel_divisor(*pixels.shape[-2:])
+        divisor = bits_per_pixel_divisor(*pixels.shape[-2:]) * (pixels.shape[2] if pixels.ndim == 5 else 1)
         progress = self.warmup.progress(draws.step)
         losses = model(pixels, self._noise(pixels, draws), progress)
         weight = self.warmup.weight(draws.step)
@@ -153,9 +189,13 @@ class Stage1:
 
     def _noise(self, pixels: Tensor, draws: Draws) -> Stage1Noise:
         ratio, channels = self.autoencoder.spatial_compression_ratio, self.autoencoder.config.latent_channels
-        latent_shape = (channels, pixels.shape[-2] // ratio, pixels.shape[-1] // ratio)
+        frames = [-(-pixels.shape[2] // self.autoencoder.temporal_compression_ratio)] if pixels.ndim == 5 else []
+        latent_shape = (channels, *frames, pixels.shape[-2] // ratio, pixels.shape[-1] // ratio)
         shapes = (latent_shape, latent_shape, tuple(pixels.shape[1:]))
         prior, latent, decoder = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
+        if pixels.ndim == 5:  # every other clip starts from one noise for all frames, as `decode` does
+            still = torch.tensor([draw % 2 == 0 for draw in draws.local], device=pixels.device)
+            decoder = torch.where(still[:, None, None, None, None], decoder[:, :, :1], decoder)
         generator = stream_generator(self.args.seed, TIMES, draws.of_step.start)
         # Levels are spread over all samples of the step, so that how these are divided up does not change them.
         t_prior, t_decoder = (
@@ -227,7 +267,9 @@ class Stage1:
         batches = []
         for start in range(0, STATISTICS_CROPS, batch_size):
             crops = [self.dataset[n]["pixel_values"] for n in range(start, min(start + batch_size, STATISTICS_CROPS))]
-            batches.append(self.autoencoder.encode(torch.stack(crops).to(device)).latent)
+            for rank in sorted({crop.ndim for crop in crops}):  # images and clips, which come in turns
+                alike = torch.stack([crop for crop in crops if crop.ndim == rank])
+                batches.append(self.autoencoder.encode(alike.to(device)).latent)
         return channel_statistics(batches)
 
     def describe(self) -> str:

@@ -30,7 +30,7 @@ def validate_autoencoder(
     Args:
         autoencoder: in evaluation mode, on `device`.
         prior: likewise.
-        pixels: (B, 3, H, W) in [−1, 1], B ≥ 2, of which any two in a row show different things.
+        pixels: (B, 3, [T,] H, W) in [−1, 1], B ≥ 2, of which any two in a row show different things.
         batch_size: images at a time; PSNRs don't depend on it.
         num_inference_steps: decoding steps of the second PSNR.
         device: where to compute.
@@ -51,7 +51,8 @@ def validate_autoencoder(
     def decode(z: Tensor, steps: int) -> Tensor:
         def decode_part(part: Tensor, first: int) -> Tensor:
             generators = _generators(part, _DECODER_NOISE + first)
-            return autoencoder.decode(part, generator=generators, num_inference_steps=steps).sample
+            frames = pixels.shape[2] if pixels.ndim == 5 else None
+            return autoencoder.decode(part, generator=generators, num_inference_steps=steps, num_frames=frames).sample
 
         return in_batches(decode_part, z)
 
@@ -65,9 +66,22 @@ def validate_autoencoder(
         f"psnr_{num_inference_steps}_steps": psnr_of_mean_mse(pixels, more_steps),
         "mean_of_psnr_1_step": mean_psnr(pixels, one_step),
         "latent_gap_db": psnr - psnr_of_mean_mse(pixels, swapped),
-        "bits_per_pixel": float(bits.mean()) / (pixels.shape[-1] * pixels.shape[-2]),
+        "bits_per_pixel": float(bits.mean()) / (pixels[0].numel() / pixels.shape[1]),
     }
-    return metrics, comparison_grid([pixels, one_step, more_steps], columns=8)
+    if pixels.ndim == 5:
+        metrics["flicker"] = flicker(pixels, one_step)
+    return metrics, comparison_grid([_as_pictures(x) for x in (pixels, one_step, more_steps)], columns=8)
+
+
+def flicker(source: Tensor, reconstruction: Tensor) -> float:
+    """Mean absolute difference of the frame-to-frame changes of two clips (B, C, T, H, W) in [−1, 1], of the range."""
+    changes = [clip[:, :, 1:] - clip[:, :, :-1] for clip in (source, reconstruction)]
+    return float((changes[0] - changes[1]).abs().mean()) / 2
+
+
+def _as_pictures(x: Tensor) -> Tensor:
+    """Images as they are; of clips, the first and the last frame above each other."""
+    return x if x.ndim == 4 else torch.cat([x[:, :, 0], x[:, :, -1]], dim=-2)
 
 
 def collapse_warning(step: int, metrics: dict[str, float]) -> str | None:

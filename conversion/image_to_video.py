@@ -1,0 +1,68 @@
+"""Inflates an image model's weights to a video model that treats images as before.
+
+    python conversion/image_to_video.py ul-photo-f8 -o start [--temporal_compression_ratio 4]
+    accelerate launch examples/train_autoencoder.py --pretrained_model_name_or_path start --num_frames 16 …
+
+What is new, mixing and folding of frames, starts such that a clip that stands still, and so an image, is encoded and
+decoded as by the image model. The prior's weights stay as they are: it attends to all frames of a latent clip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.config_checks import derived_config
+from ul_tokenizer.models.repository import PRIOR, MissingPriorError, load_autoencoder, load_prior
+
+
+def inflate(image_model: UnifiedLatentsAutoencoder, ratio: int) -> UnifiedLatentsAutoencoder:
+    """A video model with the weights of an image model.
+
+    Raises:
+        ValueError: a model of videos already, or a ratio that its stages can't give.
+    """
+    if image_model.temporal_compression_ratio != 1:
+        raise ValueError("SRC must be a model of images, got one of videos.")
+    config = {key: value for key, value in dict(image_model.config).items() if not key.startswith("_")}
+    for key in derived_config(config):
+        config.pop(key, None)
+    video_model = UnifiedLatentsAutoencoder(**{**config, "temporal_compression_ratio": ratio})
+    missing, unexpected = video_model.load_state_dict(image_model.state_dict(), strict=False)
+    assert not unexpected and all("temporal_" in key for key in missing)
+    return video_model.eval()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="An image model as the start of a video model.")
+    parser.add_argument("source", metavar="SRC", help="bundled name, folder or hub id of an image model")
+    parser.add_argument("--revision", help="of the hub")
+    parser.add_argument(
+        "--temporal_compression_ratio", type=int, default=4, help="frames per latent frame (%(default)s)"
+    )
+    parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
+    args = parser.parse_args(argv)
+    try:
+        if args.output.exists():
+            raise ValueError(f"--output must be a new folder, got {args.output}, which exists.")
+        model = inflate(load_autoencoder(args.source, revision=args.revision), args.temporal_compression_ratio)
+        try:
+            prior = load_prior(args.source, revision=args.revision)
+        except MissingPriorError:
+            prior = None
+        model.save_pretrained(args.output)
+        if prior is not None:
+            prior.save_pretrained(args.output / PRIOR)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
