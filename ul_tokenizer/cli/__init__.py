@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import torch
 
     from ul_tokenizer.cli.codec import Codec, Fit, Reconstruction, Totals
+    from ul_tokenizer.cli.video import VideoCodec, VideoReconstruction
 
-DEFAULT_MODEL, DEFAULT_PIPELINE = "ul-photo-f8", "ul-fashion"
+DEFAULT_MODEL, DEFAULT_VIDEO_MODEL, DEFAULT_PIPELINE = "ul-photo-f8", "ul-video", "ul-fashion"
 PROGRAM = "ul-tokenizer"
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ Output = Annotated[
         "--output",
         "-o",
         help="Folder for the results, made if needed; it mirrors the input folder. For a single input also a file, "
-        "if it ends in .safetensors for latents or .png for pictures.",
+        "if it ends in .safetensors for latents, .png for pictures or .mp4 for videos.",
     ),
 ]
 Model = Annotated[str, typer.Option(help="Bundled name, folder or hub id, tried in this order.")]
@@ -86,7 +87,12 @@ Steps = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Of all noise. A file's noise depends on it and on its latent only.")]
 Mode = Annotated[bool, typer.Option("--mode", help="Decode the latent without its noise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ImageInput = Annotated[Path, typer.Argument(metavar="IN", exists=True, help="An image, or a folder of them.")]
+ImageInput = Annotated[
+    Path, typer.Argument(metavar="IN", exists=True, help="An image or a video, or a folder of images or of videos.")
+]
+Fps = Annotated[
+    float | None, typer.Option(help="Bring videos to so many frames per second.", show_default="every frame as it is")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -129,16 +135,22 @@ def encode(
     device: Device = None,
     dtype: ComputeDtype = Dtype.float32,
     tile: Tile = None,
+    fps: Fps = None,
     force: Force = False,
 ) -> None:
-    """Encode images to latents: photos/a.jpg becomes OUT/a.jpg.safetensors.
+    """Encode images or videos to latents: photos/a.jpg becomes OUT/a.jpg.safetensors.
 
-    Each file holds `latent`, (channels, height, width) without noise, and the model, its weights' sha256, the image's
-    size and the padding as metadata.
+    Each file holds `latent`, (channels, [frames,] height, width) without noise, and the model, its weights' sha256, the
+    image's size and the padding as metadata.
     """
     with _reporting():
         from ul_tokenizer.cli import files
 
+        if files.has_videos(source):
+            plan = files.plan(source, output, files.find_videos, ".safetensors", force)
+            video = _load_video(model, revision, device, dtype, tile)
+            files.run(plan, "encoded", lambda job: video.encode_file(job, pad is not False, fps))
+            return
         plan = files.plan(source, output, files.find_images_or_file, ".safetensors", force)
         codec = _load(model, revision, device, dtype, tile)
         fit: Fit = "error" if pad is None else "pad" if pad else "crop"
@@ -159,10 +171,16 @@ def decode(
     tile: Tile = None,
     force: Force = False,
 ) -> None:
-    """Decode latents that `encode` wrote: latents/a.jpg.safetensors becomes OUT/a.jpg.png."""
+    """Decode latents that `encode` wrote: latents/a.jpg.safetensors becomes OUT/a.jpg.png, or .mp4 for videos."""
     with _reporting():
         from ul_tokenizer.cli import files
+        from ul_tokenizer.cli.video import is_clip
 
+        if is_clip(source):
+            plan = files.plan(source, output, files.find_latents_or_file, ".mp4", force)
+            video = _load_video(model, revision, device, dtype, tile)
+            files.run(plan, "decoded", lambda job: video.decode_file(job, seed, steps, mode))
+            return
         plan = files.plan(source, output, files.find_latents_or_file, ".png", force)
         codec = _load(model, revision, device, dtype, tile)
         files.run(plan, "decoded", lambda job: codec.decode_file(job, seed, steps, mode))
@@ -184,10 +202,12 @@ def reconstruct(
     device: Device = None,
     dtype: ComputeDtype = Dtype.float32,
     tile: Tile = None,
+    fps: Fps = None,
+    audio: Annotated[bool, typer.Option("--audio", help="Copy a video's sound into the result.")] = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode and decode images: OUT/a.jpg.png shows the original beside its reconstruction.
+    """Encode and decode images or videos: OUT/a.jpg.png shows the original beside its reconstruction.
 
     Prints PSNR over the original's area, bits per pixel (the bound that the model's prior gives for the latent, in
     pieces of at most 512 x 512 pixels) and the seconds of encoding and decoding.
@@ -196,6 +216,18 @@ def reconstruct(
         from ul_tokenizer.cli import files
         from ul_tokenizer.cli.codec import mean_figures
 
+        if files.has_videos(source):
+            plan = files.plan(source, output, files.find_videos, ".mp4", force)
+            video = _load_video(model, revision, device, dtype, tile)
+            video_prior = video.codec.load_prior()
+            clips: list[VideoReconstruction] = []
+            files.run(
+                plan,
+                "reconstructed",
+                lambda job: clips.append(video.reconstruct_file(job, pad, video_prior, seed, steps, mode, fps, audio)),
+            )
+            _report_videos(clips, as_json)
+            return
         plan = files.plan(source, output, files.find_images_or_file, ".png", force)
         codec = _load(model, revision, device, dtype, tile)
         prior = codec.load_prior()
@@ -358,6 +390,13 @@ def _load(model: str, revision: str | None, device: str | None, dtype: Dtype, ti
     return codec
 
 
+def _load_video(model: str, revision: str | None, device: str | None, dtype: Dtype, tile: int | None) -> VideoCodec:
+    from ul_tokenizer.cli.video import VideoCodec
+
+    name = DEFAULT_VIDEO_MODEL if model == DEFAULT_MODEL else model
+    return VideoCodec(_load(name, revision, device, dtype, tile))
+
+
 @contextmanager
 def _reporting() -> Iterator[None]:
     """One line for what goes wrong, and the exit status that goes with it."""
@@ -390,6 +429,18 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _report_videos(clips: list[VideoReconstruction], as_json: bool) -> None:
+    if as_json:
+        _print_json({"videos": [clip._asdict() for clip in clips]})
+        return
+    table = Table("video", "pixels", "frames", "PSNR (dB)", "flicker", "bits/pixel", "frames/s")
+    for clip in clips:
+        bits = "-" if clip.bits_per_pixel is None else f"{clip.bits_per_pixel:.3f}"
+        figures = (f"{clip.mean_psnr:.2f}", f"{clip.flicker:.4f}", bits, f"{clip.frames_per_second:.1f}")
+        table.add_row(escape(clip.video), f"{clip.width}×{clip.height}", str(clip.frames), *figures)
+    Console(soft_wrap=True).print(table)
 
 
 def _reconstruction_table(rows: list[Reconstruction], totals: Totals) -> Table:

@@ -127,13 +127,13 @@ class Codec:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(1, 3, H, W) in [−1, 1] → z_clean (1, c, h, w), fp32."""
-        self._set_tiling(*pixels.shape[-2:])
+        self.set_tiling(*pixels.shape[-2:])
         latent: Tensor = self.autoencoder.encode(pixels.to(self.autoencoder.device)).latent
         return latent.float()
 
     def decode(self, z_clean: Tensor, seed: int, steps: int | None, mode: bool) -> Tensor:
         """(1, c, h, w) → (1, 3, H, W), fp32, in [−1, 1], on the CPU; its noise follows from seed and latent."""
-        self._set_tiling(*(side * self.ratio for side in z_clean.shape[-2:]))
+        self.set_tiling(*(side * self.ratio for side in z_clean.shape[-2:]))
         generator = torch.Generator().manual_seed(_seed_of(z_clean, seed))
         distribution = LatentDistribution(z_clean.to(self.autoencoder.device), self.autoencoder.config.latent_logsnr)
         z = distribution.mode() if mode else distribution.sample(generator)
@@ -152,7 +152,8 @@ class Codec:
         """What a side must be a multiple of."""
         return self.ratio * (int(prior.size_multiple) if prior is not None else 1)
 
-    def _set_tiling(self, height: int, width: int) -> None:
+    def set_tiling(self, height: int, width: int) -> None:
+        """Tiles as the options or the model's config want them for pictures of this size."""
         automatic = self.autoencoder.config.tile_sample_size or (DEFAULT_TILE if max(height, width) > TILE_ABOVE else 0)
         tile = automatic if self.tile is None else self.tile
         if tile:
@@ -189,11 +190,11 @@ class Codec:
     def decode_file(self, job: Job, seed: int, steps: int | None, mode: bool) -> None:
         """Latent file → PNG."""
         latent, metadata = read_latent(job.source)
-        width, height = self._check_latent(job.source, latent, metadata)
+        width, height = self.check_latent(job.source, latent, metadata)
         pixels = self.decode(latent[None], seed, steps, mode)[0, :, :height, :width]
         _save_png(to_image(pixels), job.target)
 
-    def _check_latent(self, path: Path, latent: Tensor, metadata: dict[str, str]) -> tuple[int, int]:
+    def check_latent(self, path: Path, latent: Tensor, metadata: dict[str, str]) -> tuple[int, int]:
         """Width and height to cut the decoded picture to."""
         config, made_by = self.autoencoder.config, metadata.get("model")
         if latent.shape[0] != config.latent_channels or metadata.get("latent_logsnr") != str(config.latent_logsnr):
@@ -260,8 +261,15 @@ def read_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
         raise ValueError(f"Latent {path} can't be read: {error}.") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"Latent {path} must have the format {FORMAT}, got {metadata.get('format')}.")
-    if latent.ndim != 3 or 0 in latent.shape or not latent.is_floating_point() or not latent.isfinite().all():
-        raise ValueError(f"Latent {path} must hold finite floats (channels, height, width), got {tuple(latent.shape)}.")
+    if (
+        latent.ndim != (4 if "num_frames" in metadata else 3)
+        or 0 in latent.shape
+        or not latent.is_floating_point()
+        or not latent.isfinite().all()
+    ):
+        raise ValueError(
+            f"Latent {path} must hold finite floats (channels, [frames,] height, width), got {tuple(latent.shape)}."
+        )
     return latent.float(), metadata
 
 

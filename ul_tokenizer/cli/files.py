@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ul_tokenizer.data.images import FoundImages, Skipped, find_images
+from ul_tokenizer.data.videos import VIDEO_SUFFIXES
 
 LATENT_SUFFIX = ".safetensors"
 
@@ -39,6 +40,24 @@ class Plan(NamedTuple):
 def find_images_or_file(source: Path) -> FoundImages:
     """Images below a folder; or the file that was named, whatever its suffix."""
     return FoundImages([source], []) if source.is_file() else find_images(source)
+
+
+def has_videos(source: Path) -> bool:
+    """Whether it is a video or an animation, or a folder with videos and no images."""
+    if source.is_file():
+        return source.suffix.lower() in {*VIDEO_SUFFIXES, ".gif", ".apng"}
+    return bool(find_videos(source).images) and not find_images(source).images
+
+
+def find_videos(source: Path) -> FoundImages:
+    """Videos below a folder; or the file that was named, whatever its suffix."""
+    if source.is_file():
+        return FoundImages([source], [])
+    files = [p for p in sorted(source.rglob("*")) if p.is_file() and not _is_hidden(p.relative_to(source))]
+    return FoundImages(
+        [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES],
+        [Skipped(path, "it is no video") for path in files if path.suffix.lower() not in VIDEO_SUFFIXES],
+    )
 
 
 def find_latents_or_file(source: Path) -> FoundImages:

@@ -119,6 +119,7 @@ class StreamingMixin:
         num_frames: int | None = None,
         sample_posterior: bool = False,
         generator: Generators = None,
+        clean: bool = False,
     ) -> Iterator[Tensor]:
         """Encodes a clip of any length in constant memory.
 
@@ -127,6 +128,7 @@ class StreamingMixin:
             num_frames: of the whole clip; needed unless the temporal ratio divides it, since the padding is in front.
             sample_posterior: give z_0 with its noise, rather than its mean.
             generator: makes that noise.
+            clean: give z_clean instead, the encoder's own output.
 
         Yields:
             z_0 (B, c, t', h, w) as `decode_stream` takes it; together what `encode` gives for the whole clip.
@@ -148,6 +150,9 @@ class StreamingMixin:
                 raise ValueError(f"num_frames must be the clip's number of frames, got {num_frames} for another one.")
             seen += part.shape[2]
             latent = self._encode_part(part.to(get_parameter_dtype(self.encoder.conv_in)), caches).to(part.dtype)
+            if clean:
+                yield latent
+                continue
             distribution = LatentDistribution(latent, self.config.latent_logsnr)
             yield distribution.sample(generator) if sample_posterior else distribution.mode()
         if num_frames is not None and seen != num_frames:
