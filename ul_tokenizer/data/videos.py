@@ -71,6 +71,7 @@ def probe(path: str | Path) -> VideoInfo:
     """
     if Path(path).suffix.lower() in ANIMATION_SUFFIXES:
         with _animation(path) as image:
+            image.load()  # WebP says how long a frame lasts when it has read it
             fps = 1000 / image.info["duration"] if image.info.get("duration") else None
             return VideoInfo(image.width, image.height, fps, None, image.mode, False)
     with _opened(path) as container:
