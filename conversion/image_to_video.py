@@ -19,8 +19,15 @@ from ul_tokenizer.models.config_checks import derived_config
 from ul_tokenizer.models.repository import PRIOR, MissingPriorError, load_autoencoder, load_prior
 
 
-def inflate(image_model: UnifiedLatentsAutoencoder, ratio: int) -> UnifiedLatentsAutoencoder:
+def inflate(
+    image_model: UnifiedLatentsAutoencoder, ratio: int, decoder_num_layers: int | None = None
+) -> UnifiedLatentsAutoencoder:
     """A video model with the weights of an image model.
+
+    Args:
+        image_model: with a temporal ratio of 1.
+        ratio: frames per latent frame.
+        decoder_num_layers: of its transformer, the first so many; images then come out otherwise. None keeps all.
 
     Raises:
         ValueError: a model of videos already, or a ratio that its stages can't give.
@@ -30,9 +37,16 @@ def inflate(image_model: UnifiedLatentsAutoencoder, ratio: int) -> UnifiedLatent
     config = {key: value for key, value in dict(image_model.config).items() if not key.startswith("_")}
     for key in derived_config(config):
         config.pop(key, None)
-    video_model = UnifiedLatentsAutoencoder(**{**config, "temporal_compression_ratio": ratio})
-    missing, unexpected = video_model.load_state_dict(image_model.state_dict(), strict=False)
-    assert not unexpected and all("temporal_" in key for key in missing)
+    layers = config["decoder_num_layers"] if decoder_num_layers is None else decoder_num_layers
+    if not 0 < layers <= config["decoder_num_layers"]:
+        raise ValueError(f"--decoder_num_layers must be from 1 to {config['decoder_num_layers']}, got {layers}.")
+    video_model = UnifiedLatentsAutoencoder(
+        **{**config, "decoder_num_layers": layers, "temporal_compression_ratio": ratio}
+    )
+    kept = video_model.state_dict().keys()
+    weights = {key: weight for key, weight in image_model.state_dict().items() if key in kept}
+    missing, _ = video_model.load_state_dict(weights, strict=False)
+    assert all("temporal_" in key for key in missing)
     return video_model.eval()
 
 
@@ -44,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--temporal_compression_ratio", type=int, default=4, help="frames per latent frame (%(default)s)"
     )
+    parser.add_argument("--decoder_num_layers", type=int, help="drop the later ones, to save weights (keep all)")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
     try:
         if args.output.exists():
             raise ValueError(f"--output must be a new folder, got {args.output}, which exists.")
-        model = inflate(load_autoencoder(args.source, revision=args.revision), args.temporal_compression_ratio)
+        image_model = load_autoencoder(args.source, revision=args.revision)
+        model = inflate(image_model, args.temporal_compression_ratio, args.decoder_num_layers)
         try:
             prior = load_prior(args.source, revision=args.revision)
         except MissingPriorError:

@@ -56,7 +56,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="A folder of images, of .tar archives or of .parquet files; one of these; or a hub data set.",
+        help="A folder of images, of .tar archives, of .parquet files or of videos; one of these; or a hub data set.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the latent data set; the same one goes on.")]
@@ -84,6 +84,12 @@ def encode_dataset(
         typer.Option(min=0, help="Processes that decode; 0: threads.", show_default="0 on a CPU, or the cores"),
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Store each image mirrored, too.")] = False,
+    clip_frames: Annotated[int | None, typer.Option(min=1, help="Take videos, in clips of so many frames.")] = None,
+    clip_stride: Annotated[
+        int | None, typer.Option(min=1, help="Frames from clip to clip.", show_default="those of a clip")
+    ] = None,
+    clip_fps: Annotated[float | None, typer.Option(help="Frame rate of clips.", show_default="each file's own")] = None,
+    without_cuts: Annotated[bool, typer.Option("--without-cuts", help="Skip clips in which a scene begins.")] = False,
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep files with the content of another one.")
     ] = False,
@@ -124,6 +130,10 @@ def encode_dataset(
         config=config,
         revision=source_revision,
         keep_duplicates=keep_duplicates,
+        clip_frames=clip_frames,
+        clip_stride=clip_stride,
+        clip_fps=clip_fps,
+        clip_without_cuts=without_cuts,
     )
     header |= describe_job(preprocessing, samples, dtype.value, flip)
     part.wait()  # no process writes before all know that the arguments are right
@@ -233,10 +243,13 @@ def load_encoder(
 
 def describe_job(preprocessing: Preprocessing, source: SampleSource, dtype: str, flip: bool) -> dict[str, Any]:
     """What a latent data set's header says of the job."""
+    from ul_tokenizer.data.video_samples import VideoSamples
+
     return {
         "dtype": dtype,
         "class_names": list(source.class_names),
         "preprocessing": {"resolution": preprocessing.resolution, "crop": preprocessing.crop, "flip_views": flip},
+        **({"clips": source.settings} if isinstance(source, VideoSamples) else {}),
     }
 
 
@@ -251,14 +264,16 @@ def pick_workers(device: torch.device) -> int:
 def make_encode(
     autoencoder: UnifiedLatentsAutoencoder, device: torch.device, compute: str
 ) -> Callable[[Tensor], Tensor]:
-    """Pixels (B, 3, H, W) in [−1, 1] → z_clean."""
+    """Pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean."""
     import torch
 
     autoencoder.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> Tensor:
-        x = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        x = pixels.to(device, non_blocking=True)
+        if x.ndim == 4:  # of clips, the encoder arranges frames itself
+            x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16"):
             latent: Tensor = autoencoder.encode(x).latent
         return latent

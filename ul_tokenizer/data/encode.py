@@ -26,7 +26,7 @@ from ul_tokenizer.data.samples import SampleSource, SkippedSample
 
 FLIPPED = "#flipped"  # behind the id of a mirrored view
 QUEUED_BATCHES = 4  # encoded and not yet written
-Encode = Callable[[Tensor], Tensor]  # pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w)
+Encode = Callable[[Tensor], Tensor]  # pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w)
 
 
 # ---------------------------------------------------------------- one sample, one batch: for any engine
@@ -37,7 +37,7 @@ class Decoded:
     """A sample that was read."""
 
     id: str
-    pixels: Tensor  # (3, H, W) uint8
+    pixels: Tensor  # (3, [T,] H, W) uint8
     columns: dict[str, Any]
 
 
@@ -64,7 +64,7 @@ def views(sample: Decoded, flip: bool) -> list[Decoded]:
 
 
 def encode_batch(encode: Encode, pixels: Sequence[Tensor], batch_size: int) -> Tensor:
-    """Pixels of one shape, (3, H, W) uint8 each → z_clean (B, c, h, w) fp32, on the CPU.
+    """Pixels of one shape, (3, [T,] H, W) uint8 each → z_clean (B, c, [t,] h, w) fp32, on the CPU.
 
     The encoder always sees `batch_size` rows, the last one repeated where samples are lacking: a sample's latent does
     not depend, by a rounding, on which samples it is encoded with.

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ul_tokenizer.data.images import fit_to_multiple, read_image
+from ul_tokenizer.data.video_samples import ClipPart
 
 Crop = Literal["center", "multiple", "none"]
 CROPS: tuple[Crop, ...] = ("center", "multiple", "none")
@@ -43,13 +44,17 @@ class Preprocessing:
         if self.resolution is not None and (self.resolution < 1 or self.resolution % self.multiple):
             raise ValueError(f"resolution must be a positive multiple of {self.multiple}, got {self.resolution}.")
 
-    def __call__(self, source: Path | bytes) -> tuple[Tensor, tuple[int, int]]:
-        """An encoded image → pixels (3, H, W) uint8, and its own height and width.
+    def __call__(self, source: Path | bytes | ClipPart) -> tuple[Tensor, tuple[int, int]]:
+        """An encoded image → pixels (3, H, W) uint8, or a clip → (3, T, H, W), and its own height and width.
 
         Raises:
             UnreadableImageError: it can't be read.
             ValueError: its size is not allowed by the crop rule.
         """
+        if isinstance(source, ClipPart):
+            frames = [Image.fromarray(frame) for frame in source.read()]
+            pixels = torch.stack([to_pixels(self._crop(self._scale(frame))) for frame in frames], dim=1)
+            return pixels, (frames[0].height, frames[0].width)
         # JPEGs are decoded at an eighth, a quarter or half of their size where that still is above the resolution.
         image, size = read_image_and_size(source, self.resolution)
         return to_pixels(self._crop(self._scale(image))), size

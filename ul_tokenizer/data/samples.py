@@ -6,7 +6,10 @@ A source is numbered, so that a job can be divided among processes, stopped and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from ul_tokenizer.data.video_samples import ClipPart
 
 RESERVED = ("id", "latent", "path")  # names that latent data sets have already
 
@@ -32,8 +35,8 @@ class SampleSource(Protocol):
         """Unique, and the same in every run."""
         ...
 
-    def open(self, index: int) -> Path | bytes:
-        """The encoded image: a file, or its bytes; raises `UnreadableImageError` or OSError."""
+    def open(self, index: int) -> Path | bytes | ClipPart:
+        """The encoded image, a file or its bytes, or where a clip is; raises `UnreadableImageError` or OSError."""
         ...
 
     def columns(self, index: int) -> dict[str, Any]:

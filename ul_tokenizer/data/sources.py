@@ -9,6 +9,7 @@ from ul_tokenizer.data.parquet_samples import ParquetSamples
 from ul_tokenizer.data.samples import SampleSource
 from ul_tokenizer.data.table_samples import TableSamples, find_hub_files, load_table
 from ul_tokenizer.data.tar_samples import TarSamples
+from ul_tokenizer.data.video_samples import VideoSamples
 
 
 def open_source(
@@ -19,16 +20,25 @@ def open_source(
     config: str | None = None,
     revision: str | None = None,
     keep_duplicates: bool = False,
+    clip_frames: int | None = None,
+    clip_stride: int | None = None,
+    clip_fps: float | None = None,
+    clip_without_cuts: bool = False,
 ) -> SampleSource:
     """The source that a name stands for.
 
     Args:
-        name: a folder of images, of .tar archives or of .parquet files; one such file; or a hub data set's id.
+        name: a folder of images, of .tar archives, of .parquet files or of videos; one such file; or a hub data set's
+            id.
         image_column: of parquet and hub data sets.
         split: of a hub data set.
         config: likewise.
         revision: likewise.
         keep_duplicates: as in `FolderSamples`.
+        clip_frames: take videos, in clips of so many frames; None takes images.
+        clip_stride: as `stride` of `VideoSamples`.
+        clip_fps: likewise.
+        clip_without_cuts: likewise.
 
     Raises:
         ValueError: nothing there, or nothing usable in it.
@@ -42,6 +52,8 @@ def open_source(
         if files is not None:
             return ParquetSamples(files, f"{name}/{split}", image_column)
         return TableSamples(load_table(name, config, split, revision), f"{name}/{split}", image_column)
+    if clip_frames is not None:
+        return VideoSamples(path, clip_frames, clip_stride, clip_fps, clip_without_cuts)
     archives, tables = (_files_of(path, suffix) for suffix in (".tar", ".parquet"))
     if archives:
         return TarSamples(archives)

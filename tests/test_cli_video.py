@@ -1,0 +1,183 @@
+"""Videos on the command line: to latents and back, side by side, and into data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from conversion.image_to_video import inflate, main
+from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
+from ul_tokenizer.cli import app
+from ul_tokenizer.data.videos import VideoWriter, count_frames, probe, read_frames
+from ul_tokenizer.models.presets import build_autoencoder, build_prior
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder("ul-tiny-f8", {"temporal_compression_ratio": 4})
+    for parameter in autoencoder.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    autoencoder.save_pretrained(folder)
+    build_prior("ul-tiny-f8").save_pretrained(folder / "prior")
+    return str(folder)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """22 frames of 44×36 pixels: a square that moves."""
+    return write(tmp_path / "in" / "clip.mp4")
+
+
+def write(path: Path, frames: int = 22) -> Path:
+    with VideoWriter(path, 10) as writer:
+        for n in range(frames):
+            frame = np.full((36, 44, 3), 60, np.uint8)
+            frame[8:20, n : n + 12] = (200, 80, 40)
+            writer.write(frame)
+    return path
+
+
+def ul(*words: object, status: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def test_a_video_becomes_a_latent_file_and_a_video_again(video: Path, model: str, tmp_path: Path) -> None:
+    ul("encode", video, "-o", tmp_path / "out", "--model", model)
+    latent = load_file(tmp_path / "out" / "clip.mp4.safetensors")["latent"]
+    assert latent.shape == (4, 6, 5, 6)
+    autoencoder = UnifiedLatentsAutoencoder.from_pretrained(model)
+    frames = np.stack([np.pad(f, ((0, 4), (0, 4), (0, 0)), mode="edge") for f in read_frames(video)])
+    x = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(latent.float(), autoencoder.encode(x).latent[0], rtol=2e-3, atol=2e-3)
+    ul("decode", tmp_path / "out" / "clip.mp4.safetensors", "-o", tmp_path / "again.mp4", "--model", model)
+    info = probe(tmp_path / "again.mp4")
+    assert (info.width, info.height, info.fps, count_frames(tmp_path / "again.mp4")) == (44, 36, 10.0, 22)
+
+
+def test_decoding_is_a_function_of_file_and_seed(video: Path, model: str, tmp_path: Path) -> None:
+    ul("encode", video, "-o", tmp_path / "out", "--model", model)
+    source = tmp_path / "out" / "clip.mp4.safetensors"
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ul("decode", source, "-o", tmp_path / f"{name}.mp4", "--model", model, "--seed", seed)
+    a, b, c = (np.stack(list(read_frames(tmp_path / f"{name}.mp4"))) for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_a_reconstruction_stands_beside_its_original(video: Path, model: str, tmp_path: Path) -> None:
+    result = ul("reconstruct", video, "-o", tmp_path / "out", "--model", model, "--json")
+    (row,) = json.loads(result.stdout)["videos"]
+    assert (row["frames"], row["width"], row["height"], row["fps"]) == (22, 44, 36, 10.0)
+    assert len(row["psnr_per_frame"]) == 22
+    assert row["mean_psnr"] == pytest.approx(np.mean(row["psnr_per_frame"]), abs=1e-2)
+    assert row["bits_per_pixel"] > 0 and row["flicker"] > 0
+    both = list(read_frames(tmp_path / "out" / "clip.mp4.mp4"))
+    assert len(both) == 22
+    assert both[0].shape == (36, 88, 3)
+    left = np.stack([frame[:, :44] for frame in both]).astype(float)
+    assert np.abs(left - np.stack(list(read_frames(video)))).mean() < 4
+    assert "flicker" in ul("reconstruct", video, "-o", tmp_path / "table", "--model", model).stdout
+
+
+def test_another_rate_and_a_folder_of_videos(video: Path, model: str, tmp_path: Path) -> None:
+    write(video.parent / "sub" / "other.mp4", 8)
+    (video.parent / "bad.mp4").write_bytes(b"no video")
+    result = ul("encode", video.parent, "-o", tmp_path / "out", "--model", model, "--fps", 5)
+    assert "bad.mp4" in result.stderr
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert found == {"clip.mp4.safetensors", "sub/other.mp4.safetensors"}
+    assert load_file(tmp_path / "out" / "clip.mp4.safetensors")["latent"].shape[1] == 3
+
+
+def test_an_animation_is_a_video(model: str, tmp_path: Path) -> None:
+    images = [Image.new("RGB", (16, 16), (n * 40, 0, 0)) for n in range(5)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)
+    ul("encode", tmp_path / "a.gif", "-o", tmp_path / "out", "--model", model)
+    assert load_file(tmp_path / "out" / "a.gif.safetensors")["latent"].shape == (4, 2, 2, 2)
+
+
+def test_what_is_wrong_is_one_sentence_and_leaves_nothing(video: Path, model: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(video.read_bytes()[:100])
+    for command in ("encode", "reconstruct"):
+        said = ul(command, tmp_path / "bad.mp4", "-o", tmp_path / "out", "--model", model, status=1).stderr
+        assert "can't be read" in said
+    image_model = tmp_path / "image"
+    build_autoencoder("ul-tiny-f8").save_pretrained(image_model)
+    assert (
+        "must be one of videos" in ul("encode", video, "-o", tmp_path / "out", "--model", image_model, status=1).stderr
+    )
+    assert not list(tmp_path.glob("out/*"))
+
+
+# ---------------------------------------------------------------- data sets
+
+
+def test_a_folder_of_videos_becomes_a_data_set_of_clips(video: Path, model: str, tmp_path: Path) -> None:
+    folder = video.parent
+    write(folder / "cats" / "a.mp4", 22)
+    write(folder / "dogs" / "b.mp4", 9)
+    video.unlink()
+    (folder / "dogs" / "bad.mp4").write_bytes(b"no video")
+    words = ["--model", model, "--resolution", 16, "--clip-frames", 8, "--clip-stride", 4, "--dtype", "float32"]
+    ul("encode-dataset", folder, "-o", tmp_path / "out", *words, "--max-skip-fraction", 0.5)
+    dataset = LatentDataset(tmp_path / "out")
+    assert [sample["id"] for sample in dataset] == [
+        "cats/a.mp4@0",
+        "cats/a.mp4@4",
+        "cats/a.mp4@8",
+        "cats/a.mp4@12",
+        "dogs/b.mp4@0",
+    ]
+    assert dataset.shapes == {(4, 2, 2, 2): 5}
+    assert dataset.class_names == ("cats", "dogs")
+    sample = dataset[1]
+    assert (sample["label"], sample["first_frame"], sample["num_frames"], sample["fps"]) == (0, 4, 8, 10.0)
+    assert "bad.mp4" in (tmp_path / "out" / "skipped.jsonl").read_text()
+    assert dataset.header["temporal_compression_ratio"] == 4
+
+
+def test_clips_with_a_cut_are_passed_over(model: str, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "in" / "a.mp4", 10) as writer:
+        for n in range(16):
+            writer.write(np.full((32, 32, 3), 20 if n < 11 else 230, np.uint8))
+    words = ["--model", model, "--resolution", 16, "--clip-frames", 8, "--without-cuts", "--max-skip-fraction", 0.6]
+    ul("encode-dataset", tmp_path / "in", "-o", tmp_path / "out", *words)
+    assert [sample["id"] for sample in LatentDataset(tmp_path / "out")] == ["a.mp4@0"]
+    assert "a new scene begins" in (tmp_path / "out" / "skipped.jsonl").read_text()
+
+
+# ---------------------------------------------------------------- from image weights
+
+
+def test_image_weights_are_inflated_by_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    image = build_autoencoder("ul-tiny-f8")
+    for parameter in image.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    image.save_pretrained(tmp_path / "image")
+    build_prior("ul-tiny-f8").save_pretrained(tmp_path / "image" / "prior")
+    assert main([str(tmp_path / "image"), "-o", str(tmp_path / "video")]) == 0
+    video = UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "video")
+    assert video.config.temporal_compression_ratio == video.config.scale_factor_temporal == 4
+    x, noise = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        one, other = (m(x, noise=noise).sample for m in (video, image.eval()))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="must be a model of images"):
+        inflate(video, 4)
+    assert main([str(tmp_path / "image"), "-o", str(tmp_path / "video")]) == 1
+    assert main([str(tmp_path / "image"), "-o", str(tmp_path / "x"), "--temporal_compression_ratio", "3"]) == 1
+    assert "must be a power of two" in capsys.readouterr().err

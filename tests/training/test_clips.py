@@ -1,0 +1,127 @@
+"""Stage 1 on clips: what is drawn, and what is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ul_tokenizer import UnifiedLatentsAutoencoder
+from ul_tokenizer.data.clips import RandomClipDataset, VideoFolder, has_cut, pan
+from ul_tokenizer.data.crops import RandomCropDataset
+from ul_tokenizer.data.images import ImageFolder
+from ul_tokenizer.data.videos import VideoWriter
+from ul_tokenizer.training.stage1 import train_autoencoder
+from ul_tokenizer.training.validation import flicker
+
+Flags = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two films, of which one has a cut in its middle."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, frames in (("plain", 20), ("cut", 20)):
+        with VideoWriter(folder / f"{name}.mp4", 10) as writer:
+            for n in range(frames):
+                grey = 230 if name == "cut" and n >= 10 else 40 + n
+                writer.write(np.full((48, 64, 3), grey, np.uint8))
+    return folder
+
+
+@pytest.fixture
+def crops(images: Path) -> RandomCropDataset:
+    return RandomCropDataset(ImageFolder(images), 16, random_flip=True)
+
+
+def test_a_draw_is_a_pure_function_of_its_number(crops: RandomCropDataset, videos: Path) -> None:
+    datasets = [RandomClipDataset(crops, VideoFolder(videos, 32), 4, draws_per_step=2) for _ in range(2)]
+    for n in (5, 0, 9, 5):
+        assert torch.equal(datasets[0][n]["pixel_values"], datasets[1][n]["pixel_values"])
+
+
+def test_the_draws_of_a_step_are_of_one_kind_and_the_kinds_have_their_share(
+    crops: RandomCropDataset, videos: Path
+) -> None:
+    dataset = RandomClipDataset(crops, VideoFolder(videos, 32), 4, draws_per_step=3, image_fraction=0.3)
+    shapes = [tuple(dataset[n]["pixel_values"].shape) for n in range(300)]
+    assert set(shapes) == {(3, 16, 16), (3, 4, 16, 16)}
+    assert all(len(set(shapes[first : first + 3])) == 1 for first in range(0, 300, 3))
+    assert 0.15 < shapes.count((3, 16, 16)) / 300 < 0.45
+
+
+def test_a_pan_moves_steadily_and_stays_inside() -> None:
+    ramp = np.tile(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (150, 1, 3))
+    image = Image.fromarray(ramp)
+    for seed in range(20):
+        clip = pan(image, 16, 8, (1.0, 1.0), np.random.default_rng(seed))
+        assert clip.shape == (3, 8, 16, 16)
+        means = clip.mean(dim=(0, 2, 3))
+        steps = means[1:] - means[:-1]
+        assert steps.std() < 0.02
+
+
+def test_parts_without_a_cut_are_found(videos: Path) -> None:
+    folder = VideoFolder(videos, 32)
+    assert {film.frames.shape for film in folder.films} == {(20, 32, 43, 3)}
+    random = np.random.default_rng(0)
+    parts = [folder.part(4, 1, random) for _ in range(50)]
+    assert not any(has_cut(part) for part in parts)
+    assert has_cut(folder.films[0].frames)
+
+
+def test_short_and_broken_videos_are_named(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "plain.mp4").write_bytes((videos / "plain.mp4").read_bytes())
+    assert VideoFolder(tmp_path, 32).skipped[0].startswith("bad.mp4: ")
+    with pytest.raises(ValueError, match=r"must hold at least one video, got none .* fewer than 30"):
+        VideoFolder(tmp_path, 32, min_frames=30)
+    with pytest.raises(ValueError, match="at most 1,000 bytes"):
+        VideoFolder(tmp_path, 32, max_bytes=1000)
+
+
+def test_flicker_is_the_difference_of_changes() -> None:
+    still = torch.zeros(1, 3, 4, 2, 2)
+    assert flicker(still, still + 0.5) == 0
+    shaking = still.clone()
+    shaking[:, :, 1::2] = 1.0
+    assert flicker(still, shaking) == 0.5
+
+
+@pytest.mark.parametrize("frames", [4, 6])
+def test_a_video_model_trains_on_clips_and_images_in_turns(
+    smallest_flags: Flags, videos: Path, tmp_path: Path, frames: int
+) -> None:
+    run = tmp_path / "run"
+    flags = smallest_flags(
+        run,
+        num_frames=frames,
+        train_video_dir=videos,
+        validation_video_dir=videos,
+        image_batch_fraction=0.5,
+        max_train_steps=4,
+        validation_steps=4,
+        autoencoder={"temporal_compression_ratio": 4},
+    )
+    assert train_autoencoder(flags) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = next(row for row in rows if "validation/flicker" in row)
+    assert measured["validation/bits_per_pixel"] > 0
+    model = UnifiedLatentsAutoencoder.from_pretrained(run)
+    assert model.temporal_compression_ratio == 4
+    assert model.config.latents_mean is not None
+    assert Image.open(run / "samples" / "step-0000004.png").size[0] > 16
+
+
+def test_videos_without_a_length_are_refused(
+    smallest_flags: Flags, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_autoencoder(smallest_flags(tmp_path / "run", train_video_dir=videos))
+    assert stop.value.code == 2
+    assert "need --num_frames" in capsys.readouterr().err
