@@ -5,6 +5,7 @@ PYTHON ?= python3
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
 PHOTOS ?= $(HOME)/.cache/ul_tokenizer/debian-photos
+CLIPS ?= $(HOME)/.cache/ul_tokenizer/clips
 FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
 BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
@@ -12,7 +13,7 @@ THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench photos train-photo fashion train-fashion clean
+.PHONY: help demo test lint format bench photos train-photo fashion train-fashion clips train-video clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -53,6 +54,15 @@ train-fashion: LAUNCH = $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_
 train-fashion: fashion ## train ul-fashion as it was trained, both stages, into runs/; run again, it resumes
 	$(LAUNCH) examples/train_autoencoder.py --config examples/configs/ul-fashion.yaml $(DATA)
 	$(LAUNCH) examples/train_base_model.py --config examples/configs/ul-fashion-base.yaml $(DATA)
+
+clips: $(TEST_ENV)/.installed ## fetch the training clips from packages into CLIPS (Debian or Ubuntu only)
+	$(TEST_ENV)/bin/python examples/data/debian_clips.py --cache $(CLIPS)
+
+train-video: photos clips ## train ul-video as it was trained, from the bundled image weights; run again, it resumes
+	test -d runs/video-start || $(TEST_ENV)/bin/python -m conversion.image_to_video ul-photo-f8 -o runs/video-start --decoder_num_layers 2
+	$(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
+	  --config examples/configs/ul-video.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation \
+	  --train_video_dir $(CLIPS)/train --validation_video_dir $(CLIPS)/validation
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
 	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

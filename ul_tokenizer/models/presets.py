@@ -166,32 +166,6 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "embedding_channels": 128,
         "dropout": 0.0,
     },
-    # The paper's setting for Kinetics-600: 16 frames of 128² → 4×16×16. It prints no widths for it; these are those of
-    # its ImageNet networks, less the finest stage.
-    "ul-k600": (
-        {
-            "latent_channels": 16,
-            "encoder_block_out_channels": (128, 256, 512),
-            "encoder_layers_per_block": (2, 2, 3),
-            "decoder_block_out_channels": (128, 256),
-            "decoder_layers_per_block": (2, 2),
-            "decoder_hidden_size": 1024,
-            "decoder_num_layers": 8,
-            "attention_head_dim": 64,
-            "embedding_channels": 256,
-            "dropout": 0.1,
-            "temporal_compression_ratio": 4,
-            "sample_size": 128,
-        },
-        {
-            "in_channels": 16,
-            "block_out_channels": (1024,),
-            "num_layers": (8,),
-            "attention_head_dim": 64,
-            "embedding_channels": 256,
-            "sample_size": 16,
-        },
-    ),
     # For tests: a step takes milliseconds.
     "ul-base-tiny": {
         "in_channels": 4,
