@@ -20,7 +20,7 @@ from ul_tokenizer.data.videos import VIDEO_SUFFIXES, Frame, UnreadableVideoError
 TRIES = 8  # for a part without a cut
 CUT = 0.18  # mean absolute change from frame to frame, of the range, above which a new scene begins
 MAX_SPEED, MAX_ZOOM = 2.0, 0.01  # of pans: pixels, and relative change of scale, a frame
-_KIND, _CLIP = 2, 3  # streams of random numbers, beside those of crops
+_KIND, _CLIP = 7, 8  # streams of random numbers, beside those of crops and of training
 
 
 class Film(NamedTuple):

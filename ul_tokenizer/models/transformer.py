@@ -75,6 +75,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         context_conditioning: whether frames can be given whose continuation is wanted.
         latent_logsnr: λ_z(0), the cleanest level that the model was trained at.
         sample_size: height and width of the latents in training; informative.
+        sample_frames: latent frames in training, if it was on clips; informative.
     """
 
     _pipeline_part = "transformer"
@@ -105,12 +106,17 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         context_conditioning: bool = False,
         latent_logsnr: float = 5.0,
         sample_size: int | None = None,
+        sample_frames: int | None = None,
     ) -> None:
         super().__init__()
         check_bounds(
             in_channels=in_channels, attention_head_dim=attention_head_dim, embedding_channels=embedding_channels
         )
-        optional = {"num_class_embeds": num_class_embeds, "cross_attention_dim": cross_attention_dim}
+        optional = {
+            "num_class_embeds": num_class_embeds,
+            "cross_attention_dim": cross_attention_dim,
+            "sample_frames": sample_frames,
+        }
         check_bounds(**{name: value for name, value in optional.items() if value is not None})
         check_stage_bounds(block_out_channels=block_out_channels, num_layers=num_layers)
         check_dropout(dropout)

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from ul_tokenizer.diffusion.guidance import Guidance
@@ -23,6 +22,7 @@ from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_normalization import denormalize_latents
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.checks import check_components, check_generators, check_latents, check_steps, grid_size
+from ul_tokenizer.pipelines.clips import Clip, make_clip
 from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
 from ul_tokenizer.pipelines.loading import find_pipeline
 
@@ -40,10 +40,16 @@ class UnifiedLatentsPipelineOutput(BaseOutput):
 
     Attributes:
         images: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or the latents z_0
-            (B, c, h, w), noisy at the level that the decoder expects.
+            (B, c, [t,] h, w), noisy at the level that the decoder expects. Of clips: a list of PIL images for each, an
+            array (B, T, H, W, 3) or a tensor (B, T, 3, H, W).
     """
 
-    images: list[Image.Image] | np.ndarray[Any, Any] | Tensor
+    images: Any
+
+    @property
+    def frames(self) -> Any:
+        """`images`, under the name that video pipelines have for them."""
+        return self.images
 
 
 class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
@@ -90,6 +96,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         )
         self.vae_scale_factor = spatial_ratio(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -120,6 +127,9 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
+        num_frames: int | None = None,
+        context_frames: Tensor | None = None,
+        context_latents: Tensor | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -140,7 +150,11 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             guidance_interval: (lowest, highest) log-SNR at which to guide; None for all.
             num_images_per_prompt: images of each class or text.
             generator: makes all noise; with a list, one per image, an image does not depend on the others.
-            latents: z_1, (B, c, h, w), in place of noise.
+            latents: z_1, (B, c, [t,] h, w), in place of noise.
+            num_frames: frames of a clip that are generated; the length of the training if not given (an image, for
+                models that were trained on images). With given frames the autoencoder's temporal ratio divides it.
+            context_frames: (B, 3, T', H, W) in [−1, 1], given frames that the clip continues; they begin the result.
+            context_latents: (B, c, t', h, w), the same as clean latents.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: a `UnifiedLatentsPipelineOutput`, or a tuple of its values.
             callback_on_step_end: called as (pipeline, step, log-SNR, {"latents": z}) after each step; what it returns
@@ -165,19 +179,22 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         conditions = make_conditions(self.transformer, class_labels, text, num_images_per_prompt, device)
         check_generators(generator, conditions.batch_size)
 
-        z = self._initial_latents(conditions.batch_size, height, width, generator, latents, device)
+        clip = make_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, conditions.batch_size)
+        z = self._initial_latents(conditions.batch_size, height, width, generator, latents, device, clip)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for i, logsnr in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            v = self._predict(z, logsnr, conditions, guidance)
+            v = self._predict(z, logsnr, conditions, guidance, clip.context)
             z = self.scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
             if callback_on_step_end is not None:
                 given = {"latents": z} if "latents" in callback_on_step_end_tensor_inputs else {}
                 z = (callback_on_step_end(self, i, float(logsnr), given) or {}).get("latents", z)
 
-        images: Any = z
+        images: Any = clip.completed(z, self.scheduler.config.logsnr_max, generator)
         if output_type != "latent":
-            pixels = self._decode(z, generator, decoder_num_inference_steps)
-            images = self.image_processor.postprocess(pixels.float(), output_type=output_type)
+            pixels = self._decode(images, generator, decoder_num_inference_steps, clip.num_frames).float()
+            processor = self.image_processor if pixels.ndim == 4 else self.video_processor
+            postprocess = processor.postprocess if pixels.ndim == 4 else processor.postprocess_video
+            images = postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         return UnifiedLatentsPipelineOutput(images=images) if return_dict else (images,)
 
@@ -193,31 +210,45 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         generator: Generators,
         latents: Tensor | None,
         device: torch.device,
+        clip: Clip,
     ) -> Tensor:
         """z_1, fp32."""
-        h, w = grid_size(self.transformer, self.vae, self.vae_scale_factor, height, width)
-        shape = (batch_size, self.transformer.config.in_channels, h, w)
+        if clip.context is not None:
+            h, w = clip.context.shape[-2:]
+        else:
+            h, w = grid_size(self.transformer, self.vae, self.vae_scale_factor, height, width)
+        shape = (batch_size, self.transformer.config.in_channels, *clip.new_latent_frames, h, w)
         if latents is not None:
             check_latents(latents, shape)
             return latents.to(device, torch.float32)
         noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return noise * self.scheduler.init_noise_sigma
 
-    def _predict(self, z: Tensor, logsnr: Tensor, conditions: Conditions, guidance: Guidance) -> Tensor:
+    def _predict(
+        self, z: Tensor, logsnr: Tensor, conditions: Conditions, guidance: Guidance, context: Tensor | None
+    ) -> Tensor:
         """v at one level, guided where guidance applies: both predictions in one pass."""
-        if conditions.is_empty or not guidance.applies(float(logsnr)):
-            v: Tensor = self.transformer(z, logsnr, **conditions.model_inputs(), return_dict=False)[0]
+
+        def predict(z: Tensor, conditions: Conditions, context: Tensor | None) -> Tensor:
+            inputs = conditions.model_inputs()
+            v: Tensor = self.transformer(z, logsnr, **inputs, context_latents=context, return_dict=False)[0]
             return v
+
+        if conditions.is_empty or not guidance.applies(float(logsnr)):
+            return predict(z, conditions, context)
         both = conditions.with_null(self.transformer.null_class_label)
-        v = self.transformer(torch.cat([z, z]), logsnr, **both.model_inputs(), return_dict=False)[0]
+        v = predict(torch.cat([z, z]), both, None if context is None else torch.cat([context, context]))
         return guidance.combine(*v.chunk(2))
 
-    def _decode(self, z: Tensor, generator: Generators, num_inference_steps: int | None) -> Tensor:
-        """Pixels (B, 3, H, W), about [−1, 1]."""
+    def _decode(
+        self, z: Tensor, generator: Generators, num_inference_steps: int | None, num_frames: int | None = None
+    ) -> Tensor:
+        """Pixels (B, 3, [T,] H, W), about [−1, 1]."""
         latents = denormalize_latents(self.vae, z).to(self.vae.dtype)
         options: dict[str, Any] = {}
         if isinstance(self.vae, UnifiedLatentsAutoencoder):
             options = {"generator": generator, "num_inference_steps": num_inference_steps}
+            options |= {} if num_frames is None else {"num_frames": num_frames}
         elif num_inference_steps is not None:
             raise ValueError(
                 f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one go, "

@@ -24,8 +24,19 @@ GRID_ROWS = 4
 class HeldOutLatents:
     """Latents that are not trained on."""
 
-    latents: Tensor  # (B, c, h, w), z_clean
+    latents: Tensor  # (B, c, [t,] h, w), z_clean
     class_labels: Tensor | None  # (B,)
+    num_context: int = 0  # latent frames of a clip that are given
+
+    @property
+    def context(self) -> Tensor | None:
+        """What is given."""
+        return self.latents[:, :, : self.num_context] if self.num_context else None
+
+    @property
+    def target(self) -> Tensor:
+        """What is to be generated."""
+        return self.latents[:, :, self.num_context :] if self.num_context else self.latents
 
 
 @torch.no_grad()
@@ -58,7 +69,7 @@ def validate_base(
     generator = torch.Generator(held_out.latents.device).manual_seed(0)
     bits = [latent_bits(z, base, schedule, 8, generator) for z in held_out.latents.split(batch_size)]
     metrics["bits_per_latent_dim"] = float(torch.cat(bits).mean()) / held_out.latents[0].numel()
-    return metrics, sample_grid(pipeline, num_inference_steps, guidance_scale)
+    return metrics, sample_grid(pipeline, num_inference_steps, guidance_scale, held_out.context)
 
 
 def _errors(
@@ -68,7 +79,7 @@ def _errors(
     weighting: SigmoidWeighting,
     batch_size: int,
 ) -> dict[str, float]:
-    z, labels = held_out.latents, held_out.class_labels
+    z = held_out.target
     generator = torch.Generator(z.device).manual_seed(0)
     noise = torch.randn(z.shape, generator=generator, device=z.device)
     metrics, losses = {}, []
@@ -77,7 +88,7 @@ def _errors(
         logsnr = schedule.logsnr(t)
         z_t = diffuse(z, noise, logsnr)
         parts = range(0, len(z), batch_size)
-        v = torch.cat([_predict(base, z_t, logsnr, labels, slice(i, i + batch_size)) for i in parts])
+        v = torch.cat([_predict(base, z_t, logsnr, held_out, slice(i, i + batch_size)) for i in parts])
         error = eps_squared_error(v, z, noise, logsnr, "v_prediction").mean() / z[0].numel()
         metrics[f"eps_mse_at_logsnr_{float(logsnr[0]):.1f}"] = float(error)
         losses.append(float(sigmoid_loss(v, z, noise, t, schedule, weighting).mean()) / z[0].numel())
@@ -85,17 +96,25 @@ def _errors(
 
 
 def _predict(
-    base: UnifiedLatentsTransformer, z_t: Tensor, logsnr: Tensor, labels: Tensor | None, part: slice
+    base: UnifiedLatentsTransformer, z_t: Tensor, logsnr: Tensor, held_out: HeldOutLatents, part: slice
 ) -> Tensor:
-    v: Tensor = base(z_t[part], logsnr[part], None if labels is None else labels[part]).sample
+    labels, context = held_out.class_labels, held_out.context
+    v: Tensor = base(
+        z_t[part],
+        logsnr[part],
+        None if labels is None else labels[part],
+        context_latents=None if context is None else context[part],
+    ).sample
     return v
 
 
-def sample_grid(pipeline: UnifiedLatentsPipeline, num_inference_steps: int, guidance_scale: float) -> Image.Image:
-    """Samples with fixed seeds; with classes, a class per column."""
+def sample_grid(
+    pipeline: UnifiedLatentsPipeline, num_inference_steps: int, guidance_scale: float, context: Tensor | None = None
+) -> Image.Image:
+    """Samples with fixed seeds; with classes, a class per column; of clips, the first frame above the last."""
     num_classes = pipeline.transformer.config.num_class_embeds
     columns = min(num_classes or GRID_COLUMNS, GRID_COLUMNS)
-    count = GRID_ROWS * columns
+    count = GRID_ROWS * columns if context is None else min(columns, len(context))
     device = pipeline.device
     pipeline.set_progress_bar_config(disable=True)
     (pixels,) = pipeline(
@@ -104,7 +123,10 @@ def sample_grid(pipeline: UnifiedLatentsPipeline, num_inference_steps: int, guid
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         generator=[torch.Generator(device).manual_seed(i) for i in range(count)],
+        context_latents=None if context is None else context[:count],
         output_type="pt",
         return_dict=False,
     )
+    if pixels.ndim == 5:  # (B, T, 3, H, W)
+        pixels = torch.cat([pixels[:, 0], pixels[:, -1]], dim=-2)
     return comparison_grid(list((2 * pixels - 1).split(columns)), columns)

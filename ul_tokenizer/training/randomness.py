@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-# Streams under one seed; data/crops.py has its own seeds' streams 0 and 1.
-NOISE, TIMES, DROPOUT, LABEL_DROPOUT = 2, 3, 4, 5
+# Streams under one seed; data/crops.py has streams 0 and 1, data/clips.py 7 and 8.
+NOISE, TIMES, DROPOUT, LABEL_DROPOUT, CONTEXT_DROPOUT = 2, 3, 4, 5, 6
 
 
 def derived_seed(seed: int, stream: int, *keys: int) -> int:

@@ -29,13 +29,20 @@ from ul_tokenizer.models.presets import BASE_PRESETS, build_base, check_config_k
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
-from ul_tokenizer.training.arguments import BELOW_1, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
+from ul_tokenizer.training.arguments import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
 from ul_tokenizer.training.base_validation import HeldOutLatents, validate_base
 from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_ours
 from ul_tokenizer.training.loop import Batch, run_stage
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.randomness import LABEL_DROPOUT, TIMES, Draws, sample_noise, stream_generator
+from ul_tokenizer.training.randomness import (
+    CONTEXT_DROPOUT,
+    LABEL_DROPOUT,
+    TIMES,
+    Draws,
+    sample_noise,
+    stream_generator,
+)
 from ul_tokenizer.training.sources import make_sources, say
 
 OTHERS_LOGSNR_MAX = 10.0  # where an autoencoder's latents have no noise level of their own
@@ -88,6 +95,12 @@ class Stage2Arguments(TrainingArguments):
     class_conditional: bool = arg(True, "Condition on the class, where samples have one.")
     label_dropout: float = arg(0.1, "Probability of training without the class, for guidance.", BELOW_1)
 
+    # Clips
+    num_context_latents: int = arg(
+        0, "Latent frames at the beginning of each clip that are given, for a model that continues clips.", NOT_NEGATIVE
+    )
+    context_dropout: float = arg(0.1, "Fraction of the steps in which all frames are generated instead.", FRACTION)
+
     # Validation
     validation_inference_steps: int = arg(16, "Steps of the validation's samples.", POSITIVE)
     validation_guidance_scale: float = arg(1.0, "Guidance of the validation's samples.", NOT_NEGATIVE)
@@ -124,7 +137,8 @@ class Stage2:
         self.class_names, self._images, self._held_out_source, self._latents = _make_data(args, self.autoencoder)
         if not args.class_conditional:
             self.class_names = ()
-        self.transformer = _make_base(args, self.autoencoder, len(self.class_names))
+        num_frames = _latent_frames(args, self._latents)
+        self.transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames)
         self.models: dict[str, ModelMixin] = {"transformer": self.transformer}
         level = self.transformer.config.latent_logsnr
         self.schedule = LogSNRSchedule(level, args.logsnr_min, args.schedule)
@@ -166,7 +180,8 @@ class Stage2:
         if self._latents is not None:
             samples = [self._latents[i] for i in range(len(self._latents) - count, len(self._latents))]
             batch = collate_latents(samples)
-            return HeldOutLatents(batch["latents"].to(device), self._labels(batch["class_labels"].to(device)))
+            labels = self._labels(batch["class_labels"].to(device))
+            return HeldOutLatents(batch["latents"].to(device), labels, self.args.num_context_latents)
         assert self._held_out_source is not None  # with images there is one
         crops = self._crops(self._held_out_source, seed=0)
         pixels = collate_crops([crops[n] for n in range(count)])
@@ -209,11 +224,22 @@ class Stage2:
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss in nats per latent dimension."""
         z = batch["latents"] if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
+        context, z = self._split(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = stream_generator(self.args.seed, TIMES, draws.of_step.start)
         t = draws.pick(stratified_times(len(draws.of_step), generator)).to(z.device)
         labels = self._dropped(self._labels(batch["class_labels"]), draws)
-        return model(z, noise, t, labels).mean() / z[0].numel(), {}
+        return model(z, noise, t, labels, context).mean() / z[0].numel(), {}
+
+    def _split(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
+        """What is given of clips (B, c, t, h, w), and what is to be generated; in some steps all is."""
+        count = self.args.num_context_latents
+        if not count:
+            return None, z
+        generator = stream_generator(self.args.seed, CONTEXT_DROPOUT, first_draw)
+        if float(torch.rand((), generator=generator)) < self.args.context_dropout:
+            return None, z
+        return z[:, :, :count], z[:, :, count:]
 
     def _labels(self, labels: Tensor) -> Tensor | None:
         """Labels with "none" as the null label; None for models without classes."""
@@ -326,7 +352,9 @@ def _make_data(
     return latents.class_names, None, None, latents
 
 
-def _make_base(args: Stage2Arguments, autoencoder: FrozenAutoencoder, num_classes: int) -> UnifiedLatentsTransformer:
+def _make_base(
+    args: Stage2Arguments, autoencoder: FrozenAutoencoder, num_classes: int, num_frames: int | None
+) -> UnifiedLatentsTransformer:
     latents: dict[str, Any] = {
         "in_channels": autoencoder.latent_channels,
         "latent_logsnr": _latent_logsnr(args, autoencoder),
@@ -334,7 +362,9 @@ def _make_base(args: Stage2Arguments, autoencoder: FrozenAutoencoder, num_classe
     }
     torch.manual_seed(args.seed)  # fresh weights are the same on every process and in every run
     if args.pretrained_model_name_or_path is None:
-        fresh = {**latents, "sample_size": args.resolution // autoencoder.ratio}
+        fresh = {**latents, "sample_size": args.resolution // autoencoder.ratio, "sample_frames": num_frames}
+        if args.num_context_latents:
+            fresh["context_conditioning"] = True
         base = build_base(args.preset, {**fresh, **args.base})
         flag = "--base"
     else:
@@ -345,6 +375,25 @@ def _make_base(args: Stage2Arguments, autoencoder: FrozenAutoencoder, num_classe
         if base.config[key] != value:
             raise ValueError(f"{flag} must have the {key} of the latents and labels, {value}, got {base.config[key]}.")
     return base
+
+
+def _latent_frames(args: Stage2Arguments, latents: LatentDataset | None) -> int | None:
+    """Frames of the latents of clips; None for images.
+
+    Raises:
+        ValueError: clips of several lengths, or no more frames than are given.
+    """
+    lengths = {shape[1] if len(shape) == 4 else None for shape in latents.shapes} if latents is not None else {None}
+    if len(lengths) > 1:
+        raise ValueError("--latent_dataset must hold clips of one length, or images, got several.")
+    (num_frames,) = lengths
+    if args.num_context_latents and (num_frames is None or num_frames <= args.num_context_latents):
+        got = "images" if num_frames is None else f"clips of {num_frames}"
+        raise ValueError(
+            f"--num_context_latents {args.num_context_latents} needs a --latent_dataset of clips with more latent "
+            f"frames than that, got {got}."
+        )
+    return num_frames
 
 
 def _latent_logsnr(args: Stage2Arguments, autoencoder: FrozenAutoencoder) -> float:

@@ -1,0 +1,83 @@
+"""What a pipeline makes of frames: how many, and which are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ul_tokenizer.diffusion.objective import diffuse
+from ul_tokenizer.diffusion.scheduler import Generators
+from ul_tokenizer.models.latent_normalization import normalize_latents
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The time of what is generated; without any, it is an image."""
+
+    latent_frames: int | None = None  # that are generated
+    num_frames: int | None = None  # of the whole result
+    context: Tensor | None = None  # (B, c, t', h, w), clean
+
+    @property
+    def new_latent_frames(self) -> tuple[int, ...]:
+        """For the shape of the latents."""
+        return () if self.latent_frames is None else (self.latent_frames,)
+
+    def completed(self, z: Tensor, logsnr: float, generator: Generators) -> Tensor:
+        """z_0 with that of the given frames before it, whose noise is as that of the others."""
+        if self.context is None:
+            return z
+        noise = randn_tensor(tuple(self.context.shape), generator=generator, device=z.device, dtype=torch.float32)
+        given = diffuse(self.context.to(z), noise, torch.tensor(logsnr, device=z.device))
+        return torch.cat([given, z], dim=2)
+
+
+def make_clip(
+    vae: Any,
+    transformer: UnifiedLatentsTransformer,
+    num_frames: int | None,
+    context_frames: Tensor | None,
+    context_latents: Tensor | None,
+    batch_size: int,
+) -> Clip:
+    """What the arguments of a call mean.
+
+    Raises:
+        ValueError: frames for a model of images, both contexts, another number of them than of clips, or a length that
+            the temporal ratio doesn't divide behind given frames.
+    """
+    ratio = int(getattr(vae, "temporal_compression_ratio", 1) or 1)
+    trained = transformer.config.sample_frames
+    if num_frames is not None and (not isinstance(num_frames, int) or isinstance(num_frames, bool) or num_frames < 1):
+        raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}.")
+    if context_frames is not None and context_latents is not None:
+        raise ValueError("context_frames and context_latents exclude each other, got both.")
+    context = context_latents
+    if context_frames is not None:
+        context = _encoded(vae, context_frames)
+    if context is None:
+        if num_frames is None and trained is None:
+            return Clip()
+        latent_frames = int(trained) if num_frames is None else -(-num_frames // ratio)
+        return Clip(latent_frames, latent_frames * ratio if num_frames is None else num_frames)
+    if context.ndim != 5 or len(context) != batch_size:
+        raise ValueError(f"context must be {batch_size} clips, one per result, got {tuple(context.shape)}.")
+    if num_frames is not None and num_frames % ratio:
+        raise ValueError(f"num_frames must be a multiple of {ratio} behind given frames, got {num_frames}.")
+    more = max(1, (trained or 0) - context.shape[2]) if num_frames is None else num_frames // ratio
+    given = context.shape[2] * ratio if context_frames is None else context_frames.shape[2]
+    return Clip(more, given + more * ratio, context.to(transformer.device, torch.float32))
+
+
+@torch.no_grad()
+def _encoded(vae: Any, frames: Tensor) -> Tensor:
+    if frames.ndim != 5 or not frames.is_floating_point():
+        raise ValueError(f"context_frames must be floats (B, 3, T, H, W), got {tuple(frames.shape)} {frames.dtype}.")
+    encoded = vae.encode(frames.to(vae.device, vae.dtype))
+    latents: Tensor = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+    return normalize_latents(vae, latents.float())
