@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from conversion.image_to_video import inflate, main
-from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
+from ul_tokenizer import (
+    LatentDataset,
+    LogSNRScheduler,
+    UnifiedLatentsAutoencoder,
+    UnifiedLatentsPipeline,
+    UnifiedLatentsTransformer,
+)
 from ul_tokenizer.cli import app
 from ul_tokenizer.data.videos import VideoWriter, count_frames, probe, read_frames
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
@@ -157,6 +163,50 @@ def test_clips_with_a_cut_are_passed_over(model: str, tmp_path: Path) -> None:
     ul("encode-dataset", tmp_path / "in", "-o", tmp_path / "out", *words)
     assert [sample["id"] for sample in LatentDataset(tmp_path / "out")] == ["a.mp4@0"]
     assert "a new scene begins" in (tmp_path / "out" / "skipped.jsonl").read_text()
+
+
+# ---------------------------------------------------------------- generating
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    transformer = UnifiedLatentsTransformer(4, (32,), (2,), 16, 16, context_conditioning=True, sample_size=4)
+    folder = tmp_path_factory.mktemp("pipeline")
+    autoencoder = UnifiedLatentsAutoencoder.from_pretrained(model)
+    UnifiedLatentsPipeline(transformer, LogSNRScheduler(), autoencoder).save_pretrained(folder)
+    return folder
+
+
+def test_clips_are_generated_and_a_clip_is_continued(pipeline: Path, tmp_path: Path) -> None:
+    words = ["generate", "--model", pipeline, "--num", 3, "--steps", 2]
+    ul(*words, "--frames", 6, "-o", tmp_path / "new.mp4")
+    assert (count_frames(tmp_path / "new.mp4"), probe(tmp_path / "new.mp4").width) == (6, 64)
+    with VideoWriter(tmp_path / "given.mp4", 12) as writer:
+        for n in range(9):
+            writer.write(np.full((32, 32, 3), 20 * n, np.uint8))
+    ul(*words, "--frames", 4, "--context", tmp_path / "given.mp4", "--given", 5, "-o", tmp_path / "more.mp4")
+    assert (count_frames(tmp_path / "more.mp4"), probe(tmp_path / "more.mp4").fps) == (9, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-o", "x.mp4"], "--frames must be given"),
+        (["--frames", "4", "-o", "x.png"], "--output must be a .mp4 file for clips"),
+        (["--context", "given.mp4", "--given", "20", "-o", "x.mp4"], "--context must have 20 frames"),
+        (["--context", "given.mp4", "--frames", "3", "-o", "x.mp4"], "must be a multiple of 4 behind given frames"),
+    ],
+)
+def test_what_clips_cannot_be_is_one_sentence(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(Path("given.mp4"), 10) as writer:
+        for _ in range(6):
+            writer.write(np.zeros((32, 32, 3), np.uint8))
+    assert expected in ul("generate", "--model", pipeline, "--num", 1, *words, status=1).stderr
+    assert not Path("x.mp4").exists()
 
 
 # ---------------------------------------------------------------- from image weights

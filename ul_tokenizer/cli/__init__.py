@@ -253,7 +253,7 @@ def reconstruct(
 @app.command(epilog="Example: ul-tokenizer generate --model ul-fashion --class 7 --num 16 -o grid.png")
 def generate(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png for one grid, or a folder for a file per image.")
+        Path, typer.Option("--output", "-o", help="A .png (of clips .mp4) for one grid, or a folder for many images.")
     ],
     model: Annotated[str, typer.Option(help="Pipeline: bundled name, folder or hub id.")] = DEFAULT_PIPELINE,
     revision: Revision = None,
@@ -276,13 +276,19 @@ def generate(
     solver: Annotated[Solver, typer.Option(help="How the steps are taken.")] = Solver.dpmsolver,
     height: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="as trained")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="as trained")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of clips.", show_default="as trained")] = None,
+    context: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A video that clips continue.")
+    ] = None,
+    given: Annotated[int, typer.Option(min=1, help="Last frames of it that are given.")] = 5,
+    fps: Annotated[float, typer.Option(help="Of clips, unless the context says it.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Of all noise; an image depends on it, its class and number.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     device: Device = None,
     dtype: ComputeDtype = Dtype.float32,
     force: Force = False,
 ) -> None:
-    """Generate images with a base model, its scheduler and its autoencoder."""
+    """Generate images, or clips, with a base model, its scheduler and its autoencoder."""
     with _reporting():
         import torch
 
@@ -296,6 +302,11 @@ def generate(
         sampling = work.Sampling(
             steps, decoder_steps, guidance, interval, solver.value, height, width, seed, batch_size
         )
+        if output.suffix == ".mp4":
+            work.generate_clips(pipeline, labels, num, sampling, work.Time(frames, context, given, fps), output)
+            return
+        if frames is not None or context is not None:
+            raise ValueError(f"--output must be a .mp4 file for clips, got {output}.")
         work.generate(pipeline, labels, num, sampling, output)
 
 

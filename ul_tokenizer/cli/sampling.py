@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ul_tokenizer.cli.files import whole_file
 from ul_tokenizer.data.images import to_image
+from ul_tokenizer.data.videos import VideoWriter, probe, read_frames
 from ul_tokenizer.evaluation.metrics import comparison_grid
 from ul_tokenizer.models.repository import class_names
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
@@ -109,8 +110,68 @@ def generate(
     return files
 
 
-def _in_batches(pipeline: UnifiedLatentsPipeline, wanted: Sequence[Wanted], sampling: Sampling) -> Iterator[Tensor]:
-    """Pixels (B, 3, H, W) in [−1, 1]."""
+@dataclass(frozen=True)
+class Time:
+    """What clips are asked for."""
+
+    frames: int | None  # that are generated; None for as many as in training
+    context: Path | None
+    given: int  # its last frames
+    fps: float
+
+    def read(self) -> tuple[Tensor | None, float]:
+        """The given frames (1, 3, T, H, W) in [−1, 1], and the clips' rate.
+
+        Raises:
+            ValueError: a context that can't be read, or is shorter.
+        """
+        if self.context is None:
+            return None, self.fps
+        frames = list(read_frames(self.context))[-self.given :]
+        if len(frames) < self.given:
+            raise ValueError(f"--context must have {self.given} frames, got {self.context} with {len(frames)}.")
+        pixels = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        return pixels, probe(self.context).fps or self.fps
+
+
+def generate_clips(
+    pipeline: UnifiedLatentsPipeline,
+    labels: Sequence[int | None],
+    num: int,
+    sampling: Sampling,
+    time_of: Time,
+    output: Path,
+) -> None:
+    """Generates `num` clips of each class into one video, in which they stand side by side.
+
+    Raises:
+        ValueError: a model of images, or a context that doesn't fit.
+    """
+    if pipeline.transformer.config.sample_frames is None and time_of.frames is None and time_of.context is None:
+        raise ValueError("--frames must be given: this model does not say how many frames it was trained on.")
+    context, fps = time_of.read()
+    wanted = [Wanted(label, number) for label in labels for number in range(num)]
+    start = time.perf_counter()
+    clips = torch.cat(list(_in_batches(pipeline, wanted, sampling, time_of.frames, context)))
+    seconds = time.perf_counter() - start
+    columns = math.ceil(math.sqrt(len(clips)))
+    gap = columns * -(-len(clips) // columns) - len(clips)
+    filled = torch.cat([clips, clips.new_ones(gap, *clips.shape[1:])])  # (N, T, 3, H, W)
+    with VideoWriter(output, fps) as writer:
+        for frame in filled.unbind(1):
+            rows = [torch.cat(list(row), dim=-1) for row in torch.split(frame, columns)]
+            writer.write(np.asarray(to_image(torch.cat(rows, dim=-2))))
+    print(f"generated {len(wanted)} clips of {clips.shape[1]} frames in {seconds:.1f} s: {output}", file=sys.stderr)
+
+
+def _in_batches(
+    pipeline: UnifiedLatentsPipeline,
+    wanted: Sequence[Wanted],
+    sampling: Sampling,
+    num_frames: int | None = None,
+    context: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Pixels (B, [T,] 3, H, W) in [−1, 1]."""
     starts = range(0, len(wanted), sampling.batch_size)
     for start in track(starts, "generating", transient=True, disable=not sys.stderr.isatty()):
         part = wanted[start : start + sampling.batch_size]
@@ -125,6 +186,8 @@ def _in_batches(pipeline: UnifiedLatentsPipeline, wanted: Sequence[Wanted], samp
             guidance_scale=sampling.guidance,
             guidance_interval=sampling.guidance_interval,
             generator=[one.generator(sampling.seed) for one in part],
+            num_frames=num_frames,
+            context_frames=None if context is None else context.expand(len(part), -1, -1, -1, -1),
             output_type="pt",
             return_dict=False,
         )
@@ -159,9 +222,9 @@ def refuse_existing(labels: Sequence[int | None], num: int, output: Path, force:
         ValueError: names the first.
     """
     wanted = [Wanted(label, number) for label in labels for number in range(num)]
-    files = [output] if output.suffix == ".png" else [output / file_name(one) for one in wanted]
+    files = [output] if output.suffix in (".png", ".mp4") else [output / file_name(one) for one in wanted]
     taken = [path for path in files if path.exists()]
-    if output.suffix == ".png" and output.is_dir():
+    if output.suffix in (".png", ".mp4") and output.is_dir():
         raise ValueError(f"The result {output} would replace a folder.")
     if taken and not force:
         raise ValueError(f"{taken[0]} exists already; --force overwrites.")
