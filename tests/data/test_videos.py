@@ -146,6 +146,27 @@ def test_animations_are_videos(tmp_path: Path, suffix: str) -> None:
     assert numbers(read_frames(tmp_path / f"a{suffix}", fps=5)) == [0, 2, 4]
 
 
+def test_a_folder_of_images_is_a_video(tmp_path: Path) -> None:
+    for n in range(6):
+        Image.fromarray(number(n)).save(tmp_path / f"{n:03d}.png")
+    assert numbers(read_frames(tmp_path)) == list(range(6))
+    assert numbers(read_frames(tmp_path, start=2 / 25, num_frames=2)) == [2, 3]
+    assert (probe(tmp_path).width, probe(tmp_path).fps) == (48, 25.0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnreadableVideoError, match="there is no image in the folder"):
+        probe(tmp_path / "empty")
+
+
+def test_a_header_that_says_absurd_things_is_not_believed(tmp_path: Path) -> None:
+    """A duration of years, as a last frame that lies far off makes it."""
+    path = write(tmp_path / "a.mkv", count=3, times=[0, 1, 30 * 3600 * 24 * 400])
+    assert probe(path).seconds is None
+    notes: list[str] = []
+    assert numbers(read_frames(path, notes=notes)) == [0, 1, 2]
+    assert "was taken out" in notes[0]
+    assert numbers(read_frames(path, fps=30)) == [0, 1, 2]
+
+
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", 1)
     assert numbers(read_frames(path)) == [0]

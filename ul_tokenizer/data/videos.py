@@ -17,6 +17,8 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from ul_tokenizer.data.images import UnreadableImageError, find_images, read_image
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -24,7 +26,9 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".ts", ".wmv", ".flv", ".3gp", ".y4m")
 )
 ANIMATION_SUFFIXES = frozenset((".gif", ".webp", ".apng"))
+SEQUENCE_FPS = 25.0  # of images in a folder, which say nothing of it
 MAX_FPS, MAX_SECONDS = 1000.0, 48 * 3600.0  # beyond these a header is not believed
+MAX_GAP = 600.0  # seconds between frames
 MAX_PIXELS = 64_000_000  # of a frame
 MAX_CORRUPT = 1000  # packets in a row
 Frame = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
@@ -69,6 +73,9 @@ def probe(path: str | Path) -> VideoInfo:
     Raises:
         UnreadableVideoError: no such file, no video in it, or a damaged beginning.
     """
+    if Path(path).is_dir():
+        height, width = next(_sequence(Path(path))).pixels.shape[:2]
+        return VideoInfo(width, height, SEQUENCE_FPS, None, "RGB", False)
     if Path(path).suffix.lower() in ANIMATION_SUFFIXES:
         with _animation(path) as image:
             image.load()  # WebP says how long a frame lasts when it has read it
@@ -104,7 +111,8 @@ def read_frames(
     Frames of another size than the first one are scaled to it, rotation is applied, transparency is put on white.
 
     Args:
-        path: a video file, an animated GIF, WebP or PNG.
+        path: a video file, an animated GIF, WebP or PNG, or a folder of images, whose names give their order, at
+            SEQUENCE_FPS.
         start: seconds from the first frame; the first that is given is the one shown then.
         num_frames: at most so many.
         fps: of the result: frame n is the one shown at start + n / fps, so times that vary are evened out; None gives
@@ -150,6 +158,9 @@ def _at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Frame]:
 
 def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> Iterator[Timed]:
     """All frames from the keyframe before `start` on, at least."""
+    if Path(path).is_dir():
+        yield from _sequence(Path(path))
+        return
     if Path(path).suffix.lower() in ANIMATION_SUFFIXES:
         yield from _animated(path)
         return
@@ -170,11 +181,17 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
                 first = next(frames)
             except (FFmpegError, UnreadableVideoError):
                 raise UnreadableVideoError(path, f"it can't be read from second {start:g} on") from None
-        number = 0
+        before: float | None = None
         for number, frame in enumerate(_chained(first, frames)):
             pixels = _pixels(frame, size, notes)
             size = size or (pixels.shape[1], pixels.shape[0])
-            yield Timed(_time_of(frame, number, stream) - origin, pixels)
+            time = _time_of(frame, number, stream) - origin
+            if before is not None and time - before > MAX_GAP:  # else evening out the rate would never end
+                notes.append(f"{path}: a pause of {time - before:.0f} seconds was taken out.")
+                origin += time - before - 1 / (_rate(stream) or 25.0)
+                time = _time_of(frame, number, stream) - origin
+            before = time
+            yield Timed(time, pixels)
 
 
 def _chained(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -279,6 +296,23 @@ def _animated(path: str | Path) -> Iterator[Timed]:
             whole = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             yield Timed(time, np.array(whole))
             time += (frame.info.get("duration") or 100) / 1000
+
+
+def _sequence(folder: Path) -> Iterator[Timed]:
+    """The images of a folder, as frames."""
+    paths = find_images(folder).images
+    if not paths:
+        raise UnreadableVideoError(folder, "there is no image in the folder")
+    size: tuple[int, int] | None = None
+    for number, path in enumerate(paths):
+        try:
+            image = read_image(path)
+        except UnreadableImageError as error:
+            raise UnreadableVideoError(path, error.reason) from error
+        size = size or image.size
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        yield Timed(number / SEQUENCE_FPS, np.array(image))
 
 
 # ---------------------------------------------------------------- writing
