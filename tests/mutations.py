@@ -26,12 +26,17 @@ ATTENTION = "ul_tokenizer/models/attention.py"
 LAYERS = "ul_tokenizer/models/layers.py"
 TILING = "ul_tokenizer/models/tiling.py"
 
+DOWNLOAD = "ul_tokenizer/hub/download.py"
+TEMPORAL = "ul_tokenizer/models/temporal.py"
+
 ON_OBJECTIVE = "tests/diffusion/test_objective.py"
 ON_SCHEDULER = "tests/diffusion/test_scheduler.py"
 ON_ALGORITHM = "tests/training/test_algorithm1.py"
 ON_AUTOENCODER = "tests/models/test_autoencoder.py"
 ON_LAYERS = "tests/models/test_layers.py"
 ON_TILING = "tests/models/test_tiling.py"
+ON_PULL = "tests/hub/test_pull.py"
+ON_VIDEO = "tests/models/test_video.py"
 
 
 @dataclass(frozen=True)
@@ -256,6 +261,41 @@ MUTATIONS = [
         "mine = range(len(self.source))",
         "tests/test_cli_encode_dataset.py",
     ),
+    Mutation(
+        "the hub's files are not compared with their hashes",
+        DOWNLOAD,
+        "return made.hexdigest() == digest",
+        "return True",
+        ON_PULL,
+    ),
+    Mutation(
+        "the hub is asked for a commit that is cached",
+        DOWNLOAD,
+        "if known := self._read_record(_as_commit(revision)):",
+        "if known := self._read_record(None):",
+        ON_PULL,
+    ),
+    Mutation(
+        "the hub's card loses what a person wrote",
+        "ul_tokenizer/hub/card_merge.py",
+        'if found["name"] in untouched else found[0]',
+        "if True else found[0]",
+        "tests/hub/test_push.py",
+    ),
+    Mutation(
+        "in time, the encoder sees the next frame",
+        TEMPORAL,
+        "h = repeat_first(h, KERNEL - 1) if history is None else torch.cat([history, h], dim=1)",
+        "h = torch.cat([h[:, :1], h, h[:, -1:]], dim=1) if history is None else torch.cat([history, h], dim=1)",
+        ON_VIDEO,
+    ),
+    Mutation(
+        "in time, a part forgets the one before",
+        TEMPORAL,
+        "if history is None else torch.cat([history, h], dim=1)",
+        "if history is None else repeat_first(h, KERNEL - 1)",
+        ON_VIDEO,
+    ),
 ]
 
 
@@ -283,10 +323,10 @@ def is_caught(tree: Path, mutation: Mutation) -> bool:
 
 
 def copy_of_the_tree(folder: Path) -> Path:
-    """The package and its tests; weights and data stay behind."""
+    """The package with its weights, its scripts and its tests."""
     tree = folder / "tree"
-    leave = shutil.ignore_patterns("__pycache__", "*.safetensors")
-    for part in ("ul_tokenizer", "tests"):
+    leave = shutil.ignore_patterns("__pycache__")
+    for part in ("ul_tokenizer", "conversion", "examples", "benchmarks", "tests"):
         shutil.copytree(ROOT / part, tree / part, ignore=leave)
     shutil.copy(ROOT / "pyproject.toml", tree)
     return tree

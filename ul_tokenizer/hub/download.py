@@ -120,22 +120,17 @@ class _Cache:
     # ------------------------------------------------------------------------------------------------ without asking
 
     def find(self, revision: str | None, wanted: Wanted) -> Snapshot | None:
-        """The snapshot of a commit that is known to be whole; for a branch or tag only where nothing may be asked."""
-        commit = _as_commit(revision)
-        if commit is None and not self.access.is_offline:
+        """What the cache has, where nothing may be asked; None where it may."""
+        if not self.access.is_offline:
             return None
-        commit = commit or self._read_ref(revision)
+        commit = _as_commit(revision) or self._read_ref(revision)
         record = self._read_record(commit)
         if record is None:
-            if self.access.is_offline:
-                return self._as_found(commit, wanted)
-            return None
+            return self._as_found(commit, wanted)
         names = wanted(list(record.digests))
-        if all((self.snapshot(record.commit) / name).is_file() for name in names):
-            return self._checked(record, names)
-        if self.access.is_offline:
+        if not all((self.snapshot(record.commit) / name).is_file() for name in names):
             raise self._not_here()
-        return None
+        return self._checked(record, names)
 
     def _as_found(self, commit: str | None, wanted: Wanted) -> Snapshot:
         """A snapshot that something else filled, as far as it goes."""
