@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAINED = "ul_tokenizer/pretrained"
-MODELS = ("ul-photo-f8", "ul-fashion")
+MODELS = ("ul-photo-f8", "ul-fashion", "ul-video")
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n\n", re.DOTALL)
 
 

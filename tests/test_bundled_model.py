@@ -103,3 +103,20 @@ def test_half_precision_loses_next_to_nothing(
     half = UnifiedLatentsAutoencoder.from_pretrained("ul-photo-f8", torch_dtype=dtype).eval()
     psnr = psnr_of_mean_mse(pixels, decoded(half, latents.to(dtype), 1))
     assert psnr > psnr_of_mean_mse(pixels, decoded(autoencoder, latents, 1)) - 0.2
+
+
+# ---------------------------------------------------------------- ul-video
+
+
+def test_the_video_model_keeps_a_slow_pan_and_needs_its_own_latent() -> None:
+    vae = UnifiedLatentsAutoencoder.from_pretrained("ul-video").eval()
+    photos = [to_tensor(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))]
+    clips = torch.stack([torch.stack([p[:, 100:164, 100 + k : 164 + k] for k in range(9)], dim=1) for p in photos])
+    with torch.inference_mode():
+        z = vae.encode(clips).latent_dist.sample(generators(0, 3))
+        own, other = (
+            vae.decode(latent, generator=generators(5, 3), num_frames=9).sample for latent in (z, z.roll(1, 0))
+        )
+        assert z.shape == (3, 16, 3, 8, 8)
+        assert psnr_of_mean_mse(clips, own) > psnr_of_mean_mse(clips, other) + 6
+        assert psnr_of_mean_mse(clips, own) > 20

@@ -49,7 +49,7 @@ def test_bits_and_the_cost_of_another_images_latent_are_those_of_the_metrics_fil
 
 def test_the_pictures_that_the_card_shows_exist(card: str) -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card)
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 
@@ -59,6 +59,24 @@ def test_the_card_is_made_of_the_cards_in_the_models_folders(card: str) -> None:
     for name in model_card.MODELS:
         assert f"\n# {name}\n" in card
         assert (PRETRAINED / name / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: apache-2.0\n")
+
+
+# ---------------------------------------------------------------- ul-video
+
+
+def test_the_figures_of_clips_are_those_of_the_metrics_file(card: str) -> None:
+    metrics = json.loads((PRETRAINED / "ul-video" / "metrics.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (\d) \|" + r" ([\d.]+) \|" * 6 + "$", card, flags=re.MULTILINE)
+    assert len(rows) == 3
+    for step, *figures in rows:
+        expected = [
+            f"{metrics[kind][f'{name}_{step}']:.{digits}f}"
+            for kind in ("videos", "pans")
+            for name, digits in (("psnr_of_mean_mse", 2), ("mean_of_psnr", 2), ("flicker", 4))
+        ]
+        assert figures == expected
+    bits = " | ".join(f"{metrics[kind]['bits_per_pixel']:.3f}" for kind in ("videos", "pans"))
+    assert f"by the prior's ELBO | {bits} |" in card
 
 
 # ---------------------------------------------------------------- ul-fashion

@@ -80,7 +80,7 @@ def test_the_list_has_bundled_and_cached_models(hub: LoopbackHub, login: str, fo
     UnifiedLatentsAutoencoder.from_pretrained("tester/model")
     hub.add("owner/foreign", {"config.json": b'{"_class_name": "Other"}'})
     rows = {row["name"]: row for row in json.loads(ul("hub", "list", "--json").stdout)}
-    assert {"ul-photo-f8", "ul-fashion", "tester/model"} == set(rows)
+    assert {"ul-photo-f8", "ul-fashion", "ul-video", "tester/model"} == set(rows)
     row = rows["tester/model"]
     assert (row["origin"], row["licence"], row["revision"]) == ("cached", "mit", hub.repo("tester/model").head.oid)
     assert row["bytes"] > 100_000
