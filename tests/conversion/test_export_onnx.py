@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +62,14 @@ def test_a_graph_that_differs_from_torch_is_seen(
         other.encoder.conv_in.weight *= 1.1
     with pytest.raises(ValueError, match="must agree with torch"):
         script("export_onnx").check(other, exported)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_the_encoder_compiles_ahead_of_time(
+    repository: Path, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    autoencoder = UnifiedLatentsAutoencoder.from_pretrained(repository)
+    assert script("export_onnx").compile_encoder(autoencoder, tmp_path / "encoder.pt2", 32) < 1e-4
 
 
 def test_an_existing_folder_and_an_unknown_model_are_refused(
