@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -171,6 +172,19 @@ def test_a_cached_model_loads_without_the_hub_in_another_process(
     found, seconds = done.stdout.split()
     assert found == commit
     assert float(seconds) < 2
+
+
+@pytest.mark.parametrize("how", ["offline", "trouble"])
+def test_what_another_tool_cached_is_not_taken_for_the_whole_repository(
+    hub: LoopbackHub, model: str, load: Any, tmp_path: Path, how: str
+) -> None:
+    for file in ("config.json", WEIGHTS):
+        huggingface_hub.hf_hub_download(model, file, cache_dir=tmp_path / "cache")
+    hub.faults.append(Fault("unavailable", times=1000))
+    load(model, local_files_only=how == "offline")
+    hub.faults.clear()
+    commit = hub.repo(model).head.oid
+    assert load_prior(model, revision=commit, cache_dir=tmp_path / "cache").config.in_channels == 4
 
 
 def test_what_was_never_loaded_needs_the_hub(hub: LoopbackHub, model: str, load: Any) -> None:

@@ -107,6 +107,7 @@ class _Record:
     commit: str
     digests: dict[str, str]  # sha256 of large files, git's blob id of others
     verified: list[str] = field(default_factory=list)
+    is_whole: bool = True  # the hub's own list; what a cache happens to have must not be taken for it later
 
 
 class _Cache:
@@ -124,21 +125,20 @@ class _Cache:
         if not self.access.is_offline:
             return None
         commit = _as_commit(revision) or self._read_ref(revision)
-        record = self._read_record(commit)
+        record = self._read_record(commit) or self._as_found(commit)
         if record is None:
-            return self._as_found(commit, wanted)
+            raise self._not_here()
         names = wanted(list(record.digests))
         if not all((self.snapshot(record.commit) / name).is_file() for name in names):
             raise self._not_here()
         return self._checked(record, names)
 
-    def _as_found(self, commit: str | None, wanted: Wanted) -> Snapshot:
-        """A snapshot that something else filled, as far as it goes."""
-        folder = self.snapshot(commit) if commit else None
-        if folder is None or not folder.is_dir():
-            raise self._not_here()
-        wanted([path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()])
-        return Snapshot(folder, folder.name)
+    def _as_found(self, commit: str | None) -> _Record | None:
+        """What a snapshot that something else filled has, which may be a part of the commit."""
+        if commit is None or not (folder := self.snapshot(commit)).is_dir():
+            return None
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        return _Record(commit, {name: _digest_in_cache(folder / name) for name in names}, is_whole=False)
 
     def _not_here(self) -> Exception:
         return explain(huggingface_hub.errors.OfflineModeIsEnabled(""), self.repo_id, None)
@@ -174,10 +174,7 @@ class _Cache:
 
     def _last_known(self, revision: str | None, error: BaseException) -> _Record:
         commit = _as_commit(revision) or self._read_ref(revision)
-        record = self._read_record(commit)
-        if record is None and commit and (folder := self.snapshot(commit)).is_dir():
-            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            record = _Record(commit, {name: _digest_in_cache(folder / name) for name in names})
+        record = self._read_record(commit) or self._as_found(commit)
         if record is None:
             raise explain(error, self.repo_id, revision)
         return record
@@ -229,7 +226,8 @@ class _Cache:
             )
         if new:
             record.verified = sorted({*record.verified, *new})
-            self._write_record(record)
+            if record.is_whole:
+                self._write_record(record)
         return Snapshot(folder, record.commit)
 
     def _damaged(self, record: _Record, names: Iterable[str]) -> list[str]:
