@@ -153,9 +153,6 @@ class LoopbackHub:
         self.large |= {file.sha256: file.content for file in repo.head.files.values() if file.is_lfs}
         return repo
 
-    def requests(self, *, since: int = 0) -> list[tuple[str, str]]:
-        return self.log[since:]
-
     def fault(self, path: str, *kinds: str) -> Fault | None:
         """The fault that a request meets, used up by it."""
         with self.lock:

@@ -14,14 +14,11 @@ from ul_tokenizer.hub.card_merge import Card, merged
 from ul_tokenizer.hub.cards import CARD
 from ul_tokenizer.hub.download import RepoType
 from ul_tokenizer.hub.errors import explained
+from ul_tokenizer.hub.weights import variant_of
 
 MakeCard = Callable[[str], Card]  # of the repository's full id
 _SUFFIXES = frozenset((".md", ".json", ".jsonl", ".yaml", ".png", ".txt", ".model", ".safetensors", ".py", ".npz"))
 _OF_A_RUN = re.compile(r"checkpoint-\d+|tmp-.*|samples|metrics\.jsonl|skipped-r\d+\.jsonl")
-_WEIGHTS = re.compile(
-    r"diffusion_pytorch_model(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors"
-    r"(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
-)
 
 
 class Target(NamedTuple):
@@ -127,8 +124,8 @@ def stale_weights(known: Iterable[str], placed: Iterable[str]) -> set[str]:
 def _kind(name: str) -> tuple[str, str] | None:
     """Folder and variant of a file of weights."""
     folder, _, file = name.rpartition("/")
-    found = _WEIGHTS.fullmatch(file)
-    return (folder, found["variant"] or found["of_index"] or "") if found else None
+    variant = variant_of(file)
+    return None if variant is None else (folder, variant)
 
 
 def repository_files(folder: Path) -> dict[str, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,17 +19,15 @@ from safetensors import SafetensorError
 from ul_tokenizer import __version__
 from ul_tokenizer.hub.download import Access, fetch
 from ul_tokenizer.hub.mixin import PushToHubMixin
+from ul_tokenizer.hub.weights import is_weights, variant_of
 from ul_tokenizer.models.single_file import load_single_file
 from ul_tokenizer.pretrained import bundled_names, bundled_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WEIGHTS = "diffusion_pytorch_model*.safetensors"
 PIPELINE_INDEX = "model_index.json"
 DESCRIPTIONS = ("README.md", "class_names.json", "training_curve.json")  # small, and of use without a network
-_WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.([\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
-_INDEX_FILE = re.compile(r"diffusion_pytorch_model\.safetensors\.index(?:\.([\w-]+))?\.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What diffusers itself writes into a config.json: the state of `EMAModel`, and how weights were quantised.
 _FOREIGN_KEYS = {
@@ -170,8 +167,7 @@ class _ModelFiles:
 
 def weight_files(names: Iterable[str], variant: str | None) -> list[str]:
     """Of a folder's files, the weights of a variant and their index, sorted."""
-    found = ((name, _WEIGHTS_FILE.fullmatch(name) or _INDEX_FILE.fullmatch(name)) for name in names)
-    chosen = sorted(name for name, match in found if match and match[1] == variant)
+    chosen = sorted(name for name in names if variant_of(name) == (variant or ""))
     return chosen if any(name.endswith(".safetensors") for name in chosen) else []
 
 
@@ -223,7 +219,7 @@ def _check_index(path: Path) -> None:
     """Shards lie beside their index, whatever it says, and are all there."""
     try:
         shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        is_plain = all(_WEIGHTS_FILE.fullmatch(shard) for shard in shards)
+        is_plain = all(map(is_weights, shards))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: it is no index of weights.") from None
     if not is_plain:
