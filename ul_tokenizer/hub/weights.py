@@ -1,4 +1,4 @@
-"""Names of files of weights, as diffusers gives them: in one or in shards, with a variant or without, and their index."""
+"""Names of weight files, as diffusers gives them: single or in shards, with or without a variant, and their index."""
 
 from __future__ import annotations
 
