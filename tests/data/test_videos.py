@@ -16,6 +16,7 @@ from ul_tokenizer.data.videos import (
     UnreadableVideoError,
     VideoWriter,
     count_frames,
+    expected_frames,
     probe,
     read_frames,
 )
@@ -91,6 +92,7 @@ def test_rates_that_vary_are_evened_out_by_time(tmp_path: Path) -> None:
     assert at_ten[:10] == [0, *[2] * 9]
     assert at_ten[10:20] == [3, *[4] * 9]
     assert at_ten[20] == 5
+    assert expected_frames(path, 10) == len(at_ten) and expected_frames(path) == 6
 
 
 # ---------------------------------------------------------------- odd files
@@ -102,6 +104,8 @@ def test_rates_that_vary_are_evened_out_by_time(tmp_path: Path) -> None:
         ("libx264", "yuv422p", ".mp4", {"crf": "8"}),
         ("libx264", "yuv444p", ".mkv", {"crf": "8"}),
         ("libx264", "yuv420p10le", ".mp4", {"crf": "8"}),
+        ("libx264", "yuv422p10le", ".mov", {"crf": "8"}),
+        ("prores_ks", "yuv422p10le", ".mov", {"profile": "3"}),
         ("mpeg4", "yuv420p", ".avi", {"qscale": "2", "b": "4000000"}),
         ("ffv1", "bgra", ".mkv", {"g": "1"}),
     ],
@@ -113,6 +117,8 @@ def test_other_codecs_and_formats_give_the_same_frames(
     frames = list(read_frames(path))
     assert numbers(frames) == list(range(20))
     assert {(frame.dtype, frame.shape) for frame in frames} == {(np.dtype(np.uint8), (32, 48, 3))}
+    for fps in (None, 7, 30, 41.5):
+        assert expected_frames(path, fps) == count_frames(path, fps)
 
 
 def test_rotation_is_applied(tmp_path: Path) -> None:
@@ -197,6 +203,7 @@ def test_a_truncated_file_gives_the_frames_that_are_there(tmp_path: Path) -> Non
     assert 5 < len(found) < 60
     assert found[:10] == list(range(10))
     assert found == sorted(found)  # at the cut, frames that depend on lost ones are lost, too
+    assert len(found) <= expected_frames(path) < 60
 
 
 def test_damaged_packets_are_passed_over_and_said(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
-from ul_tokenizer.data.clips import RandomClipDataset, VideoFolder, has_cut, pan
+from ul_tokenizer.data.clips import RandomClipDataset, pan
 from ul_tokenizer.data.crops import RandomCropDataset
+from ul_tokenizer.data.films import VideoFolder, has_cut
 from ul_tokenizer.data.images import ImageFolder
-from ul_tokenizer.data.videos import VideoWriter
+from ul_tokenizer.data.videos import UnreadableVideoError, VideoWriter
 from ul_tokenizer.training.stage1 import train_autoencoder
 from ul_tokenizer.training.validation import flicker
 
@@ -68,11 +69,36 @@ def test_a_pan_moves_steadily_and_stays_inside() -> None:
 
 def test_parts_without_a_cut_are_found(videos: Path) -> None:
     folder = VideoFolder(videos, 32)
-    assert {film.frames.shape for film in folder.films} == {(20, 32, 43, 3)}
+    assert {film.frames.shape for film in folder.films if film.frames is not None} == {(20, 32, 43, 3)}
     random = np.random.default_rng(0)
-    parts = [folder.part(4, 1, random) for _ in range(50)]
+    parts = [folder.part(4, 1, random)[0] for _ in range(50)]
     assert not any(has_cut(part) for part in parts)
-    assert has_cut(folder.films[0].frames)
+    assert has_cut(folder.films[0].part(0, 20, 1))
+
+
+def test_videos_too_large_for_memory_give_the_same_parts_from_their_files(videos: Path) -> None:
+    kept, read = (VideoFolder(videos, 32, max_bytes=limit) for limit in (10**9, 0))
+    assert (kept.is_in_memory, read.is_in_memory) == (True, False)
+    assert all(film.frames is None for film in read.films)
+    randoms = [np.random.default_rng(0) for _ in range(2)]
+    for stride in (1, 2, 3):
+        one, other = (folder.part(5, stride, random) for folder, random in zip((kept, read), randoms, strict=True))
+        assert np.array_equal(one[0], other[0])
+        assert one[1] == other[1] == ()
+
+
+def test_a_part_that_cannot_be_read_is_named_and_replaced(videos: Path, tmp_path: Path) -> None:
+    for name in ("plain", "gone"):
+        (tmp_path / f"{name}.mp4").write_bytes((videos / "plain.mp4").read_bytes())
+    folder = VideoFolder(tmp_path, 32, max_bytes=0)
+    (tmp_path / "gone.mp4").unlink()
+    random = np.random.default_rng(0)
+    parts = [folder.part(4, 1, random) for _ in range(20)]
+    assert all(part.shape == (4, 32, 43, 3) for part, _ in parts)
+    assert {reason for _, skipped in parts for reason in skipped} == {"gone.mp4: there is no such file"}
+    (tmp_path / "plain.mp4").unlink()
+    with pytest.raises(UnreadableVideoError, match="there is no such file"):
+        folder.part(4, 1, random)
 
 
 def test_short_and_broken_videos_are_named(videos: Path, tmp_path: Path) -> None:
@@ -81,8 +107,6 @@ def test_short_and_broken_videos_are_named(videos: Path, tmp_path: Path) -> None
     assert VideoFolder(tmp_path, 32).skipped[0].startswith("bad.mp4: ")
     with pytest.raises(ValueError, match=r"must hold at least one video, got none .* fewer than 30"):
         VideoFolder(tmp_path, 32, min_frames=30)
-    with pytest.raises(ValueError, match="at most 1,000 bytes"):
-        VideoFolder(tmp_path, 32, max_bytes=1000)
 
 
 def test_flicker_is_the_difference_of_changes() -> None:

@@ -446,10 +446,17 @@ def _report_videos(clips: list[VideoReconstruction], as_json: bool) -> None:
     if as_json:
         _print_json({"videos": [clip._asdict() for clip in clips]})
         return
-    table = Table("video", "pixels", "frames", "PSNR (dB)", "flicker", "bits/pixel", "frames/s")
+    table = Table("video", "pixels", "frames", "PSNR (dB)", "worst", "flicker", "bits/pixel", "frames/s")
     for clip in clips:
+        worst = min(clip.psnr_per_frame)
         bits = "-" if clip.bits_per_pixel is None else f"{clip.bits_per_pixel:.3f}"
-        figures = (f"{clip.mean_psnr:.2f}", f"{clip.flicker:.4f}", bits, f"{clip.frames_per_second:.1f}")
+        figures = (
+            f"{clip.mean_psnr:.2f}",
+            f"{worst:.2f} (#{clip.psnr_per_frame.index(worst)})",
+            f"{clip.flicker:.4f} of {clip.source_change:.4f}",
+            bits,
+            f"{clip.frames_per_second:.1f}",
+        )
         table.add_row(escape(clip.video), f"{clip.width}×{clip.height}", str(clip.frames), *figures)
     Console(soft_wrap=True).print(table)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,100 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ul_tokenizer.data.crops import NO_LABEL, Crop, RandomCropDataset, index_of_draw
+from ul_tokenizer.data.films import VideoFolder
 from ul_tokenizer.data.images import UnreadableImageError, to_tensor
-from ul_tokenizer.data.videos import VIDEO_SUFFIXES, Frame, UnreadableVideoError, read_frames
 
-TRIES = 8  # for a part without a cut
-CUT = 0.18  # mean absolute change from frame to frame, of the range, above which a new scene begins
 MAX_SPEED, MAX_ZOOM = 2.0, 0.01  # of pans: pixels, and relative change of scale, a frame
 _KIND, _CLIP = 7, 8  # streams of random numbers, beside those of crops and of training
-
-
-class Film(NamedTuple):
-    """A decoded video."""
-
-    name: str
-    frames: np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3)
-
-
-class VideoFolder:
-    """All videos below a folder, decoded once and kept, as small as training wants them.
-
-    Args:
-        root: the folder, or a single file.
-        short_side: frames are scaled to at most so many pixels on their shorter side.
-        fps: to which rates are evened out; None leaves them.
-        min_frames: shorter videos are left out.
-        max_bytes: of all frames together.
-
-    Attributes:
-        skipped: "name: reason" of each file that was left out.
-
-    Raises:
-        ValueError: no video that can be used, or more than `max_bytes`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        short_side: int,
-        fps: float | None = None,
-        min_frames: int = 1,
-        max_bytes: int = 4_000_000_000,
-    ) -> None:
-        root = Path(root)
-        paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-        self.skipped: list[str] = []
-        self.films: list[Film] = []
-        for path in paths:
-            film = self._film(path, short_side, fps)
-            if film is not None and len(film.frames) < min_frames:
-                self.skipped.append(f"{path.name}: it has {len(film.frames)} frames, fewer than {min_frames}")
-            elif film is not None:
-                self.films.append(film)
-            if sum(film.frames.nbytes for film in self.films) > max_bytes:
-                raise ValueError(
-                    f"root must hold videos of at most {max_bytes:,} bytes when decoded, got more in {root}."
-                )
-        if not self.films:
-            reasons = "; ".join(self.skipped[:3]) or "no file with the suffix of a video"
-            raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
-
-    def _film(self, path: Path, short_side: int, fps: float | None) -> Film | None:
-        try:
-            frames = [_scaled(frame, short_side) for frame in read_frames(path, fps=fps, notes=self.skipped)]
-        except UnreadableVideoError as error:
-            self.skipped.append(f"{path.name}: {error.reason}")
-            return None
-        return Film(path.name, np.stack(frames))
-
-    def part(self, num_frames: int, stride: int, random: np.random.Generator) -> Frame:
-        """Frames (T, H, W, 3) of a random part, of a film by its length, without a cut if one is found."""
-        lengths = np.array([len(film.frames) for film in self.films], float)
-        part = self.films[0].frames[:num_frames]
-        for _ in range(TRIES):
-            frames = self.films[int(random.choice(len(self.films), p=lengths / lengths.sum()))].frames
-            step = max(1, min(stride, (len(frames) - 1) // max(1, num_frames - 1)))
-            start = int(random.integers(0, len(frames) - step * (num_frames - 1)))
-            part = frames[start : start + step * (num_frames - 1) + 1 : step]
-            if not has_cut(part):
-                break
-        return part
-
-
-def _scaled(frame: Frame, short_side: int) -> Frame:
-    height, width = frame.shape[:2]
-    scale = short_side / min(height, width)
-    if scale >= 1:
-        return frame
-    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
-
-
-def has_cut(frames: Frame) -> bool:
-    """Whether a new scene begins within (T, H, W, 3)."""
-    small = frames[:, ::4, ::4].astype(np.float32) / 255
-    return bool(len(small) > 1 and np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3)).max() > CUT)
 
 
 class RandomClipDataset(Dataset[Crop]):
@@ -155,12 +64,11 @@ class RandomClipDataset(Dataset[Crop]):
     def clip(self, n: int) -> Crop:
         """A clip, by draw n."""
         random = np.random.default_rng(np.random.SeedSequence(self.crops.seed, spawn_key=(_CLIP, n)))
-        skipped: tuple[str, ...] = ()
         if self.videos is None or random.random() < self.pan_fraction:
             frames, skipped = self._pan(n, random)
         else:
             stride = int(random.integers(1, self.max_stride + 1))
-            part = self.videos.part(self.num_frames, stride, random)
+            part, skipped = self.videos.part(self.num_frames, stride, random)
             frames = _cropped([Image.fromarray(frame) for frame in part], self.crops.resolution, random)
         if random.random() < 0.5 and self.crops.random_flip:
             frames = frames.flip(-1)

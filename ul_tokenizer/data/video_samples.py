@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ul_tokenizer.data.clips import has_cut
+from ul_tokenizer.data.films import has_cut
 from ul_tokenizer.data.images import UnreadableImageError
 from ul_tokenizer.data.samples import SkippedSample
-from ul_tokenizer.data.videos import VIDEO_SUFFIXES, Frame, UnreadableVideoError, count_frames, probe, read_frames
+from ul_tokenizer.data.videos import VIDEO_SUFFIXES, Frame, UnreadableVideoError, expected_frames, probe, read_frames
 
 
 class ClipPart(NamedTuple):
@@ -43,7 +43,7 @@ class ClipPart(NamedTuple):
 class VideoSamples:
     """Clips of the videos below a folder, with classes by subfolder.
 
-    Every file is decoded once when the job starts, to know how many clips it has.
+    How many clips a file has follows from the times in it, without decoding; clips that damage cuts short are skipped.
 
     Args:
         root: the folder, or a single file.
@@ -86,7 +86,7 @@ class VideoSamples:
             return
         try:
             rate = fps or probe(path).fps or 25.0
-            count = count_frames(path, rate)
+            count = expected_frames(path, rate)
         except UnreadableVideoError as error:
             self.skipped.append(SkippedSample(self._name(path), error.reason))
             return

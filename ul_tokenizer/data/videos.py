@@ -139,6 +139,30 @@ def count_frames(path: str | Path, fps: float | None = None) -> int:
     return sum(1 for _ in read_frames(path, fps=fps))
 
 
+def expected_frames(path: str | Path, fps: float | None = None) -> int:
+    """How many frames `read_frames` gives of a file without damage, by the times in its packets: nothing is decoded.
+
+    Raises:
+        UnreadableVideoError: nothing in it can be read.
+    """
+    if Path(path).is_dir() or Path(path).suffix.lower() in ANIMATION_SUFFIXES:
+        return count_frames(path, fps)
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        try:
+            packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+            times = sorted(float(packet.pts * packet.time_base) for packet in packets)
+        except (FFmpegError, OSError, TypeError):  # damage, or no times
+            return count_frames(path, fps)
+    if not times or max(np.diff(times), default=0) > MAX_GAP:
+        return count_frames(path, fps)
+    if fps is None:
+        return len(times)
+    last = times[-1] - times[0]
+    lasting = last / (len(times) - 1) if len(times) > 1 else 1 / fps
+    return max(1, math.ceil((last + lasting - 1e-6) * fps))
+
+
 def _at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Frame]:
     """The frame that is shown at each of the wanted times; the last one lasts as long as those before on average."""
     shown: Timed | None = None

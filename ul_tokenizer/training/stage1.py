@@ -13,8 +13,9 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ul_tokenizer.data.clips import RandomClipDataset, VideoFolder
+from ul_tokenizer.data.clips import RandomClipDataset
 from ul_tokenizer.data.crops import Crop, CropBatch, RandomCropDataset, collate_crops
+from ul_tokenizer.data.films import VideoFolder
 from ul_tokenizer.data.statistics import ChannelStatistics, channel_statistics
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
@@ -86,6 +87,9 @@ class Stage1Arguments(TrainingArguments):
     )
     validation_video_dir: str | None = arg(None, "Folder of held-out videos; pans over held-out images if not given.")
     video_fps: float | None = arg(None, "Frame rate to which videos are brought; their own if not given.", POSITIVE)
+    cache_videos_gb: float = arg(
+        4.0, "Memory for decoded videos, per process, in GB; if all don't fit, parts are read as needed.", NOT_NEGATIVE
+    )
     image_batch_fraction: float = arg(0.25, "Fraction of the steps that have single images.", FRACTION)
     pan_fraction: float = arg(0.5, "Fraction of the clips that are pans over images, if there are videos.", FRACTION)
 
@@ -149,9 +153,15 @@ class Stage1:
         videos = None
         if folder is not None:
             short_side = 4 * crops.resolution  # parts of a frame are scaled to the crop from at most this
-            videos = VideoFolder(folder, short_side, args.video_fps, min_frames=args.num_frames)
+            memory = int(args.cache_videos_gb * 1e9)
+            videos = VideoFolder(folder, short_side, args.video_fps, min_frames=args.num_frames, max_bytes=memory)
             for reason in videos.skipped:
                 say(f"skipped {reason}")
+            if not videos.is_in_memory:
+                say(
+                    f"{folder}: {len(videos.films)} videos don't fit into --cache_videos_gb {args.cache_videos_gb:g}; "
+                    "their parts are read from the files, which --dataloader_num_workers speeds up."
+                )
         processes = PartialState().num_processes
         of_step = args.train_batch_size * args.gradient_accumulation_steps * processes
         return RandomClipDataset(crops, videos, args.num_frames, of_step, image_fraction, args.pan_fraction)
