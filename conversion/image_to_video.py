@@ -3,8 +3,11 @@
     python conversion/image_to_video.py ul-photo-f8 -o start [--temporal_compression_ratio 4]
     accelerate launch examples/train_autoencoder.py --pretrained_model_name_or_path start --num_frames 16 …
 
-What is new, mixing and folding of frames, starts such that a clip that stands still, and so an image, is encoded and
-decoded as by the image model. The prior's weights stay as they are: it attends to all frames of a latent clip.
+What is new, mixing and folding of frames, starts such that an image is encoded and decoded as by the image model. With
+`--temporal_downsample latents`, so is every frame of a clip, almost: its latents have as many channels as those of all
+their frames, and training need only find what is said twice. With `features` they keep the image model's number of
+channels, the encoder is faster, and motion must be learned from next to nothing. The prior of such channels stays as it
+is, since it attends to all frames of a latent clip; that of more channels is left to training (`--fresh_prior`).
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.config_checks import derived_config
+from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES, derived_config
 from ul_tokenizer.models.repository import PRIOR, MissingPriorError, load_autoencoder, load_prior
 
 
 def inflate(
-    image_model: UnifiedLatentsAutoencoder, ratio: int, decoder_num_layers: int | None = None
+    image_model: UnifiedLatentsAutoencoder,
+    ratio: int,
+    decoder_num_layers: int | None = None,
+    temporal_downsample: str = "latents",
 ) -> UnifiedLatentsAutoencoder:
     """A video model with the weights of an image model.
 
@@ -28,6 +34,7 @@ def inflate(
         image_model: with a temporal ratio of 1.
         ratio: frames per latent frame.
         decoder_num_layers: of its transformer, the first so many; images then come out otherwise. None keeps all.
+        temporal_downsample: of the video model; "latents" have `ratio` times the image model's channels.
 
     Raises:
         ValueError: a model of videos already, or a ratio that its stages can't give.
@@ -40,13 +47,20 @@ def inflate(
     layers = config["decoder_num_layers"] if decoder_num_layers is None else decoder_num_layers
     if not 0 < layers <= config["decoder_num_layers"]:
         raise ValueError(f"--decoder_num_layers must be from 1 to {config['decoder_num_layers']}, got {layers}.")
-    video_model = UnifiedLatentsAutoencoder(
-        **{**config, "decoder_num_layers": layers, "temporal_compression_ratio": ratio}
-    )
+    config |= {
+        "decoder_num_layers": layers,
+        "temporal_compression_ratio": ratio,
+        "temporal_downsample": temporal_downsample,
+    }
+    if temporal_downsample == "latents":
+        config["latent_channels"] *= ratio
+        for statistic in ("latents_mean", "latents_std", "scaling_factor", "shift_factor"):
+            config.pop(statistic)
+    video_model = UnifiedLatentsAutoencoder(**config)
     kept = video_model.state_dict().keys()
     weights = {key: weight for key, weight in image_model.state_dict().items() if key in kept}
     missing, _ = video_model.load_state_dict(weights, strict=False)
-    assert all("temporal_" in key for key in missing)
+    assert all("temporal_" in key or "fold" in key for key in missing)
     return video_model.eval()
 
 
@@ -58,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--temporal_compression_ratio", type=int, default=4, help="frames per latent frame (%(default)s)"
     )
+    parser.add_argument(
+        "--temporal_downsample",
+        choices=TEMPORAL_DOWNSAMPLES,
+        default="latents",
+        help="where frames become fewer (%(default)s)",
+    )
     parser.add_argument("--decoder_num_layers", type=int, help="drop the later ones, to save weights (keep all)")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
@@ -65,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output.exists():
             raise ValueError(f"--output must be a new folder, got {args.output}, which exists.")
         image_model = load_autoencoder(args.source, revision=args.revision)
-        model = inflate(image_model, args.temporal_compression_ratio, args.decoder_num_layers)
+        model = inflate(image_model, args.temporal_compression_ratio, args.decoder_num_layers, args.temporal_downsample)
         try:
             prior = load_prior(args.source, revision=args.revision)
         except MissingPriorError:
             prior = None
         model.save_pretrained(args.output)
-        if prior is not None:
+        if prior is not None and prior.config.in_channels == model.config.latent_channels:
             prior.save_pretrained(args.output / PRIOR)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -296,6 +296,27 @@ MUTATIONS = [
         "if history is None else repeat_first(h, KERNEL - 1)",
         ON_VIDEO,
     ),
+    Mutation(
+        "inflated weights start on the saddle",
+        TEMPORAL,
+        "UNFOLD_GAIN = 0.2",
+        "UNFOLD_GAIN = 0.0",
+        ON_VIDEO,
+    ),
+    Mutation(
+        "the frames of a latent change places",
+        TEMPORAL,
+        "frames = torch.cat([anchored[..., 1:, :] + last, last], dim=-2)",
+        "frames = torch.cat([last, anchored[..., 1:, :] + last], dim=-2)",
+        ON_VIDEO,
+    ),
+    Mutation(
+        "an image differs from itself",
+        TEMPORAL,
+        "grouped[:, :, :-1] - last], dim=2)",
+        "grouped[:, :, :-1]], dim=2)",
+        ON_VIDEO,
+    ),
 ]
 
 

@@ -23,6 +23,7 @@ from ul_tokenizer import (
 )
 from ul_tokenizer.cli import app
 from ul_tokenizer.data.videos import VideoWriter, count_frames, probe, read_frames
+from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 
 
@@ -83,7 +84,10 @@ def test_decoding_is_a_function_of_file_and_seed(video: Path, model: str, tmp_pa
     assert not np.array_equal(a, c)
 
 
-def test_a_reconstruction_stands_beside_its_original(video: Path, model: str, tmp_path: Path) -> None:
+def test_a_reconstruction_stands_beside_its_original(
+    video: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     result = ul("reconstruct", video, "-o", tmp_path / "out", "--model", model, "--json")
     (row,) = json.loads(result.stdout)["videos"]
     assert (row["frames"], row["width"], row["height"], row["fps"]) == (22, 44, 36, 10.0)
@@ -95,7 +99,10 @@ def test_a_reconstruction_stands_beside_its_original(video: Path, model: str, tm
     assert both[0].shape == (36, 88, 3)
     left = np.stack([frame[:, :44] for frame in both]).astype(float)
     assert np.abs(left - np.stack(list(read_frames(video)))).mean() < 4
-    assert "flicker" in ul("reconstruct", video, "-o", tmp_path / "table", "--model", model).stdout
+    table = ul("reconstruct", video, "-o", tmp_path / "table", "--model", model).stdout
+    worst = min(row["psnr_per_frame"])
+    assert f"{worst:.2f} (#{row['psnr_per_frame'].index(worst)})" in table
+    assert f"{row['flicker']:.4f} of {row['source_change']:.4f}" in table
 
 
 def test_another_rate_and_a_folder_of_videos(video: Path, model: str, tmp_path: Path) -> None:
@@ -212,14 +219,17 @@ def test_what_clips_cannot_be_is_one_sentence(
 # ---------------------------------------------------------------- from image weights
 
 
-def test_image_weights_are_inflated_by_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("where", TEMPORAL_DOWNSAMPLES)
+def test_image_weights_are_inflated_by_a_script(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     image = build_autoencoder("ul-tiny-f8")
     for parameter in image.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     image.save_pretrained(tmp_path / "image")
     build_prior("ul-tiny-f8").save_pretrained(tmp_path / "image" / "prior")
-    assert main([str(tmp_path / "image"), "-o", str(tmp_path / "video")]) == 0
+    words = [str(tmp_path / "image"), "-o", str(tmp_path / "video"), "--temporal_downsample", where]
+    assert main(words) == 0
+    assert (tmp_path / "video" / "prior").exists() == (where == "features")  # "latents" have channels of their own
     video = UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "video")
     assert video.config.temporal_compression_ratio == video.config.scale_factor_temporal == 4
     x, noise = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 3, 16, 16)
@@ -228,6 +238,6 @@ def test_image_weights_are_inflated_by_a_script(tmp_path: Path, capsys: pytest.C
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="must be a model of images"):
         inflate(video, 4)
-    assert main([str(tmp_path / "image"), "-o", str(tmp_path / "video")]) == 1
+    assert main(words) == 1
     assert main([str(tmp_path / "image"), "-o", str(tmp_path / "x"), "--temporal_compression_ratio", "3"]) == 1
     assert "must be a power of two" in capsys.readouterr().err

@@ -31,6 +31,11 @@ from ul_tokenizer.models.presets import build_autoencoder
         ({"encoder_layers_per_block": [1, 1]}, "encoder_layers_per_block must have one entry per stage .* 2 for 3"),
         ({"decoder_block_out_channels": [16], "decoder_layers_per_block": [1]}, "one entry more than .* got 3 and 1"),
         ({"attention_head_dim": 12}, "head_dim must be even and divide the 32 channels, got 12"),
+        ({"temporal_downsample": "pixels"}, "temporal_downsample must be one of .*, got 'pixels'"),
+        (
+            {"temporal_compression_ratio": 4, "temporal_downsample": "latents", "latent_channels": 6},
+            "latent_channels must be a multiple of temporal_compression_ratio, 4, .* got 6",
+        ),
         ({"temporal_compression_ratio": 3}, "temporal_compression_ratio must be a power of two of at most 4, got 3"),
         ({"latents_mean": [0.0]}, "latents_mean must hold 4 values, one per latent channel, got 1"),
         ({"latent_logsnr": float("nan")}, "latent_logsnr must be a finite number, got nan"),

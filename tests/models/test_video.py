@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from conversion.image_to_video import inflate
 from ul_tokenizer import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES
+from ul_tokenizer.models.layers import fold_time
 from ul_tokenizer.models.presets import build_autoencoder
 
 RATIO = 4
@@ -23,9 +26,15 @@ def video_model(seed: int = 0, **changes: Any) -> UnifiedLatentsAutoencoder:
     return model
 
 
+@pytest.fixture(scope="module", params=TEMPORAL_DOWNSAMPLES)
+def where(request: pytest.FixtureRequest) -> str:
+    """Frames become fewer."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def model() -> UnifiedLatentsAutoencoder:
-    return video_model()
+def model(where: str) -> UnifiedLatentsAutoencoder:
+    return video_model(temporal_downsample=where)
 
 
 def clip(frames: int, size: int = 16, seed: int = 0) -> Tensor:
@@ -68,24 +77,55 @@ def test_the_padding_in_front_is_the_first_frame_again(model: UnifiedLatentsAuto
 # ---------------------------------------------------------------- from image weights
 
 
-@torch.no_grad()
-def test_image_weights_give_a_video_model_that_treats_images_alike() -> None:
+def image_model() -> UnifiedLatentsAutoencoder:
     torch.manual_seed(0)
-    image = build_autoencoder("ul-tiny-f8").eval()
-    for parameter in image.parameters():
+    model = build_autoencoder("ul-tiny-f8").eval()
+    for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    video = build_autoencoder("ul-tiny-f8", {"temporal_compression_ratio": RATIO}).eval()
-    missing, unexpected = video.load_state_dict(image.state_dict(), strict=False)
-    assert unexpected == []
-    assert all("temporal_" in key for key in missing)
+    return model
+
+
+@torch.no_grad()
+def test_image_weights_give_a_video_model_that_treats_images_alike(where: str) -> None:
+    image = image_model()
+    video = inflate(image, RATIO, temporal_downsample=where)
     x, noise = clip(1)[:, :, 0], torch.randn(1, 3, 16, 16)
-    assert torch.equal(video.encode(x).latent, image.encode(x).latent)
+    z = video.encode(x).latent
+    assert torch.equal(z[:, :4], image.encode(x).latent)
+    assert where == "features" or (z[:, 4:] == 0).all()  # an image does not differ from itself
+    z = z + 0.1 * torch.randn_like(z)
     for steps in (1, 3):
-        one, other = (m(x, noise=noise, num_inference_steps=steps).sample for m in (video, image))
+        one = video.decode(z, noise=noise, num_inference_steps=steps).sample
+        other = image.decode(z[:, :4], noise=noise, num_inference_steps=steps).sample
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     still = x[:, :, None].expand(-1, -1, 8, -1, -1)
     z = video.encode(still).latent
-    torch.testing.assert_close(z, image.encode(x).latent[:, :, None].expand_as(z), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z, video.encode(x).latent[:, :, None].expand_as(z), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_inflated_latents_hold_those_of_every_frame() -> None:
+    image = image_model()
+    video = inflate(image, RATIO)
+    x = clip(8)
+    of_frames = image.encode(x[0].transpose(0, 1)).latent
+    unfold = video.decoder.latent_embedding.unfold
+    assert unfold is not None
+    unfolded = unfold(fold_time(video.encode(x).latent))
+    torch.testing.assert_close(unfolded, of_frames, rtol=0, atol=1e-5)
+
+
+def test_image_weights_are_not_on_a_saddle_where_motion_has_no_gradient() -> None:
+    video = inflate(image_model(), RATIO, temporal_downsample="features")
+    x = clip(8)
+    features = video.decoder.embed_latents(video.encoder(x))
+    still_noise = torch.randn(1, 3, 1, 16, 16).expand_as(x)
+    frames = video.decoder(still_noise, torch.full((1,), -5.0), features)
+    assert not torch.allclose(frames[:, :, 4], frames[:, :, 7], rtol=0, atol=1e-3)
+    (frames - x).square().mean().backward()
+    for downsample in video.encoder.temporal_downsamples:
+        of_mean, of_difference = downsample.linear.weight.grad.chunk(2, dim=1)
+        assert of_difference.norm() > 0.05 * of_mean.norm()
 
 
 # ---------------------------------------------------------------- causality
@@ -129,8 +169,8 @@ def test_a_stream_of_pieces_is_the_whole_clip_bit_for_bit(model: UnifiedLatentsA
 
 
 @torch.no_grad()
-def test_parts_with_what_was_remembered_are_the_clip_in_one_to_rounding() -> None:
-    model = video_model()
+def test_parts_with_what_was_remembered_are_the_clip_in_one_to_rounding(where: str) -> None:
+    model = video_model(temporal_downsample=where)
     x = clip(37)
     parts = model.encode(x).latent
     model.encode_chunk_frames = 1000
@@ -138,8 +178,8 @@ def test_parts_with_what_was_remembered_are_the_clip_in_one_to_rounding() -> Non
 
 
 @torch.no_grad()
-def test_tiles_compose_with_parts(model: UnifiedLatentsAutoencoder) -> None:
-    tiled = video_model()
+def test_tiles_compose_with_parts(where: str) -> None:
+    tiled = video_model(temporal_downsample=where)
     tiled.enable_tiling(16, 16, 0.25)
     x = clip(37, size=40)
     z = tiled.encode(x).latent
@@ -150,9 +190,9 @@ def test_tiles_compose_with_parts(model: UnifiedLatentsAutoencoder) -> None:
 
 
 @torch.no_grad()
-def test_windows_meet_without_a_seam() -> None:
+def test_windows_meet_without_a_seam(where: str) -> None:
     """Change from frame to frame at the borders of windows is as inside, and near what one window would give."""
-    model = video_model()
+    model = video_model(temporal_downsample=where)
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(1, 4, 1, 2, 2, generator=generator) + 0.05 * torch.randn(
         1, 4, 24, 2, 2, generator=generator
@@ -166,12 +206,16 @@ def test_windows_meet_without_a_seam() -> None:
 
 
 @torch.no_grad()
-def test_what_stands_still_stays_still_within_a_window(model: UnifiedLatentsAutoencoder) -> None:
-    z = torch.randn(1, 4, 1, 2, 2).expand(-1, -1, 4, -1, -1)
-    still = video_model()
+def test_what_stands_still_stays_still_within_a_window(where: str) -> None:
+    z = torch.randn(1, 4, 1, 2, 2).repeat(1, 1, 4, 1, 1)
+    still = video_model(temporal_downsample=where)
     for name, parameter in still.decoder.named_parameters():
-        if "fold_out" in name:  # as inflated: copies
+        if "fold_out" in name:  # copies
             parameter.data = torch.eye(parameter.shape[-1]).repeat(RATIO, 1) if parameter.ndim == 2 else 0 * parameter
+        elif "unfold" in name:  # as inflated
+            parameter.data = torch.eye(len(parameter)) if parameter.ndim == 2 else 0 * parameter
+    if where == "latents":
+        z[:, 1:] = 0  # no difference between frames
     one, independent = (
         still.decode(z, noise=noise).sample
         for noise in (torch.randn(1, 3, 1, 16, 16).expand(-1, -1, 16, -1, -1), torch.randn(1, 3, 16, 16, 16))
@@ -206,10 +250,10 @@ def test_a_ratio_that_the_stages_cannot_give_is_refused(ratio: Any) -> None:
 # ---------------------------------------------------------------- training
 
 
-def test_gradients_reach_every_weight_with_checkpointing_as_without() -> None:
+def test_gradients_reach_every_weight_with_checkpointing_as_without(where: str) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = video_model().train()
+        model = video_model(temporal_downsample=where).train()
         if checkpointing:
             model.enable_gradient_checkpointing()
         x = clip(8)

@@ -68,6 +68,8 @@ class UnifiedLatentsAutoencoder(
         num_inference_steps: decoding steps where a caller gives none; 1 is the posterior mean, more sample detail.
         temporal_compression_ratio: frames per latent frame, R; a power of two. A clip is padded in front with copies of
             its first frame, so that T frames are ⌈T/R⌉; an image is one.
+        temporal_downsample: where frames become fewer: in the "features" of the encoder, which is faster, or in the
+            "latents", c/R channels a frame, which is where image weights can start without loss.
         sample_size: height and width in training; informative.
         tile_sample_size: pictures larger than this are tiled from the start, as networks trained on small crops want,
             whose attention never saw more tokens; None leaves tiling to `enable_tiling`.
@@ -89,7 +91,7 @@ class UnifiedLatentsAutoencoder(
     _no_split_modules = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock", "LatentEmbedding"]
     _repeated_blocks = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock"]
     _keep_in_fp32_modules = FP32_MODULES
-    _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "modulation"]
+    _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "latent_fold", "modulation"]
     # latent_embedding is called from outside of its decoder, so it must bring its own weights.
     _group_offload_block_modules = ["encoder", "decoder", "transformer", "latent_embedding"]
     _skip_keys = ["latent_features"]
@@ -120,6 +122,7 @@ class UnifiedLatentsAutoencoder(
         decoder_algorithm: str = "ddim",
         num_inference_steps: int = 1,
         temporal_compression_ratio: int = 1,
+        temporal_downsample: str = "features",
         sample_size: int | None = None,
         tile_sample_size: int | None = None,
         scaling_factor: float = 1.0,
@@ -144,6 +147,7 @@ class UnifiedLatentsAutoencoder(
             encoder_block_out_channels,
             encoder_layers_per_block,
             temporal_ratio=temporal_compression_ratio,
+            temporal_downsample=temporal_downsample,
         )
         self.decoder = Decoder(
             out_channels,
@@ -158,6 +162,7 @@ class UnifiedLatentsAutoencoder(
             decoder_latent_embedding_layers,
             dropout,
             temporal_compression_ratio,
+            temporal_downsample,
         )
         self.register_to_config(**derived_config(self.config))
         self.spatial_compression_ratio = self.config.spatial_compression_ratio

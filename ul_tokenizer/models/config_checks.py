@@ -42,6 +42,7 @@ NUMBERS = (
     "scaling_factor",
     "shift_factor",
 )
+TEMPORAL_DOWNSAMPLES = ("features", "latents")
 DECODER_ALGORITHMS = ("ddim", "dpmsolver++")  # an ancestral one would draw noise of its own in every tile and slice
 
 
@@ -96,6 +97,14 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     most = 2 ** len(config["decoder_block_out_channels"])
     if type(ratio) is not int or not 1 <= ratio <= most or ratio & (ratio - 1):
         raise ValueError(f"temporal_compression_ratio must be a power of two of at most {most}, got {ratio!r}.")
+    where = config["temporal_downsample"]
+    if where not in TEMPORAL_DOWNSAMPLES:
+        raise ValueError(f"temporal_downsample must be one of {TEMPORAL_DOWNSAMPLES}, got {where!r}.")
+    if where == "latents" and config["latent_channels"] % ratio:
+        raise ValueError(
+            f"latent_channels must be a multiple of temporal_compression_ratio, {ratio}, whose frames share them in "
+            f'temporal_downsample="latents", got {config["latent_channels"]}.'
+        )
     if config["decoder_algorithm"] not in DECODER_ALGORITHMS:
         raise ValueError(
             f"decoder_algorithm must be one of {DECODER_ALGORITHMS}, whose noise is all in x_1, "

@@ -22,7 +22,7 @@ from ul_tokenizer.models.layers import (
     to_tokens,
     unfold_time,
 )
-from ul_tokenizer.models.temporal import TemporalConv, TemporalFold
+from ul_tokenizer.models.temporal import LatentUnfold, TemporalConv, TemporalFold
 
 
 class DecoderStage(nn.Module):
@@ -48,17 +48,21 @@ class DecoderStage(nn.Module):
 
 
 class LatentEmbedding(nn.Module):
-    """z_0 at its own grid to features of the decoder's middle; runs once per decode, not once per step."""
+    """z_0 at its own grid to features of the decoder's middle; runs once per decode, not once per step.
 
-    def __init__(self, latent_channels: int, channels: int, num_layers: int) -> None:
+    `unfolded_frames`: of a latent one, if each has features of its own.
+    """
+
+    def __init__(self, latent_channels: int, channels: int, num_layers: int, unfolded_frames: int = 1) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(latent_channels, channels, 3, padding=1)
+        self.unfold = LatentUnfold(latent_channels, unfolded_frames) if unfolded_frames > 1 else None
+        self.conv_in = nn.Conv2d(latent_channels // unfolded_frames, channels, 3, padding=1)
         self.mix = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_layers)])
         self.norms = nn.ModuleList([ChannelNorm(channels) for _ in range(num_layers)])
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, c, h, w) → (N, C, h, w)."""
-        h = self.conv_in(z)
+        """(N, c, h, w) → (N·R, C, h, w)."""
+        h = self.conv_in(z if self.unfold is None else self.unfold(z))
         for norm, conv in zip(self.norms, self.mix, strict=True):
             h = h + conv(F.silu(norm(h)))
         return h
@@ -76,7 +80,8 @@ class Decoder(nn.Module):
     One skip per downsampling, no block-wise skips (SiD2, arXiv 2410.19324).
 
     With a temporal ratio R, frames are mixed behind every stage, and R of them are one in the transformer, which so
-    stands on the grid of z_0; what tells them apart goes around it, as at every halving.
+    stands on the grid of z_0; what tells them apart goes around it, as at every halving. If the encoder's frames
+    became fewer in the "latents", z_0 is unfolded to R frames again, and each enters with its own.
     """
 
     def __init__(
@@ -93,13 +98,17 @@ class Decoder(nn.Module):
         latent_embedding_layers: int = 0,
         dropout: float = 0.0,
         temporal_ratio: int = 1,
+        temporal_downsample: str = "features",
     ) -> None:
         super().__init__()
         self.patch_size, self.temporal_ratio = patch_size, temporal_ratio
+        self.unfolds_latents = temporal_ratio > 1 and temporal_downsample == "latents"
         widths = (*block_out_channels, hidden_size)
         stages = list(zip(block_out_channels, layers_per_block, strict=True))
         self.logsnr_embedding = LogSNREmbedding(embedding_channels)
-        self.latent_embedding = LatentEmbedding(latent_channels, hidden_size, latent_embedding_layers)
+        self.latent_embedding = LatentEmbedding(
+            latent_channels, hidden_size, latent_embedding_layers, temporal_ratio if self.unfolds_latents else 1
+        )
         self.conv_in = nn.Conv2d(out_channels * patch_size**2, block_out_channels[0], 3, padding=1)
         self.down_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
         self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairwise(widths)])
@@ -115,13 +124,13 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def embed_latents(self, z_BxCxTxHxW: Tensor) -> Tensor:
-        """z_0 (B, c, T, h, w) → features (B·T, hidden_size, h, w), the `latent_features` of `forward`."""
+        """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, hidden_size, h, w); t·R if unfolded."""
         return self.latent_embedding(fold_time(z_BxCxTxHxW))
 
     def forward(self, x_BxCxTxHxW: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
         """Predicts v of x_t (B, C, T, H, W) at λ (B,); returns (B, C, T, H, W) in fp32.
 
-        `latent_features` are of the ⌈T/R⌉ frames of z_0.
+        `latent_features` are of the ⌈T/R⌉ frames of z_0, as `embed_latents` gives them.
         """
         num_frames = x_BxCxTxHxW.shape[2]
         embedding = F.silu(self.logsnr_embedding(logsnr))
@@ -157,9 +166,13 @@ class Decoder(nn.Module):
         """(B·T, C, h, w) through the transformer, on the grid of z_0."""
         if self.temporal_ratio == 1:
             return self._attend(h + latent_features.to(h.dtype), num_frames, embedding)
-        folded = self.temporal_fold.fold(h, num_frames)
         latent_frames = -(-num_frames // self.temporal_ratio)
-        attended = self._attend(folded + latent_features.to(h.dtype), latent_frames, embedding)
+        features = latent_features.to(h.dtype)
+        if self.unfolds_latents:
+            frames = features.unflatten(0, (-1, latent_frames * self.temporal_ratio))[:, -num_frames:]
+            h = h + frames.flatten(0, 1)
+        folded = self.temporal_fold.fold(h, num_frames)
+        attended = self._attend(folded if self.unfolds_latents else folded + features, latent_frames, embedding)
         return self.temporal_fold.unfold(attended - folded, num_frames) + h
 
     def _attend(self, h: Tensor, num_frames: int, embedding: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ul_tokenizer.models.layers import (
     fold_time,
     unfold_time,
 )
-from ul_tokenizer.models.temporal import TemporalConv, TemporalDownsample
+from ul_tokenizer.models.temporal import LatentFold, TemporalConv, TemporalDownsample, to_clips
 
 EncoderCache = dict[int, Tensor]  # number of a stage → what its convolution in time saw last
 
@@ -48,8 +48,9 @@ class Encoder(nn.Module):
     x (B,3,T,H,W) ─ patch p×p ─ conv ─┬─ stage 0: blocks ─ ½ ─ … ─ stage n−1: blocks ─ norm, silu, conv ─ z_clean
                                       └ widths block_out_channels;  z_clean (B,c,T,h,w), h = H / (p·2^(n−1))
     ```
-    With a temporal ratio R, frames are mixed causally behind every stage, and halved behind the last log₂ R stages that
-    halve the picture: z_clean has ⌈T/R⌉ frames, of which frame k knows nothing of the pixels after its R.
+    With a temporal ratio R, frames are mixed causally behind every stage: z_clean has ⌈T/R⌉ frames, of which frame k
+    knows nothing of the pixels after its R. They become fewer either in the "features", halved behind the last log₂ R
+    stages that halve the picture, or in the "latents", where R frames have c/R channels each, and are mixed to one.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Encoder(nn.Module):
         layers_per_block: tuple[int, ...],
         dropout: float = 0.0,
         temporal_ratio: int = 1,
+        temporal_downsample: str = "features",
     ) -> None:
         super().__init__()
+        folds_latents = temporal_ratio > 1 and temporal_downsample == "latents"
         self.patch_size = patch_size
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, block_out_channels[0], 3, padding=1)
         outputs = (*block_out_channels[1:], None)
@@ -75,15 +78,17 @@ class Encoder(nn.Module):
         self.temporal_ratio = temporal_ratio
         if temporal_ratio > 1:
             behind = (*block_out_channels[1:], block_out_channels[-1])
-            halvings = temporal_ratio.bit_length() - 1
+            halvings = 0 if folds_latents else temporal_ratio.bit_length() - 1
             self._first_halving = len(block_out_channels) - 1 - halvings
             self.temporal_convs = nn.ModuleList([TemporalConv(channels, is_causal=True) for channels in behind])
             halved = behind[self._first_halving : -1]
             self.temporal_downsamples = nn.ModuleList([TemporalDownsample(channels) for channels in halved])
         self.norm_out = ChannelNorm(block_out_channels[-1])
-        self.conv_out = OutputConv(block_out_channels[-1], latent_channels, 3, padding=1)
+        channels = latent_channels // temporal_ratio if folds_latents else latent_channels
+        self.conv_out = OutputConv(block_out_channels[-1], channels, 3, padding=1)
         # Unit variance out of silu's mean square of 0.36: a smaller z_clean would drown in its noise from the start.
         nn.init.normal_(self.conv_out.weight, std=(0.36 * 9 * block_out_channels[-1]) ** -0.5)
+        self.latent_fold = LatentFold(latent_channels, temporal_ratio) if folds_latents else None
 
     def forward(self, x_BxCxTxHxW: Tensor, cache: EncoderCache | None = None) -> Tensor:
         """Encodes a clip, or a part of one.
@@ -103,7 +108,10 @@ class Encoder(nn.Module):
             h = stage(h)
             if self.temporal_ratio > 1:
                 h, num_frames, padding = self._in_time(number, h, num_frames, padding, cache)
-        return unfold_time(self.conv_out(F.silu(self.norm_out(h))), num_frames)
+        z = self.conv_out(F.silu(self.norm_out(h)))
+        if self.latent_fold is None:
+            return unfold_time(z, num_frames)
+        return self.latent_fold(to_clips(z, num_frames)).permute(0, 4, 1, 2, 3)
 
     def _in_time(
         self, number: int, h: Tensor, num_frames: int, padding: int, cache: EncoderCache | None

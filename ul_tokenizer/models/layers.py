@@ -54,7 +54,7 @@ def to_frames(x_BxLxC: Tensor, grid: tuple[int, int, int]) -> Tensor:
 # For `_keep_in_fp32_modules`, where diffusers compares whole parts of a weight's dotted name.
 FP32_MODULES = [
     *("norm_1", "norm_2", "norm_q", "norm_k", "norm_out", "norm_text", "norm_time", "norms"),
-    *("logsnr_embedding", "class_embedding", "conv_out"),
+    *("logsnr_embedding", "class_embedding", "conv_out", "latent_fold"),
 ]
 
 

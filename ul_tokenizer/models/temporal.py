@@ -4,7 +4,9 @@ Frames lie folded in the batch, (B·T, C, H, W) in channels-last memory. A clip 
 frame, so that T frames are ⌈T / R⌉ latent ones. Convolutions in time pad in the same way: what the padded frames would
 give is what the first one gives, and a single image is computed once.
 
-All start such that a clip that stands still, and so an image, gives what it gives without them.
+All start such that an image gives what it gives without them. Yet they must not start blind to motion: were both the
+encoder's eye for differences and the decoder's telling of frames apart zero, neither would have a gradient, as each is
+the other's factor, and training would rest on a saddle where clips are coded as stills. So both start at random.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ul_tokenizer.models.layers import ChannelNorm, Linear
+from ul_tokenizer.models.layers import ChannelNorm, Fp32Linear, Linear
 
 KERNEL = 3  # frames that a convolution in time sees
+DIFFERENCE_GAIN = 0.5  # of the differences between frames in the encoder at first; their mean has 1
+UNFOLD_GAIN = 0.2  # of what tells the decoder's frames apart at first
 
 
 def to_clips(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
@@ -65,31 +69,38 @@ class TemporalConv(nn.Module):
 
 
 class TemporalDownsample(nn.Module):
-    """Two frames become one: their mean at first, then whatever is learned."""
+    """Two frames become one, out of their mean and their difference; at first the mean, and some of the difference."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.linear = Linear(2 * channels, channels)
-        _start_as_mean(self.linear, 2)
+        with torch.no_grad():
+            difference = DIFFERENCE_GAIN * channels**-0.5 * torch.randn(channels, channels)
+            self.linear.weight.copy_(torch.cat([torch.eye(channels), difference], dim=1))
+            self.linear.bias.zero_()
 
     def forward(self, x: Tensor, num_frames: int, padding: int = 0) -> Tensor:
         """(B·T, C, H, W) → (B·(T + padding)/2, C, H, W); a single frame stands for its padding, and stays one."""
         clips = to_clips(x, num_frames)
         clips = clips.expand(-1, 2, -1, -1, -1) if num_frames == 1 else repeat_first(clips, padding)
-        return from_clips(self.linear(torch.cat([clips[:, ::2], clips[:, 1::2]], dim=-1)))
+        before, after = clips[:, ::2], clips[:, 1::2]
+        return from_clips(self.linear(torch.cat([(before + after) / 2, after - before], dim=-1)))
 
 
 class TemporalFold(nn.Module):
-    """R frames become one, and back: a mean and copies at first, then whatever is learned."""
+    """R frames become one, and back: a mean and, but for an image's only frame, rough copies at first."""
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__()
         self.ratio = ratio
         self.fold_in = Linear(ratio * channels, channels)
         self.fold_out = Linear(channels, ratio * channels)
-        _start_as_mean(self.fold_in, ratio)
         with torch.no_grad():
-            self.fold_out.weight.copy_(torch.eye(channels).repeat(ratio, 1))
+            self.fold_in.weight.copy_(torch.eye(channels).repeat(1, ratio) / ratio)
+            self.fold_in.bias.zero_()
+            apart = torch.randn(ratio, channels, channels) * UNFOLD_GAIN * channels**-0.5
+            apart[-1] = 0  # the last frame of a latent one is what an image has
+            self.fold_out.weight.copy_((torch.eye(channels) + apart).flatten(0, 1))
             self.fold_out.bias.zero_()
 
     def fold(self, x: Tensor, num_frames: int) -> Tensor:
@@ -107,7 +118,38 @@ class TemporalFold(nn.Module):
         return from_clips(frames[:, t * self.ratio - num_frames :])
 
 
-def _start_as_mean(linear: nn.Linear, count: int) -> None:
-    with torch.no_grad():
-        linear.weight.copy_(torch.eye(linear.out_features).repeat(1, count) / count)
-        linear.bias.zero_()
+class LatentFold(Fp32Linear):
+    """The latents of R frames as one: at first the last frame's, and how the others differ from it."""
+
+    def __init__(self, channels: int, ratio: int) -> None:
+        super().__init__(channels, channels)
+        self.ratio = ratio
+        _start_as_identity(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Clips (B, T, h, w, c/R) → (B, ⌈T/R⌉, h, w, c)."""
+        grouped = repeat_first(z, -z.shape[1] % self.ratio).unflatten(1, (-1, self.ratio))
+        last = grouped[:, :, -1:]
+        anchored = torch.cat([last, grouped[:, :, :-1] - last], dim=2)
+        return super().forward(anchored.permute(0, 1, 3, 4, 2, 5).flatten(-2))
+
+
+class LatentUnfold(Linear):
+    """The latents of R frames out of one, as `LatentFold` lays them."""
+
+    def __init__(self, channels: int, ratio: int) -> None:
+        super().__init__(channels, channels)
+        self.ratio = ratio
+        _start_as_identity(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B·t, c, h, w) → (B·t·R, c/R, h, w)."""
+        anchored = super().forward(z.permute(0, 2, 3, 1)).unflatten(-1, (self.ratio, -1))
+        last = anchored[..., :1, :]
+        frames = torch.cat([anchored[..., 1:, :] + last, last], dim=-2)  # (N, h, w, R, c/R)
+        return frames.permute(0, 3, 4, 1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _start_as_identity(linear: nn.Linear) -> None:
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
