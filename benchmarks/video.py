@@ -4,8 +4,9 @@
 
 Peak memory of encoding and decoding 176×144 clips of ten seconds and of --seconds at 25 frames a second, each in a
 process of its own, as `encode_stream` and `decode_stream` go through them; frames are made as they are asked for. Then
-frames per second of encoding 17 frames of 128×128 with `ul-k600` and with diffusers' `AutoencoderKLWan` and
-`AutoencoderKLLTXVideo` in their default configurations, with random weights, and each one's encoder parameters.
+frames per second of encoding 17 frames of 128×128 with `ul-k600`, as it is and with its frames becoming fewer in the
+latents, with the bundled `ul-video`, and with diffusers' `AutoencoderKLWan` and `AutoencoderKLLTXVideo` in their
+default configurations; random weights but for `ul-video`, and each one's encoder parameters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from _measure import machine, median_seconds, peak_memory_bytes, reset_peak_memo
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from torch import Tensor, nn
 
+from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.presets import build_autoencoder
 
 RATE, HEIGHT, WIDTH = 25, 144, 176
@@ -80,6 +82,8 @@ def main() -> None:
     print("model                        frames/s   M parameters   frames/s × M parameters")
     makers: tuple[tuple[str, Callable[[], nn.Module]], ...] = (
         ("ul-k600 (4×8×8)", lambda: build_autoencoder("ul-k600")),
+        ("  frames fewer in the latents", lambda: build_autoencoder("ul-k600", {"temporal_downsample": "latents"})),
+        ("ul-video (4×8×8)", lambda: UnifiedLatentsAutoencoder.from_pretrained("ul-video")),
         ("AutoencoderKLWan (4×8×8)", AutoencoderKLWan),
         ("AutoencoderKLLTXVideo (8×32×32)", AutoencoderKLLTXVideo),
     )

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES, derived_config
 from ul_tokenizer.models.repository import PRIOR, MissingPriorError, load_autoencoder, load_prior
@@ -27,6 +29,7 @@ def inflate(
     ratio: int,
     decoder_num_layers: int | None = None,
     temporal_downsample: str = "latents",
+    seed: int = 0,
 ) -> UnifiedLatentsAutoencoder:
     """A video model with the weights of an image model.
 
@@ -35,6 +38,7 @@ def inflate(
         ratio: frames per latent frame.
         decoder_num_layers: of its transformer, the first so many; images then come out otherwise. None keeps all.
         temporal_downsample: of the video model; "latents" have `ratio` times the image model's channels.
+        seed: of what starts at random.
 
     Raises:
         ValueError: a model of videos already, or a ratio that its stages can't give.
@@ -56,7 +60,9 @@ def inflate(
         config["latent_channels"] *= ratio
         for statistic in ("latents_mean", "latents_std", "scaling_factor", "shift_factor"):
             config.pop(statistic)
-    video_model = UnifiedLatentsAutoencoder(**config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        video_model = UnifiedLatentsAutoencoder(**config)
     kept = video_model.state_dict().keys()
     weights = {key: weight for key, weight in image_model.state_dict().items() if key in kept}
     missing, _ = video_model.load_state_dict(weights, strict=False)
@@ -79,13 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where frames become fewer (%(default)s)",
     )
     parser.add_argument("--decoder_num_layers", type=int, help="drop the later ones, to save weights (keep all)")
+    parser.add_argument("--seed", type=int, default=0, help="of what starts at random (%(default)s)")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
     try:
         if args.output.exists():
             raise ValueError(f"--output must be a new folder, got {args.output}, which exists.")
         image_model = load_autoencoder(args.source, revision=args.revision)
-        model = inflate(image_model, args.temporal_compression_ratio, args.decoder_num_layers, args.temporal_downsample)
+        model = inflate(
+            image_model, args.temporal_compression_ratio, args.decoder_num_layers, args.temporal_downsample, args.seed
+        )
         try:
             prior = load_prior(args.source, revision=args.revision)
         except MissingPriorError:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer
 from ul_tokenizer.data.images import read_image, to_tensor
 from ul_tokenizer.evaluation.metrics import psnr_of_mean_mse
+from ul_tokenizer.training.validation import flicker
 
 IMAGES = Path(__file__).parent.parent / "examples" / "images"
 
@@ -108,15 +109,16 @@ def test_half_precision_loses_next_to_nothing(
 # ---------------------------------------------------------------- ul-video
 
 
-def test_the_video_model_keeps_a_slow_pan_and_needs_its_own_latent() -> None:
+def test_the_video_model_keeps_motion_and_needs_its_own_latent() -> None:
+    """Of two pixels a frame: better than the mean of each four frames, which is what a model without motion gives."""
     vae = UnifiedLatentsAutoencoder.from_pretrained("ul-video").eval()
     photos = [to_tensor(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))]
-    clips = torch.stack([torch.stack([p[:, 100:164, 100 + k : 164 + k] for k in range(9)], dim=1) for p in photos])
+    clips = torch.stack([torch.stack([p[:, 100:164, 100 + k : 164 + k] for k in range(0, 24, 2)], 1) for p in photos])
     with torch.inference_mode():
         z = vae.encode(clips).latent_dist.sample(generators(0, 3))
-        own, other = (
-            vae.decode(latent, generator=generators(5, 3), num_frames=9).sample for latent in (z, z.roll(1, 0))
-        )
-        assert z.shape == (3, 64, 3, 8, 8)
-        assert psnr_of_mean_mse(clips, own) > psnr_of_mean_mse(clips, other) + 6
-        assert psnr_of_mean_mse(clips, own) > 20
+        own, other = (vae.decode(latent, generator=generators(5, 3)).sample for latent in (z, z.roll(1, 0)))
+    assert z.shape == (3, 64, 3, 8, 8)
+    still = clips.unflatten(2, (3, 4)).mean(3, keepdim=True).expand(-1, -1, -1, 4, -1, -1).flatten(2, 3)
+    assert psnr_of_mean_mse(clips, own) > psnr_of_mean_mse(clips, still) + 4
+    assert psnr_of_mean_mse(clips, own) > psnr_of_mean_mse(clips, other) + 6
+    assert flicker(clips, own) < 0.7 * clips.diff(dim=2).abs().mean() / 2

@@ -238,6 +238,8 @@ def test_image_weights_are_inflated_by_a_script(where: str, tmp_path: Path, caps
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="must be a model of images"):
         inflate(video, 4)
+    again = inflate(image, 4, temporal_downsample=where).state_dict()
+    assert all(torch.equal(weight, again[key]) for key, weight in video.state_dict().items())
     assert main(words) == 1
     assert main([str(tmp_path / "image"), "-o", str(tmp_path / "x"), "--temporal_compression_ratio", "3"]) == 1
     assert "must be a power of two" in capsys.readouterr().err

@@ -75,8 +75,18 @@ def test_the_figures_of_clips_are_those_of_the_metrics_file(card: str) -> None:
             for name, digits in (("psnr_of_mean_mse", 2), ("mean_of_psnr", 2), ("flicker", 4))
         ]
         assert figures == expected
-    bits = " | ".join(f"{metrics[kind]['bits_per_pixel']:.3f}" for kind in ("videos", "pans"))
-    assert f"by the prior's ELBO | {bits} |" in card
+    kinds = [metrics["videos"], metrics["pans"]]
+    for words, key, digits in (
+        ("by the prior's ELBO", "bits_per_pixel", 3),
+        ("noise for each frame", "flicker_4_noise_per_frame", 4),
+    ):
+        assert f"{words} | {kinds[0][key]:.{digits}f} | {kinds[1][key]:.{digits}f} |" in card
+    one, other = (kind["frame_by_frame"] for kind in kinds)
+    assert f"1 step: bits per pixel | {one['bits_per_pixel']:.3f} | {other['bits_per_pixel']:.3f} |" in card
+    assert f"its PSNR of the mean MSE (dB) | {one['psnr_of_mean_mse']:.2f} | {other['psnr_of_mean_mse']:.2f} |" in card
+    assert f"its flicker | {one['flicker']:.4f} | {other['flicker']:.4f} |" in card
+    for key in ("overlapping", "overlapping_one_window", "side_by_side", "side_by_side_one_window"):
+        assert " and ".join(f"{kind['seams'][key]:.4f}" for kind in kinds) in card
 
 
 # ---------------------------------------------------------------- ul-fashion

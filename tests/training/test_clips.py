@@ -87,6 +87,15 @@ def test_videos_too_large_for_memory_give_the_same_parts_from_their_files(videos
         assert one[1] == other[1] == ()
 
 
+def test_videos_that_are_left_out_take_no_memory(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.mp4").write_bytes((videos / "plain.mp4").read_bytes())
+    with VideoWriter(tmp_path / "short.mp4", 10) as writer:
+        writer.write(np.zeros((480, 640, 3), np.uint8))
+    size = 20 * 3 * 48 * 64
+    assert VideoFolder(tmp_path, 480, min_frames=2, max_bytes=size).is_in_memory
+    assert not VideoFolder(tmp_path, 480, min_frames=2, max_bytes=size - 1).is_in_memory
+
+
 def test_a_part_that_cannot_be_read_is_named_and_replaced(videos: Path, tmp_path: Path) -> None:
     for name in ("plain", "gone"):
         (tmp_path / f"{name}.mp4").write_bytes((videos / "plain.mp4").read_bytes())

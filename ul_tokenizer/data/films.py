@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,8 +83,8 @@ class VideoFolder:
             except UnreadableVideoError as error:
                 self.skipped.append(f"{path.name}: {error.reason}")
                 continue
-            self._add(film, min_frames)
-            total += film.num_frames * 3 * int(np.prod(_scaled_size(info.width, info.height, short_side)))
+            if self._add(film, min_frames):
+                total += film.num_frames * 3 * math.prod(_scaled_size(info.width, info.height, short_side))
         self.is_in_memory = total <= max_bytes
         if self.is_in_memory:
             listed, self.films = self.films, []
@@ -93,11 +94,13 @@ class VideoFolder:
             reasons = "; ".join(self.skipped[:3]) or "no file with the suffix of a video"
             raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
 
-    def _add(self, film: Film, min_frames: int) -> None:
+    def _add(self, film: Film, min_frames: int) -> bool:
+        """Whether it is long enough."""
         if film.num_frames < min_frames:
             self.skipped.append(f"{film.path.name}: it has {film.num_frames} frames, fewer than {min_frames}")
-        else:
-            self.films.append(film)
+            return False
+        self.films.append(film)
+        return True
 
     def _decoded(self, film: Film, fps: float | None) -> Film:
         frames = [scaled(frame, film.short_side) for frame in read_frames(film.path, fps=fps, notes=self.skipped)]
