@@ -446,14 +446,13 @@ def _report_videos(clips: list[VideoReconstruction], as_json: bool) -> None:
     if as_json:
         _print_json({"videos": [clip._asdict() for clip in clips]})
         return
-    table = Table("video", "pixels", "frames", "PSNR (dB)", "worst", "flicker", "bits/pixel", "frames/s")
+    table = Table("video", "pixels", "frames", "PSNR (dB)", "worst", "flicker / source", "bits / pixel", "fps")
     for clip in clips:
-        worst = min(clip.psnr_per_frame)
         bits = "-" if clip.bits_per_pixel is None else f"{clip.bits_per_pixel:.3f}"
         figures = (
             f"{clip.mean_psnr:.2f}",
-            f"{worst:.2f} (#{clip.psnr_per_frame.index(worst)})",
-            f"{clip.flicker:.4f} of {clip.source_change:.4f}",
+            f"{min(clip.psnr_per_frame):.2f}",
+            f"{clip.flicker:.3f}/{clip.source_change:.3f}",
             bits,
             f"{clip.frames_per_second:.1f}",
         )
