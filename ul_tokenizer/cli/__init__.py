@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ul_tokenizer import __version__
 from ul_tokenizer.cli import encode_dataset as encoding
@@ -446,7 +446,10 @@ def _report_videos(clips: list[VideoReconstruction], as_json: bool) -> None:
     if as_json:
         _print_json({"videos": [clip._asdict() for clip in clips]})
         return
-    table = Table("video", "pixels", "frames", "PSNR (dB)", "worst", "flicker / source", "bits / pixel", "fps")
+    # Of 80 columns, the figures take what they need and the name folds into the rest.
+    table = Table(Column("video", overflow="fold"))
+    for header in ("pixels", "frames", "PSNR\n(dB)", "worst", "flicker/\nsource", "bits/\npixel", "fps"):
+        table.add_column(header, justify="right", no_wrap=True)
     for clip in clips:
         bits = "-" if clip.bits_per_pixel is None else f"{clip.bits_per_pixel:.3f}"
         figures = (
