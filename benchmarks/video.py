@@ -6,7 +6,9 @@ Peak memory of encoding and decoding 176×144 clips of ten seconds and of --seco
 process of its own, as `encode_stream` and `decode_stream` go through them; frames are made as they are asked for. Then
 frames per second of encoding 17 frames of 128×128 with `ul-k600`, as it is and with its frames becoming fewer in the
 latents, with the bundled `ul-video`, and with diffusers' `AutoencoderKLWan` and `AutoencoderKLLTXVideo` in their
-default configurations; random weights but for `ul-video`, and each one's encoder parameters.
+default configurations; random weights but for `ul-video`. Beside it each one's encoder parameters, the rate divided
+and multiplied by them ("as fast per parameter" may mean either), and the operations that a frame needs and that
+are done in a second, of convolutions and products of matrices.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from torch import Tensor, nn
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
+from ul_tokenizer.evaluation.flops import count_flops
 from ul_tokenizer.models.presets import build_autoencoder
 
 RATE, HEIGHT, WIDTH = 25, 144, 176
@@ -55,14 +58,16 @@ def peaks(preset: str, seconds: int) -> tuple[int, int]:
     return encoding, peak_memory_bytes()
 
 
-def encoding_rate(model: nn.Module) -> tuple[float, float]:
-    """Frames per second, and million parameters of the encoder."""
+def encoding_rate(model: nn.Module) -> tuple[float, float, float]:
+    """Frames per second, million parameters of the encoder, and GFLOP per frame."""
     x = torch.rand(CLIP) * 2 - 1
     encode: Any = model.encode
     with torch.inference_mode():
         seconds = median_seconds(lambda: encode(x), runs=3, warmup=1)
+        flops = count_flops(lambda: encode(x))
     encoder: Any = model.encoder
-    return CLIP[2] / seconds, sum(p.numel() for p in encoder.parameters()) / 1e6
+    parameters = sum(p.numel() for p in encoder.parameters())
+    return CLIP[2] / seconds, parameters / 1e6, flops / CLIP[2] / 1e9
 
 
 def main() -> None:
@@ -79,7 +84,7 @@ def main() -> None:
     if args.skip_others:
         return
     print(f"encoding {CLIP[2]} frames of {CLIP[3]}×{CLIP[4]}, fp32:")
-    print("model                        frames/s   M parameters   frames/s × M parameters")
+    print("model                            frames/s  M params  ÷ M params  × M params  GFLOP/frame  GFLOP/s")
     makers: tuple[tuple[str, Callable[[], nn.Module]], ...] = (
         ("ul-k600 (4×8×8)", lambda: build_autoencoder("ul-k600")),
         ("  frames fewer in the latents", lambda: build_autoencoder("ul-k600", {"temporal_downsample": "latents"})),
@@ -89,8 +94,9 @@ def main() -> None:
     )
     for name, make in makers:
         torch.manual_seed(0)
-        rate, millions = encoding_rate(make().eval())
-        print(f"{name:32}{rate:6.2f}{millions:15.1f}{rate * millions:20.0f}")
+        rate, millions, work = encoding_rate(make().eval())
+        ratios = f"{rate / millions:12.3f}{rate * millions:12.0f}"
+        print(f"{name:32}{rate:9.2f}{millions:10.1f}{ratios}{work:13.2f}{rate * work:9.0f}")
 
 
 if __name__ == "__main__":

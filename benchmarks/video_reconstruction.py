@@ -30,6 +30,7 @@ from ul_tokenizer.data.crops import RandomCropDataset
 from ul_tokenizer.data.films import VideoFolder
 from ul_tokenizer.data.images import ImageFolder
 from ul_tokenizer.evaluation.metrics import mean_psnr, psnr_of_mean_mse
+from ul_tokenizer.evaluation.sweep import weights_sha256
 from ul_tokenizer.models.repository import load_prior
 from ul_tokenizer.training.validation import flicker
 
@@ -145,16 +146,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write JSON here, too")
     args = parser.parse_args()
     (model, prior), (image_model, image_prior) = map(loaded, (args.model, args.image_model))
-    protocol = {"model": Path(args.model).name, "frames": FRAMES, "side": SIDE, "clips": COUNT, "machine": machine()}
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"model": Path(args.model).name, "weights_sha256": weights_sha256(model, prior)}
+    figures |= {"frames": FRAMES, "side": SIDE, "clips": COUNT, "machine": machine()}
     for name, clips in clips_of(args.videos, args.photos, FRAMES, COUNT).items():
         figures[name] = measure(model, prior, clips)
         figures[name]["frame_by_frame"] = frame_by_frame(image_model, image_prior, clips)
     for name, clips in clips_of(args.videos, args.photos, LONG_FRAMES, LONG_COUNT).items():
         figures[name]["seams"] = seams(model, clips)
-    print(json.dumps({**protocol, **figures}, indent=2))
+    text = json.dumps(figures, indent=2)
+    print(text)
     if args.output is not None:
-        args.output.write_text(json.dumps({**protocol, **figures}, indent=2) + "\n", encoding="utf-8")
+        args.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
