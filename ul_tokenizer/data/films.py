@@ -9,7 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ul_tokenizer.data.videos import VIDEO_SUFFIXES, Frame, UnreadableVideoError, expected_frames, probe, read_frames
+from ul_tokenizer.data.frame_times import Frame
+from ul_tokenizer.data.videos import (
+    DEFAULT_FPS,
+    VIDEO_SUFFIXES,
+    UnreadableVideoError,
+    expected_frames,
+    probe,
+    read_frames,
+)
 
 TRIES = 8  # for a part without a cut
 CUT = 0.18  # mean absolute change from frame to frame, of the range, above which a new scene begins
@@ -79,7 +87,7 @@ class VideoFolder:
         for path in paths:
             try:
                 info = probe(path)
-                film = Film(path, expected_frames(path, fps), fps or info.fps or 25.0, short_side)
+                film = Film(path, expected_frames(path, fps), fps or info.fps or DEFAULT_FPS, short_side)
             except UnreadableVideoError as error:
                 self.skipped.append(f"{path.name}: {error.reason}")
                 continue

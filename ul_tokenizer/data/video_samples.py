@@ -9,9 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ul_tokenizer.data.films import has_cut
+from ul_tokenizer.data.frame_times import Frame
 from ul_tokenizer.data.images import UnreadableImageError
 from ul_tokenizer.data.samples import SkippedSample
-from ul_tokenizer.data.videos import VIDEO_SUFFIXES, Frame, UnreadableVideoError, expected_frames, probe, read_frames
+from ul_tokenizer.data.videos import (
+    DEFAULT_FPS,
+    VIDEO_SUFFIXES,
+    UnreadableVideoError,
+    expected_frames,
+    probe,
+    read_frames,
+)
 
 
 class ClipPart(NamedTuple):
@@ -85,7 +93,7 @@ class VideoSamples:
             self.skipped.append(SkippedSample(self._name(path), f"{path.suffix or 'no suffix'} is not a video's"))
             return
         try:
-            rate = fps or probe(path).fps or 25.0
+            rate = fps or probe(path).fps or DEFAULT_FPS
             count = expected_frames(path, rate)
         except UnreadableVideoError as error:
             self.skipped.append(SkippedSample(self._name(path), error.reason))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from ul_tokenizer.data.frame_times import Frame, Timed, count_shown, rounding, shown_at, shown_from
 from ul_tokenizer.data.images import UnreadableImageError, find_images, read_image
 
 if TYPE_CHECKING:
@@ -26,12 +28,12 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".ts", ".wmv", ".flv", ".3gp", ".y4m")
 )
 ANIMATION_SUFFIXES = frozenset((".gif", ".webp", ".apng"))
-SEQUENCE_FPS = 25.0  # of images in a folder, which say nothing of it
+DEFAULT_FPS = 25.0  # of what says nothing of it
+SEQUENCE_FPS = DEFAULT_FPS  # of images in a folder
 MAX_FPS, MAX_SECONDS = 1000.0, 48 * 3600.0  # beyond these a header is not believed
 MAX_GAP = 600.0  # seconds between frames
 MAX_PIXELS = 64_000_000  # of a frame
 MAX_CORRUPT = 1000  # packets in a row
-Frame = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
 
 
 class UnreadableVideoError(ValueError):
@@ -57,13 +59,6 @@ class VideoInfo(NamedTuple):
     has_audio: bool
 
 
-class Timed(NamedTuple):
-    """A frame and its time in seconds since the first one."""
-
-    time: float
-    pixels: Frame
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -84,8 +79,7 @@ def probe(path: str | Path) -> VideoInfo:
     with _opened(path) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
-        turned = _quarter_turns(next(_decoded(container, path, []))) % 2
-        width, height = (context.height, context.width) if turned else (context.width, context.height)
+        width, height = _upright_size(next(_decoded(container, path, [])))
         seconds = float(container.duration / av.time_base) if container.duration else None
         return VideoInfo(
             width,
@@ -129,14 +123,13 @@ def read_frames(
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be positive and finite, got {fps}.")
-    frames = _timed(path, start, threads, [] if notes is None else notes)
-    shown = (frame.pixels for frame in frames if frame.time >= start - 1e-6) if fps is None else _at(frames, start, fps)
-    yield from shown if num_frames is None else itertools.islice(shown, num_frames)
+    shown = _shown(path, start, fps, threads, [] if notes is None else notes)
+    yield from (frame.pixels for frame in itertools.islice(shown, num_frames))
 
 
 def count_frames(path: str | Path, fps: float | None = None) -> int:
     """How many frames `read_frames` gives, by decoding all; headers lie."""
-    return sum(1 for _ in read_frames(path, fps=fps))
+    return sum(1 for _ in _shown(path, 0.0, fps, 0, []))
 
 
 def expected_frames(path: str | Path, fps: float | None = None) -> int:
@@ -154,30 +147,15 @@ def expected_frames(path: str | Path, fps: float | None = None) -> int:
             times = sorted(float(packet.pts * packet.time_base) for packet in packets)
         except (FFmpegError, OSError, TypeError):  # damage, or no times
             return count_frames(path, fps)
+        slack = _slack(stream)
     if not times or max(np.diff(times), default=0) > MAX_GAP:
         return count_frames(path, fps)
-    if fps is None:
-        return len(times)
-    last = times[-1] - times[0]
-    lasting = last / (len(times) - 1) if len(times) > 1 else 1 / fps
-    return max(1, math.ceil((last + lasting - 1e-6) * fps))
+    return len(times) if fps is None else count_shown(times, fps, slack)
 
 
-def _at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Frame]:
-    """The frame that is shown at each of the wanted times; the last one lasts as long as those before on average."""
-    shown: Timed | None = None
-    n, seen = 0, 0
-    for frame in frames:
-        while shown is not None and start + n / fps < frame.time - 1e-6:
-            yield shown.pixels
-            n += 1
-        shown, seen = frame, seen + 1
-    if shown is None:
-        return
-    lasting = shown.time / (seen - 1) if seen > 1 else 1 / fps
-    while start + n / fps < shown.time + lasting - 1e-6:
-        yield shown.pixels
-        n += 1
+def _shown(path: str | Path, start: float, fps: float | None, threads: int, notes: list[str]) -> Iterator[Timed]:
+    frames = _timed(path, start, threads, notes)
+    return shown_from(frames, start, 1 / DEFAULT_FPS) if fps is None else shown_at(frames, start, fps)
 
 
 def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> Iterator[Timed]:
@@ -196,31 +174,40 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
             stream.thread_type = "AUTO"
         frames = _decoded(container, path, notes)
         first = next(frames)
-        origin, size = _time_of(first, 0, stream), None
-        if start > 2:  # nearer than that, decoding is quicker than seeking
-            begin = int((start + origin) / stream.time_base) if stream.time_base else 0
+        frames = itertools.chain([first], frames)
+        origin, period, slack = _stamp(first, stream), _period(stream), _slack(stream)
+        if start > 2 and origin is not None:  # nearer than that, decoding is quicker than seeking
             try:
-                container.seek(begin, stream=stream, backward=True)
-                frames = _decoded(container, path, notes)
-                first = next(frames)
+                frames = _sought(container, path, origin + start + slack, notes)
             except (FFmpegError, UnreadableVideoError):
                 raise UnreadableVideoError(path, f"it can't be read from second {start:g} on") from None
+        origin, size = origin or 0.0, _upright_size(first)
         before: float | None = None
-        for number, frame in enumerate(_chained(first, frames)):
-            pixels = _pixels(frame, size, notes)
-            size = size or (pixels.shape[1], pixels.shape[0])
-            time = _time_of(frame, number, stream) - origin
+        for frame in frames:
+            stamp = _stamp(frame, stream)
+            time = stamp - origin if stamp is not None else 0.0 if before is None else before + period
             if before is not None and time - before > MAX_GAP:  # else evening out the rate would never end
                 notes.append(f"{path}: a pause of {time - before:.0f} seconds was taken out.")
-                origin += time - before - 1 / (_rate(stream) or 25.0)
-                time = _time_of(frame, number, stream) - origin
+                origin += time - before - period
+                time = before + period
             before = time
-            yield Timed(time, pixels)
+            yield Timed(time, partial(_pixels, frame, size, notes), slack)
 
 
-def _chained(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    yield first
-    yield from rest
+def _sought(container: Any, path: str | Path, stamp: float, notes: list[str]) -> Iterator[av.VideoFrame]:
+    """Frames from a keyframe at `stamp` or before on. In MPEG-TS a seek may end behind its aim; then it aims lower."""
+    stream = container.streams.video[0]
+    for back in (0.0, 1.0, 4.0, 16.0, stamp):
+        container.seek(int(max(0.0, stamp - back) / stream.time_base), stream=stream, backward=True)
+        frames = _decoded(container, path, notes)
+        try:
+            first = next(frames)
+        except UnreadableVideoError:  # behind the last keyframe
+            continue
+        found = _stamp(first, stream)
+        if found is None or found <= stamp:
+            return itertools.chain([first], frames)
+    raise UnreadableVideoError(path, "there is no keyframe before that")
 
 
 def _decoded(container: Any, path: str | Path, notes: list[str]) -> Iterator[av.VideoFrame]:
@@ -263,10 +250,19 @@ def _opened(path: str | Path) -> Iterator[Any]:
         yield container
 
 
-def _time_of(frame: av.VideoFrame, number: int, stream: Any) -> float:
-    if frame.time is not None:
-        return float(frame.time)
-    return number / (_rate(stream) or 25.0)
+def _stamp(frame: av.VideoFrame, stream: Any) -> float | None:
+    """Seconds. AVI knows no times of presentation: what FFmpeg makes of it is the order of decoding."""
+    ticks = frame.dts if stream.container.format.name == "avi" else frame.pts
+    return None if ticks is None or not frame.time_base else float(ticks * frame.time_base)
+
+
+def _period(stream: Any) -> float:
+    """Seconds from frame to frame, by the header; a second at most, as headers lie."""
+    return min(1.0, 1 / (_believable(_rate(stream), MAX_FPS) or DEFAULT_FPS))
+
+
+def _slack(stream: Any) -> float:
+    return rounding(float(stream.time_base or 0), _period(stream))
 
 
 def _rate(stream: Any) -> float | None:
@@ -278,8 +274,8 @@ def _believable(value: float | None, most: float) -> float | None:
     return value if value is not None and 0 < value <= most else None
 
 
-def _pixels(frame: av.VideoFrame, size: tuple[int, int] | None, notes: list[str]) -> Frame:
-    """RGB, upright, of the size of the first frame."""
+def _pixels(frame: av.VideoFrame, size: tuple[int, int], notes: list[str]) -> Frame:
+    """RGB, upright, of the size (width, height)."""
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba").astype(np.float32)
         alpha = rgba[..., 3:] / 255
@@ -287,7 +283,7 @@ def _pixels(frame: av.VideoFrame, size: tuple[int, int] | None, notes: list[str]
     else:
         pixels = frame.to_ndarray(format="rgb24")
     pixels = np.rot90(pixels, _quarter_turns(frame)).astype(np.uint8, copy=False)
-    if size is not None and (pixels.shape[1], pixels.shape[0]) != size:
+    if (pixels.shape[1], pixels.shape[0]) != size:
         note = (
             f"frames of {pixels.shape[1]}×{pixels.shape[0]} pixels were scaled to the {size[0]}×{size[1]} of the first."
         )
@@ -295,6 +291,11 @@ def _pixels(frame: av.VideoFrame, size: tuple[int, int] | None, notes: list[str]
             notes.append(note)
         pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC))
     return np.ascontiguousarray(pixels)
+
+
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height."""
+    return (frame.height, frame.width) if _quarter_turns(frame) % 2 else (frame.width, frame.height)
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
@@ -318,7 +319,7 @@ def _animated(path: str | Path) -> Iterator[Timed]:
         for frame in ImageSequence.Iterator(image):
             rgba = frame.convert("RGBA")
             whole = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-            yield Timed(time, np.array(whole))
+            yield Timed(time, partial(np.array, whole))
             time += (frame.info.get("duration") or 100) / 1000
 
 
@@ -327,16 +328,22 @@ def _sequence(folder: Path) -> Iterator[Timed]:
     paths = find_images(folder).images
     if not paths:
         raise UnreadableVideoError(folder, "there is no image in the folder")
-    size: tuple[int, int] | None = None
-    for number, path in enumerate(paths):
-        try:
-            image = read_image(path)
-        except UnreadableImageError as error:
-            raise UnreadableVideoError(path, error.reason) from error
-        size = size or image.size
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        yield Timed(number / SEQUENCE_FPS, np.array(image))
+    first = _image(paths[0])
+    yield Timed(0.0, partial(np.array, first))
+    for number, path in enumerate(paths[1:], 1):
+        yield Timed(number / SEQUENCE_FPS, partial(_sized, path, first.size))
+
+
+def _sized(path: Path, size: tuple[int, int]) -> Frame:
+    image = _image(path)
+    return np.array(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _image(path: Path) -> Image.Image:
+    try:
+        return read_image(path)
+    except UnreadableImageError as error:
+        raise UnreadableVideoError(path, error.reason) from error
 
 
 # ---------------------------------------------------------------- writing
