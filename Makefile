@@ -58,11 +58,13 @@ train-fashion: fashion ## train ul-fashion as it was trained, both stages, into 
 clips: $(TEST_ENV)/.installed ## fetch the training clips from packages into CLIPS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_clips.py --cache $(CLIPS)
 
-train-video: photos clips ## train ul-video as it was trained, from the bundled image weights; run again, it resumes
+train-video: photos clips ## train ul-video as it was trained, in two phases, from the bundled image weights; run again, it resumes
 	test -d runs/video-start || $(TEST_ENV)/bin/python -m conversion.image_to_video ul-photo-f8 -o runs/video-start --decoder_num_layers 2
-	$(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
-	  --config examples/configs/ul-video.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation \
-	  --train_video_dir $(CLIPS)/train --validation_video_dir $(CLIPS)/validation
+	@set -e; for config in ul-video ul-video-lower-rate; do \
+	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
+	    --config examples/configs/$$config.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation \
+	    --train_video_dir $(CLIPS)/train --validation_video_dir $(CLIPS)/validation; \
+	done
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
 	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

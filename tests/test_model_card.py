@@ -11,8 +11,9 @@ import generation_tables
 import pytest
 
 from conversion import model_card
-from ul_tokenizer import UnifiedLatentsPipeline
+from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsPipeline
 from ul_tokenizer.evaluation.sweep import weights_sha256
+from ul_tokenizer.models.repository import load_prior
 from ul_tokenizer.pretrained import bundled_names
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +88,12 @@ def test_the_figures_of_clips_are_those_of_the_metrics_file(card: str) -> None:
     assert f"its flicker | {one['flicker']:.4f} | {other['flicker']:.4f} |" in card
     for key in ("overlapping", "overlapping_one_window", "side_by_side", "side_by_side_one_window"):
         assert " and ".join(f"{kind['seams'][key]:.4f}" for kind in kinds) in card
+
+
+def test_the_figures_of_clips_are_of_the_bundled_weights() -> None:
+    metrics = json.loads((PRETRAINED / "ul-video" / "metrics.json").read_text(encoding="utf-8"))
+    ours = weights_sha256(UnifiedLatentsAutoencoder.from_pretrained("ul-video"), load_prior("ul-video"))
+    assert metrics["weights_sha256"] == ours
 
 
 # ---------------------------------------------------------------- ul-fashion
