@@ -58,7 +58,7 @@ train-fashion: fashion ## train ul-fashion as it was trained, both stages, into 
 clips: $(TEST_ENV)/.installed ## fetch the training clips from packages into CLIPS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_clips.py --cache $(CLIPS)
 
-train-video: photos clips ## train ul-video as it was trained, in two phases, from the bundled image weights; run again, it resumes
+train-video: photos clips ## train ul-video as it was trained, in two phases, from ul-photo-f8; run again, it resumes
 	test -d runs/video-start || $(TEST_ENV)/bin/python -m conversion.image_to_video ul-photo-f8 -o runs/video-start --decoder_num_layers 2
 	@set -e; for config in ul-video ul-video-lower-rate; do \
 	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \

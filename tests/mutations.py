@@ -28,6 +28,8 @@ TILING = "ul_tokenizer/models/tiling.py"
 
 DOWNLOAD = "ul_tokenizer/hub/download.py"
 TEMPORAL = "ul_tokenizer/models/temporal.py"
+FRAME_TIMES = "ul_tokenizer/data/frame_times.py"
+VIDEOS = "ul_tokenizer/data/videos.py"
 
 ON_OBJECTIVE = "tests/diffusion/test_objective.py"
 ON_SCHEDULER = "tests/diffusion/test_scheduler.py"
@@ -37,6 +39,7 @@ ON_LAYERS = "tests/models/test_layers.py"
 ON_TILING = "tests/models/test_tiling.py"
 ON_PULL = "tests/hub/test_pull.py"
 ON_VIDEO = "tests/models/test_video.py"
+ON_VIDEOS = "tests/data/test_videos.py"
 
 
 @dataclass(frozen=True)
@@ -316,6 +319,34 @@ MUTATIONS = [
         "grouped[:, :, :-1] - last], dim=2)",
         "grouped[:, :, :-1]], dim=2)",
         ON_VIDEO,
+    ),
+    Mutation(
+        "times that a container rounds are taken at their word",
+        FRAME_TIMES,
+        "return EXACT if tick >= 0.9 * period else max(EXACT, min(tick, period / 4))",
+        "return EXACT",
+        ON_VIDEOS,
+    ),
+    Mutation(
+        "the last frame lasts as long as all of the file before a seek",
+        FRAME_TIMES,
+        "(last.time - first.time) / (count - 1)",
+        "last.time / (count - 1)",
+        ON_VIDEOS,
+    ),
+    Mutation(
+        "AVI's order of decoding is taken for times",
+        VIDEOS,
+        'frame.dts if stream.container.format.name == "avi" else frame.pts',
+        "frame.pts",
+        ON_VIDEOS,
+    ),
+    Mutation(
+        "a seek that ends behind its aim is taken",
+        VIDEOS,
+        "if found is None or found <= stamp:",
+        "if True:",
+        ON_VIDEOS,
     ),
 ]
 

@@ -156,7 +156,7 @@ def test_codecs_of_the_web_give_the_same_frames(name: str) -> None:
     frames = list(read_frames(path))
     assert numbers(frames) == list(range(20)) and frames[0].shape == (64, 64, 3)
     for start in range(20):
-        assert next(iter(numbers(read_frames(path, start=start / 30, num_frames=1)))) == start
+        assert numbers(read_frames(path, start=start / 30, num_frames=1)) == [start]
     assert numbers(read_frames(path, fps=15)) == list(range(0, 20, 2))
     for fps in (None, 7, 30, 41.5):
         assert expected_frames(path, fps) == count_frames(path, fps)

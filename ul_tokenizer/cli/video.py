@@ -20,7 +20,7 @@ from ul_tokenizer import __version__
 from ul_tokenizer.cli.codec import FORMAT, Codec, read_latent
 from ul_tokenizer.cli.files import Job, whole_file
 from ul_tokenizer.data.frame_times import Frame
-from ul_tokenizer.data.videos import DEFAULT_FPS, VideoWriter, count_frames, probe, read_frames
+from ul_tokenizer.data.videos import VideoWriter, count_frames, probe, read_frames
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
@@ -65,7 +65,7 @@ class Clip:
             UnreadableVideoError: nothing in it can be read.
         """
         info = probe(path)
-        return cls(path, fps or info.fps or DEFAULT_FPS, fps, count_frames(path, fps), info.width, info.height)
+        return cls(path, fps or info.rate, fps, count_frames(path, fps), info.width, info.height)
 
     def frames(self) -> Iterator[Frame]:
         """All of them."""

@@ -11,7 +11,6 @@ from PIL import Image
 
 from ul_tokenizer.data.frame_times import Frame
 from ul_tokenizer.data.videos import (
-    DEFAULT_FPS,
     VIDEO_SUFFIXES,
     UnreadableVideoError,
     expected_frames,
@@ -87,7 +86,7 @@ class VideoFolder:
         for path in paths:
             try:
                 info = probe(path)
-                film = Film(path, expected_frames(path, fps), fps or info.fps or DEFAULT_FPS, short_side)
+                film = Film(path, expected_frames(path, fps), fps or info.rate, short_side)
             except UnreadableVideoError as error:
                 self.skipped.append(f"{path.name}: {error.reason}")
                 continue

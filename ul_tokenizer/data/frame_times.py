@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,14 +77,6 @@ def shown_at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Time
         n += 1
 
 
-def count_shown(times: list[float], fps: float, slack: float = EXACT) -> int:
-    """How many frames `shown_at` gives from the first one on, of frames at these times in order."""
-    last = times[-1] - times[0]
-    lasting = last / (len(times) - 1) if len(times) > 1 else 1 / fps
-    return max(1, math.ceil((last + lasting - slack) * fps))
-
-
 def _end(first: Timed, last: Timed, count: int, period: float) -> float:
-    """When the last of so many frames is over."""
-    lasting = (last.time - first.time) / (count - 1) if count > 1 else period
-    return last.time + lasting - last.slack
+    """When the last of so many frames is over: it lasts as long as those before on average, the only one a period."""
+    return last.time + ((last.time - first.time) / (count - 1) - last.slack if count > 1 else period)

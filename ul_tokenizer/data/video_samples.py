@@ -13,7 +13,6 @@ from ul_tokenizer.data.frame_times import Frame
 from ul_tokenizer.data.images import UnreadableImageError
 from ul_tokenizer.data.samples import SkippedSample
 from ul_tokenizer.data.videos import (
-    DEFAULT_FPS,
     VIDEO_SUFFIXES,
     UnreadableVideoError,
     expected_frames,
@@ -93,7 +92,7 @@ class VideoSamples:
             self.skipped.append(SkippedSample(self._name(path), f"{path.suffix or 'no suffix'} is not a video's"))
             return
         try:
-            rate = fps or probe(path).fps or DEFAULT_FPS
+            rate = fps or probe(path).rate
             count = expected_frames(path, rate)
         except UnreadableVideoError as error:
             self.skipped.append(SkippedSample(self._name(path), error.reason))

@@ -18,7 +18,7 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from ul_tokenizer.data.frame_times import Frame, Timed, count_shown, rounding, shown_at, shown_from
+from ul_tokenizer.data.frame_times import Frame, Timed, rounding, shown_at, shown_from
 from ul_tokenizer.data.images import UnreadableImageError, find_images, read_image
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class VideoInfo(NamedTuple):
     seconds: float | None
     pixel_format: str
     has_audio: bool
+
+    @property
+    def rate(self) -> float:
+        """Frames per second: fps, or DEFAULT_FPS where nothing is said of it."""
+        return self.fps or DEFAULT_FPS
 
 
 # ---------------------------------------------------------------- reading
@@ -150,7 +155,13 @@ def expected_frames(path: str | Path, fps: float | None = None) -> int:
         slack = _slack(stream)
     if not times or max(np.diff(times), default=0) > MAX_GAP:
         return count_frames(path, fps)
-    return len(times) if fps is None else count_shown(times, fps, slack)
+    if fps is None:
+        return len(times)
+    return sum(1 for _ in shown_at((Timed(time - times[0], _not_rendered, slack) for time in times), 0.0, fps))
+
+
+def _not_rendered() -> Frame:
+    raise AssertionError("frames are only counted")
 
 
 def _shown(path: str | Path, start: float, fps: float | None, threads: int, notes: list[str]) -> Iterator[Timed]:
@@ -185,7 +196,9 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
         before: float | None = None
         for frame in frames:
             stamp = _stamp(frame, stream)
-            time = stamp - origin if stamp is not None else 0.0 if before is None else before + period
+            if stamp is None:
+                stamp = origin if before is None else origin + before + period
+            time = stamp - origin
             if before is not None and time - before > MAX_GAP:  # else evening out the rate would never end
                 notes.append(f"{path}: a pause of {time - before:.0f} seconds was taken out.")
                 origin += time - before - period
