@@ -84,14 +84,13 @@ def test_a_lower_rate_takes_the_frame_that_is_shown(tmp_path: Path, fps: float, 
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".flv"])
-@pytest.mark.parametrize("fps", [None, 30, 15])
-def test_a_video_ends_where_it_ends_from_wherever_it_is_read(tmp_path: Path, fps: float | None, suffix: str) -> None:
+def test_a_video_ends_where_it_ends_from_wherever_it_is_read(tmp_path: Path, suffix: str) -> None:
     """What is read after a seek doesn't know how many frames there were before."""
-    path = write(tmp_path / f"a{suffix}", count=240)
-    for start in (0, 1, 7, 7.9):
-        expected = list(range(round(start * 30), 240, 1 if fps is None else round(30 / fps)))
-        assert numbers(read_frames(path, start=start, fps=fps)) == expected
-    assert list(read_frames(path, start=8, fps=fps)) == []
+    path = write(tmp_path / f"a{suffix}", count=120)
+    for fps, step in ((None, 1), (30, 1), (15, 2)):
+        for start in (0, 1, 3, 3.9):
+            assert numbers(read_frames(path, start=start, fps=fps)) == list(range(round(start * 30), 120, step))
+        assert list(read_frames(path, start=4, fps=fps)) == []
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".ts"])
