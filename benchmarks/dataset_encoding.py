@@ -30,10 +30,10 @@ from PIL import Image
 
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
 from ul_tokenizer.cli.encode_dataset import describe_job, load_encoder, make_encode
-from ul_tokenizer.data.encode import EncodingJob
-from ul_tokenizer.data.folder_samples import FolderSamples
-from ul_tokenizer.data.latent_writer import LatentWriter
-from ul_tokenizer.data.preprocess import Preprocessing
+from ul_tokenizer.latents.encode import EncodingJob
+from ul_tokenizer.latents.writer import LatentWriter
+from ul_tokenizer.media.transforms import Preprocessing
+from ul_tokenizer.sources.folder import FolderSamples
 
 ROOT = Path(__file__).parent.parent
 MODEL, BATCH = "ul-photo-f8", 32

@@ -19,7 +19,7 @@ from _measure import machine
 from torch.utils.data import DataLoader
 
 from ul_tokenizer import LatentDataset
-from ul_tokenizer.data.latent_writer import LatentWriter
+from ul_tokenizer.latents.writer import LatentWriter
 
 SHAPE, BATCH = (16, 16, 16), 256
 

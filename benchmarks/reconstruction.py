@@ -17,9 +17,9 @@ from _measure import machine
 from torch import Tensor
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer
-from ul_tokenizer.data.crops import RandomCropDataset
-from ul_tokenizer.data.images import ImageFolder
 from ul_tokenizer.evaluation.metrics import comparison_grid, mean_psnr, psnr_of_mean_mse
+from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.training.draws.crops import RandomCropDataset
 
 
 def generators(count: int, seed: int) -> list[torch.Generator]:

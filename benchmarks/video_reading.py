@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 from _measure import machine, median_seconds
 
-from ul_tokenizer.data.videos import VIDEO_SUFFIXES, count_frames, probe, read_frames
+from ul_tokenizer.media.videos import VIDEO_SUFFIXES, count_frames, probe, read_frames
 
 CLIPS = Path("~/.cache/ul_tokenizer/clips").expanduser()
 

@@ -25,13 +25,13 @@ from _measure import machine
 from torch import Tensor
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
-from ul_tokenizer.data.clips import RandomClipDataset
-from ul_tokenizer.data.crops import RandomCropDataset
-from ul_tokenizer.data.films import VideoFolder
-from ul_tokenizer.data.images import ImageFolder
 from ul_tokenizer.evaluation.metrics import mean_psnr, psnr_of_mean_mse
 from ul_tokenizer.evaluation.sweep import weights_sha256
 from ul_tokenizer.models.repository import load_prior
+from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.training.draws.clips import RandomClipDataset
+from ul_tokenizer.training.draws.crops import RandomCropDataset
+from ul_tokenizer.training.draws.video_pool import VideoFolder
 from ul_tokenizer.training.validation import flicker
 
 CACHE = Path("~/.cache/ul_tokenizer").expanduser()

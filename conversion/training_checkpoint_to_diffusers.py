@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.repository import AUTOENCODER, PRIOR, MissingPriorError, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 RECORDS = ("config.yaml", "metrics.jsonl", "class_names.json")
 LOGSNR_MIN = -10.0  # of a base model whose run says nothing

@@ -26,11 +26,11 @@ import typer
 from torch import Tensor
 
 from ul_tokenizer.cli import encode_dataset as command
-from ul_tokenizer.data.encode import Decoded, Summary, decode_sample, encode_batch, views, write_skipped
-from ul_tokenizer.data.latent_writer import LatentWriter
-from ul_tokenizer.data.preprocess import Preprocessing
-from ul_tokenizer.data.samples import SampleSource, SkippedSample
-from ul_tokenizer.data.sources import open_source
+from ul_tokenizer.latents.encode import Decoded, Summary, decode_sample, encode_batch, views, write_skipped
+from ul_tokenizer.latents.writer import LatentWriter
+from ul_tokenizer.media.transforms import Preprocessing
+from ul_tokenizer.sources.base import SampleSource, SkippedSample
+from ul_tokenizer.sources.open import open_source
 
 Row = dict[str, Any]
 Batch = dict[str, Any]  # columns, as Ray Data hands them around
@@ -110,7 +110,7 @@ def main(
     model: Annotated[str, typer.Option(help="Autoencoder: bundled name, folder or hub id.")] = "ul-photo-f8",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Scale the shorter side to so many pixels.")] = None,
-    crop: Annotated[command.Crop, typer.Option(help="As in encode-dataset.")] = command.Crop.CENTER,
+    crop: Annotated[command.CropChoice, typer.Option(help="As in encode-dataset.")] = command.CropChoice.CENTER,
     batch_size: Annotated[int, typer.Option("--batch-size", "--batch_size", min=1, help="Images at a time.")] = 32,
     dtype: Annotated[command.Stored, typer.Option(help="What latents are stored as.")] = command.Stored.float16,
     compute: Annotated[command.Compute, typer.Option(help="What encoders compute in.")] = command.Compute.float32,

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 OBJECTIVE = "ul_tokenizer/diffusion/objective.py"
-SCHEDULER = "ul_tokenizer/diffusion/scheduler.py"
+SCHEDULER = "ul_tokenizer/schedulers/log_snr.py"
 ALGORITHM = "ul_tokenizer/training/algorithm1.py"
 AUTOENCODER = "ul_tokenizer/models/autoencoder.py"
 LATENT = "ul_tokenizer/models/latent_distribution.py"
@@ -28,18 +28,18 @@ TILING = "ul_tokenizer/models/tiling.py"
 
 DOWNLOAD = "ul_tokenizer/hub/download.py"
 TEMPORAL = "ul_tokenizer/models/temporal.py"
-FRAME_TIMES = "ul_tokenizer/data/frame_times.py"
-VIDEOS = "ul_tokenizer/data/videos.py"
+FRAME_TIMES = "ul_tokenizer/media/frame_times.py"
+VIDEOS = "ul_tokenizer/media/videos.py"
 
 ON_OBJECTIVE = "tests/diffusion/test_objective.py"
-ON_SCHEDULER = "tests/diffusion/test_scheduler.py"
+ON_SCHEDULER = "tests/schedulers/test_log_snr.py"
 ON_ALGORITHM = "tests/training/test_algorithm1.py"
 ON_AUTOENCODER = "tests/models/test_autoencoder.py"
 ON_LAYERS = "tests/models/test_layers.py"
 ON_TILING = "tests/models/test_tiling.py"
 ON_PULL = "tests/hub/test_pull.py"
 ON_VIDEO = "tests/models/test_video.py"
-ON_VIDEOS = "tests/data/test_videos.py"
+ON_VIDEOS = "tests/media/test_videos.py"
 
 
 @dataclass(frozen=True)
@@ -245,21 +245,21 @@ MUTATIONS = [
     ),
     Mutation(
         "a shard's line is written before its file",
-        "ul_tokenizer/data/latent_writer.py",
-        "        _write_file(path, content)\n",
+        "ul_tokenizer/latents/writer.py",
+        "        write_whole(path, content)\n",
         "",
-        "tests/data/test_latents.py",
+        "tests/latents/test_latents.py",
     ),
     Mutation(
         "what a killed run left of a line stays",
-        "ul_tokenizer/data/latent_writer.py",
+        "ul_tokenizer/latents/writer.py",
         "            cut_off_partial_line(manifest)\n",
         "",
-        "tests/data/test_latents.py",
+        "tests/latents/test_latents.py",
     ),
     Mutation(
         "processes share samples",
-        "ul_tokenizer/data/encode.py",
+        "ul_tokenizer/latents/encode.py",
         "mine = range(self.rank, len(self.source), self.world_size)",
         "mine = range(len(self.source))",
         "tests/test_cli_encode_dataset.py",
@@ -280,7 +280,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the hub's card loses what a person wrote",
-        "ul_tokenizer/hub/card_merge.py",
+        "ul_tokenizer/publish/card_merge.py",
         'if found["name"] in untouched else found[0]',
         "if True else found[0]",
         "tests/hub/test_push.py",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer
-from ul_tokenizer.data.images import read_image, to_tensor
 from ul_tokenizer.evaluation.metrics import psnr_of_mean_mse
+from ul_tokenizer.media.images import read_image
+from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.training.validation import flicker
 
 IMAGES = Path(__file__).parent.parent / "examples" / "images"
@@ -24,7 +25,7 @@ def autoencoder() -> UnifiedLatentsAutoencoder:
 @pytest.fixture(scope="module")
 def pixels() -> Tensor:
     """128×128 crops on a grid over the demo's photographs, (12, 3, 128, 128)."""
-    photos = [to_tensor(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))]
+    photos = [frame_to_float(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))]
     return torch.stack([p[:, y : y + 128, x : x + 128] for p in photos for y in (64, 192) for x in (96, 288)])
 
 
@@ -82,7 +83,7 @@ def test_a_whole_photograph_decodes_as_well_as_its_crops_in_tiles_from_the_start
     autoencoder: UnifiedLatentsAutoencoder, pixels: Tensor, latents: Tensor
 ) -> None:
     crops = psnr_of_mean_mse(pixels, decoded(autoencoder, latents, 1))
-    photos = torch.stack([to_tensor(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))])
+    photos = torch.stack([frame_to_float(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))])
     with torch.inference_mode():
         z = autoencoder.encode(photos).latent_dist.sample(generators(100, 3))
         tiled = psnr_of_mean_mse(photos, decoded_photos(autoencoder, z))
@@ -112,7 +113,7 @@ def test_half_precision_loses_next_to_nothing(
 def test_the_video_model_keeps_motion_and_needs_its_own_latent() -> None:
     """Of two pixels a frame: better than the mean of each four frames, which is what a model without motion gives."""
     vae = UnifiedLatentsAutoencoder.from_pretrained("ul-video").eval()
-    photos = [to_tensor(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))]
+    photos = [frame_to_float(read_image(path)) for path in sorted(IMAGES.glob("*.jpg"))]
     clips = torch.stack([torch.stack([p[:, 100:164, 100 + k : 164 + k] for k in range(0, 24, 2)], 1) for p in photos])
     with torch.inference_mode():
         z = vae.encode(clips).latent_dist.sample(generators(0, 3))

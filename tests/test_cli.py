@@ -23,11 +23,10 @@ from typer.testing import CliRunner
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, __version__
 from ul_tokenizer.cli import app
-from ul_tokenizer.cli.files import whole_file
-from ul_tokenizer.data.images import to_tensor
+from ul_tokenizer.files import sha256_of, whole_file
+from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
-from ul_tokenizer.pretrained import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,7 +113,7 @@ def test_encode_writes_the_latent_that_the_model_makes(model: str) -> None:
     ul("encode", "photo.png", "-o", "out", model=model)
     latent = load_file("out/photo.png.safetensors")["latent"]
     with torch.inference_mode():
-        x = to_tensor(Image.open("photo.png"))[None]
+        x = frame_to_float(Image.open("photo.png"))[None]
         expected = UnifiedLatentsAutoencoder.from_pretrained(model).encode(x).latent[0]
     assert latent.shape == (4, 6, 8)
     assert torch.equal(latent, expected)
@@ -252,7 +251,7 @@ def test_decode_gives_the_picture_that_the_model_makes_of_the_latent(model: str)
     with torch.inference_mode():
         mode = LatentDistribution(load_file("a.safetensors")["latent"][None], 5.0).mode()
         expected = autoencoder.decode(mode, generator=torch.Generator().manual_seed(0)).sample[0].clamp(-1, 1)
-    error = (to_tensor(Image.open("a.png")) - expected).abs().mean()
+    error = (frame_to_float(Image.open("a.png")) - expected).abs().mean()
     assert error < 0.1  # x_1 is another draw, which an untrained network hardly shows
 
 
@@ -397,7 +396,7 @@ def test_bits_per_pixel_are_the_models_own(model: str) -> None:
 
     photo("photo.png", 64, 48)
     report = json.loads(ul("reconstruct", "photo.png", "-o", "out", "--json", model=model).stdout)
-    x = to_tensor(Image.open("photo.png"))[None]
+    x = frame_to_float(Image.open("photo.png"))[None]
     with torch.inference_mode():
         bits = load_autoencoder(model).bits(x, load_prior(model), generator=torch.Generator().manual_seed(0))
     assert report["bits_per_pixel"] == pytest.approx(float(bits) / (64 * 48), rel=1e-5)

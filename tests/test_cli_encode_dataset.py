@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
 from ul_tokenizer.cli import app
-from ul_tokenizer.data.latent_checks import verify
-from ul_tokenizer.data.preprocess import Preprocessing
+from ul_tokenizer.latents.integrity import verify
+from ul_tokenizer.media.transforms import Preprocessing
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 
 ROOT = Path(__file__).parent.parent
@@ -150,7 +150,7 @@ def test_the_same_command_again_encodes_nothing_twice(model: str, photos: Path) 
 def test_a_killed_job_goes_on_and_loses_nothing(model: str, photos: Path) -> None:
     encode(photos, "whole", model)
     code = (
-        "import sys, ul_tokenizer.data.latent_writer as w; from ul_tokenizer.cli import app; "
+        "import sys, ul_tokenizer.latents.writer as w; from ul_tokenizer.cli import app; "
         "w.LatentWriter.__init__.__defaults__ = (0, 1, 2, 10**9); app(sys.argv[1:])"
     )  # shards of two samples, so that there is something to lose
     kills = 0
@@ -351,7 +351,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_job_goes_on_later(model: s
     limited = (  # the system itself then refuses to write more, as on a full disk
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from ul_tokenizer.data import latent_writer\n"
+        "from ul_tokenizer.latents import writer as latent_writer\n"
         "latent_writer.SHARD_SAMPLES = 4\n"
         "latent_writer.LatentWriter.__init__.__defaults__ = (0, 1, 4, 10**6)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"

@@ -16,9 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ul_tokenizer.cli import app
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 ROOT = Path(__file__).parent.parent
 SIDE = 18  # 16 pixels and a gap of two

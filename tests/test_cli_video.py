@@ -22,7 +22,7 @@ from ul_tokenizer import (
     UnifiedLatentsTransformer,
 )
 from ul_tokenizer.cli import app
-from ul_tokenizer.data.videos import VideoWriter, count_frames, probe, read_frames
+from ul_tokenizer.media.videos import VideoWriter, count_frames, probe, read_frames
 from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 

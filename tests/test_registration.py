@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 
 @pytest.fixture(scope="module")

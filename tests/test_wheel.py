@@ -16,7 +16,7 @@ import sys
 import torch
 import ul_tokenizer
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsPipeline
-from ul_tokenizer.hub.cards import model_card
+from ul_tokenizer.publish.cards import model_card
 from ul_tokenizer.models.repository import load_prior
 from ul_tokenizer.pretrained import ROOT
 

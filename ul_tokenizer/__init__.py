@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ul_tokenizer.registration import HOST_CLASSES, register_when_imported, register_with_diffusers
 
 if TYPE_CHECKING:
-    from ul_tokenizer.data.latents import LatentDataset
-    from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+    from ul_tokenizer.latents.dataset import LatentDataset
     from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
     from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+    from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 __version__ = "0.1.0"
 
@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LatentDataset": "ul_tokenizer.data.latents",
-    "LogSNRScheduler": "ul_tokenizer.diffusion.scheduler",
+    "LatentDataset": "ul_tokenizer.latents.dataset",
+    "LogSNRScheduler": "ul_tokenizer.schedulers.log_snr",
     "UnifiedLatentsAutoencoder": "ul_tokenizer.models.autoencoder",
     "UnifiedLatentsPipeline": "ul_tokenizer.pipelines.generation",
     "UnifiedLatentsTransformer": "ul_tokenizer.models.transformer",

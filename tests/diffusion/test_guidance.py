@@ -12,7 +12,7 @@ from torch import Tensor
 from ul_tokenizer.diffusion.guidance import Guidance
 from ul_tokenizer.diffusion.parameterization import velocity
 from ul_tokenizer.diffusion.schedule import alpha_sigma
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 MEAN, STD, WIDE = 1.5, 0.5, 1.5  # of the class, and of all data around 0
 N = 4096

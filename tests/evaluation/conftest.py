@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.evaluation.reference import Reference, load_reference
 from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 Network = TypeVar("Network", bound=nn.Module)
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}

@@ -10,20 +10,19 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.evaluation.conftest import SIDE, make_pipeline
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.evaluation.classifier import Judgement
 from ul_tokenizer.evaluation.generation import (
-    GENERATION,
-    RECONSTRUCTION,
     Sampling,
     clean_estimate,
     draw_images,
     evaluate_generation,
     sample_generators,
 )
-from ul_tokenizer.evaluation.labelled_images import to_bytes
+from ul_tokenizer.evaluation.labelled_images import to_stored
 from ul_tokenizer.evaluation.reference import Reference
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.randomness import EvaluationStream
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 QUICK = Sampling(num_images=7, num_inference_steps=2)
 
@@ -37,12 +36,16 @@ def draw(pipeline: UnifiedLatentsPipeline, reference: Reference, batch_size: int
 
 
 def test_a_samples_generator_depends_on_seed_stream_and_number_alone() -> None:
-    def first_draws(seed: int, stream: int, rows: range) -> list[float]:
+    def first_draws(seed: int, stream: EvaluationStream, rows: range) -> list[float]:
         return [float(torch.rand(1, generator=g)) for g in sample_generators(seed, stream, rows)]
 
-    together = first_draws(0, GENERATION, range(6))
-    assert first_draws(0, GENERATION, range(4, 6)) == together[4:]
-    others = together + first_draws(1, GENERATION, range(6)) + first_draws(0, RECONSTRUCTION, range(6))
+    together = first_draws(0, EvaluationStream.GENERATION, range(6))
+    assert first_draws(0, EvaluationStream.GENERATION, range(4, 6)) == together[4:]
+    others = (
+        together
+        + first_draws(1, EvaluationStream.GENERATION, range(6))
+        + first_draws(0, EvaluationStream.RECONSTRUCTION, range(6))
+    )
     assert len(set(others)) == 18
 
 
@@ -83,14 +86,14 @@ def test_z0_is_decoded_as_the_pipeline_does(pipeline: UnifiedLatentsPipeline, re
         height=SIDE,
         width=SIDE,
         num_inference_steps=2,
-        generator=sample_generators(0, GENERATION, range(7)),
+        generator=sample_generators(0, EvaluationStream.GENERATION, range(7)),
         output_type="pt",
         return_dict=False,
     )[0]
     pipeline.scheduler = scheduler
     drawn, asked = draw_images(pipeline, reference, QUICK)
     assert asked is not None and torch.equal(asked, labels)
-    assert torch.equal(drawn, to_bytes(2 * images - 1, grey=False))
+    assert torch.equal(drawn, to_stored(2 * images - 1, grey=False))
 
 
 def test_the_clean_estimate_is_decoded_with_the_noise_that_z0_gets(

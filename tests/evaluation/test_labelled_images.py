@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from tests.evaluation.conftest import COLOURS, SIDE, squares
-from ul_tokenizer.data.images import to_image
-from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike, grey_of, to_bytes, to_pixels
+from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike, grey_of, to_rgb_floats, to_stored
+from ul_tokenizer.media.pixels import to_image
 
 
 def random_rgb(count: int = 8) -> torch.Tensor:
@@ -21,16 +21,16 @@ def random_rgb(count: int = 8) -> torch.Tensor:
 def test_pixels_become_what_the_png_would_hold() -> None:
     pixels = 1.2 * torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     expected = [np.asarray(to_image(image)) for image in pixels]
-    assert torch.equal(to_bytes(pixels, grey=False).permute(0, 2, 3, 1), torch.from_numpy(np.stack(expected)))
+    assert torch.equal(to_stored(pixels, grey=False).permute(0, 2, 3, 1), torch.from_numpy(np.stack(expected)))
     expected = [np.asarray(to_image(image).convert("L")) for image in pixels]
-    assert torch.equal(to_bytes(pixels, grey=True)[:, 0], torch.from_numpy(np.stack(expected)))
+    assert torch.equal(to_stored(pixels, grey=True)[:, 0], torch.from_numpy(np.stack(expected)))
 
 
 def test_pixels_and_bytes_go_back_and_forth() -> None:
     rgb = random_rgb()
-    assert torch.equal(to_bytes(to_pixels(rgb), grey=False), rgb)
+    assert torch.equal(to_stored(to_rgb_floats(rgb), grey=False), rgb)
     grey = rgb[:, :1]
-    assert torch.equal(to_bytes(to_pixels(grey), grey=True), grey)
+    assert torch.equal(to_stored(to_rgb_floats(grey), grey=True), grey)
     assert torch.equal(grey_of(grey.expand(-1, 3, -1, -1)), grey)
 
 

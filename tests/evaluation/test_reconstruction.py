@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.evaluation.conftest import make_pipeline, moved
-from ul_tokenizer.evaluation.labelled_images import LabelledImages, to_pixels
+from ul_tokenizer.evaluation.labelled_images import LabelledImages, to_rgb_floats
 from ul_tokenizer.evaluation.metrics import psnr_of_mean_mse
 from ul_tokenizer.evaluation.reconstruction import evaluate_reconstruction
 from ul_tokenizer.evaluation.reference import Reference
@@ -57,7 +57,7 @@ def test_psnr_is_that_of_the_8_bit_pictures(
     darker = (images.images.int() - 10).clamp(min=0).to(torch.uint8)
     monkeypatch.setattr("ul_tokenizer.evaluation.reconstruction._reconstruct", lambda *_: darker)
     quality = evaluate_reconstruction(autoencoder, reference, images)
-    expected = psnr_of_mean_mse(to_pixels(images.images), to_pixels(darker))
+    expected = psnr_of_mean_mse(to_rgb_floats(images.images), to_rgb_floats(darker))
     assert quality.psnr_of_mean_mse == pytest.approx(expected, abs=1e-4)
 
 

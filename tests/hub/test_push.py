@@ -22,9 +22,9 @@ from ul_tokenizer import (
     UnifiedLatentsTransformer,
 )
 from ul_tokenizer.hub import errors
-from ul_tokenizer.hub.mixin import push_folder
 from ul_tokenizer.hub.upload import Target, repository_files, stale_weights
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
+from ul_tokenizer.publish.mixin import push_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 NUM_CLASSES, TEXT_WIDTH = 3, 6
 

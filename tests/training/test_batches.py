@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ul_tokenizer.training.randomness import Draws
+from ul_tokenizer.training.draws.noise import Draws
 
 Train = Callable[..., int]
 Logged = Callable[[Path], list[dict[str, Any]]]

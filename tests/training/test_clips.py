@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
-from ul_tokenizer.data.clips import RandomClipDataset, pan
-from ul_tokenizer.data.crops import RandomCropDataset
-from ul_tokenizer.data.films import VideoFolder, has_cut
-from ul_tokenizer.data.images import ImageFolder
-from ul_tokenizer.data.videos import UnreadableVideoError, VideoWriter
+from ul_tokenizer.media.clips import has_cut
+from ul_tokenizer.media.videos import UnreadableVideoError, VideoWriter
+from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.training.draws.clips import RandomClipDataset, pan
+from ul_tokenizer.training.draws.crops import RandomCropDataset
+from ul_tokenizer.training.draws.video_pool import VideoFolder
 from ul_tokenizer.training.stage1 import train_autoencoder
 from ul_tokenizer.training.validation import flicker
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ul_tokenizer.data.crops import Crop, RandomCropDataset
 from ul_tokenizer.training.checkpoints import list_checkpoints
+from ul_tokenizer.training.draws.crops import CropSample, RandomCropDataset
 from ul_tokenizer.training.loop import Trainer, TrainingError, make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1, Stage1Arguments
@@ -29,7 +29,7 @@ class PoisonedDataset(RandomCropDataset):
 
     poisoned: range
 
-    def __getitem__(self, n: int) -> Crop:
+    def __getitem__(self, n: int) -> CropSample:
         crop = super().__getitem__(n)
         if n in self.poisoned:
             crop["pixel_values"] = crop["pixel_values"] * torch.nan

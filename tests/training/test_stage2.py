@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder, UnifiedLatentsPipeline
-from ul_tokenizer.data.latent_writer import LatentWriter
+from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
+from ul_tokenizer.training.draws.noise import Draws
 from ul_tokenizer.training.loop import make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.randomness import Draws
 from ul_tokenizer.training.stage2 import Stage2, Stage2Arguments, train_base_model
 
 ROOT = Path(__file__).parents[2]

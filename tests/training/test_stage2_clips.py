@@ -16,8 +16,8 @@ from ul_tokenizer import (
     UnifiedLatentsPipeline,
     UnifiedLatentsTransformer,
 )
-from ul_tokenizer.data.latent_manifest import make_header
-from ul_tokenizer.data.latent_writer import LatentWriter
+from ul_tokenizer.latents.manifest import make_header
+from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.training.stage2 import train_base_model
 

@@ -299,7 +299,7 @@ def generate(
         num_classes = pipeline.transformer.config.num_class_embeds
         labels = work.labels_of(classes or [], model, revision, num_classes)
         work.refuse_existing(labels, num, output, force)
-        sampling = work.Sampling(
+        sampling = work.GenerateOptions(
             steps, decoder_steps, guidance, interval, solver.value, height, width, seed, batch_size
         )
         if output.suffix == ".mp4":

@@ -20,9 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ul_tokenizer import __version__
-from ul_tokenizer.cli.files import Job, whole_file
-from ul_tokenizer.data.images import fit_to_multiple, read_image, to_image, to_tensor
+from ul_tokenizer.cli.files import FileTask
 from ul_tokenizer.evaluation.metrics import comparison_grid, psnr_of_mean_mse
+from ul_tokenizer.files import whole_file
+from ul_tokenizer.media.images import fit_to_multiple, read_image
+from ul_tokenizer.media.pixels import frame_to_float, to_image
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.repository import (
@@ -164,11 +166,11 @@ class Codec:
     # Files
 
     @torch.inference_mode()
-    def encode_file(self, job: Job, fit: Fit) -> None:
+    def encode_file(self, job: FileTask, fit: Fit) -> None:
         """Image → latent file."""
         image = read_image(job.source)
         fitted = fit_to_multiple(image, self.ratio, fit)
-        latent = self.encode(to_tensor(fitted)[None])[0].cpu().contiguous()
+        latent = self.encode(frame_to_float(fitted)[None])[0].cpu().contiguous()
         width, height = image.size if fit == "pad" else fitted.size
         metadata = {
             "format": FORMAT,
@@ -187,7 +189,7 @@ class Codec:
             path.write_bytes(save({"latent": latent}, metadata))
 
     @torch.inference_mode()
-    def decode_file(self, job: Job, seed: int, steps: int | None, mode: bool) -> None:
+    def decode_file(self, job: FileTask, seed: int, steps: int | None, mode: bool) -> None:
         """Latent file → PNG."""
         latent, metadata = read_latent(job.source)
         width, height = self.check_latent(job.source, latent, metadata)
@@ -215,7 +217,7 @@ class Codec:
     @torch.inference_mode()
     def reconstruct_file(
         self,
-        job: Job,
+        job: FileTask,
         fit: Fit,
         prior: UnifiedLatentsTransformer | None,
         seed: int,
@@ -226,7 +228,7 @@ class Codec:
         image = read_image(job.source)
         fitted = fit_to_multiple(image, self.multiple(prior), fit)
         width, height = image.size if fit == "pad" else fitted.size
-        pixels = to_tensor(fitted)[None]
+        pixels = frame_to_float(fitted)[None]
         start = time.perf_counter()
         decoded = self.decode(self.encode(pixels), seed, steps, mode)
         seconds = time.perf_counter() - start

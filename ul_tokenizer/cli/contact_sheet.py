@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ul_tokenizer.data.images import to_image
-from ul_tokenizer.data.latent_manifest import check_header
-from ul_tokenizer.data.latents import LatentDataset
+from ul_tokenizer.latents.dataset import LatentDataset
+from ul_tokenizer.latents.manifest import check_header
+from ul_tokenizer.media.pixels import to_image
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.repository import load_autoencoder, locate
 

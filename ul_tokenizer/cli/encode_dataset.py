@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ul_tokenizer.data.encode import Summary
-    from ul_tokenizer.data.preprocess import Preprocessing
-    from ul_tokenizer.data.samples import SampleSource
+    from ul_tokenizer.latents.encode import Summary
+    from ul_tokenizer.media.transforms import Preprocessing
     from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+    from ul_tokenizer.sources.base import SampleSource
 
 
-class Crop(str, enum.Enum):
+class CropChoice(str, enum.Enum):
     """What becomes of an image's size."""
 
     CENTER = "center"
@@ -71,11 +71,11 @@ def encode_dataset(
         int | None, typer.Option(min=1, help="Scale the shorter side to so many pixels.", show_default="as it is")
     ] = None,
     crop: Annotated[
-        Crop,
+        CropChoice,
         typer.Option(
             help="center cuts a square, multiple only what the compression ratio doesn't divide, none refuses such."
         ),
-    ] = Crop.CENTER,
+    ] = CropChoice.CENTER,
     batch_size: Annotated[int, typer.Option("--batch-size", "--batch_size", min=1, help="Images at a time.")] = 32,
     dtype: Annotated[Stored, typer.Option(help="What latents are stored as.")] = Stored.float16,
     compute: Annotated[Compute, typer.Option(help="What the encoder computes in.")] = Compute.float32,
@@ -115,10 +115,10 @@ def encode_dataset(
     examples/encode_dataset.py) every process takes its part. What can't be read is listed with its reason in
     skipped.jsonl. Exit status: 0 if all went well or little was skipped, 1 otherwise.
     """
-    from ul_tokenizer.data.encode import EncodingJob, write_skipped
-    from ul_tokenizer.data.latent_writer import LatentWriter
-    from ul_tokenizer.data.preprocess import Preprocessing
-    from ul_tokenizer.data.sources import open_source
+    from ul_tokenizer.latents.encode import EncodingJob, write_skipped
+    from ul_tokenizer.latents.writer import LatentWriter
+    from ul_tokenizer.media.transforms import Preprocessing
+    from ul_tokenizer.sources.open import open_source
 
     part = Part.of(rank, world_size)
     autoencoder, where, header = load_encoder(model, revision, device)
@@ -202,7 +202,7 @@ class Part:
             return summary
         from accelerate.utils import gather_object
 
-        from ul_tokenizer.data.encode import Summary
+        from ul_tokenizer.latents.encode import Summary
 
         parts: list[Summary] = gather_object([summary])
         skipped = [skip for part in parts for skip in part.skipped]
@@ -243,7 +243,7 @@ def load_encoder(
 
 def describe_job(preprocessing: Preprocessing, source: SampleSource, dtype: str, flip: bool) -> dict[str, Any]:
     """What a latent data set's header says of the job."""
-    from ul_tokenizer.data.video_samples import VideoSamples
+    from ul_tokenizer.sources.video import VideoSamples
 
     return {
         "dtype": dtype,
@@ -307,7 +307,7 @@ def progress(total: int, is_shown: bool) -> Iterator[Callable[[int], None]]:
 
 def gather_skipped(output: Path) -> None:
     """skipped.jsonl of all processes' lists."""
-    from ul_tokenizer.data.latent_manifest import write_whole
+    from ul_tokenizer.files import write_whole
 
     parts = sorted(output.glob("skipped-r*.jsonl"))
     write_whole(output / "skipped.jsonl", "".join(part.read_text(encoding="utf-8") for part in parts))

@@ -115,7 +115,7 @@ def evaluate(
     models = load_models(model, revision, prior, dtype, device)
     test_set = LabelledImages(test)
     reference = load_reference(train, test_set, device=models.pipeline.device)
-    job = Job(models, reference, test_set, output, batch_size)
+    job = Measurement(models, reference, test_set, output, batch_size)
     reconstructed = job.reconstruct(decoder_steps, seed) if reconstruction else []
     generated = job.generate(samplings)
     if as_json:
@@ -204,9 +204,9 @@ def load_models(name: str, revision: str | None, use_prior: bool, dtype: str, de
 
 
 def _pipeline_of_prior(name: str, options: dict[str, Any]) -> UnifiedLatentsPipeline:
-    from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
     from ul_tokenizer.models.repository import load_autoencoder, load_prior
     from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+    from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
     prior = load_prior(name, **options)
     scheduler = LogSNRScheduler(logsnr_max=prior.config.latent_logsnr)
@@ -227,7 +227,7 @@ def _prior_of(name: str, revision: str | None) -> UnifiedLatentsTransformer | No
 
 
 @dataclass
-class Job:
+class Measurement:
     """Rows of figures of one model."""
 
     models: Models

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ul_tokenizer.data.images import FoundImages, Skipped, find_images
-from ul_tokenizer.data.videos import VIDEO_SUFFIXES
+from ul_tokenizer.media.images import FoundImages, Skipped, find_images
+from ul_tokenizer.media.videos import VIDEO_SUFFIXES
 
 LATENT_SUFFIX = ".safetensors"
 
 # ---------------------------------------------------------------- which files
 
 
-class Job(NamedTuple):
+class FileTask(NamedTuple):
     """One input and its result."""
 
     source: Path
@@ -31,7 +29,7 @@ class Job(NamedTuple):
 class Plan(NamedTuple):
     """What a command will do."""
 
-    jobs: list[Job]
+    jobs: list[FileTask]
     skipped: list[Skipped]
     output: Path
     single: bool  # a file was named, rather than a folder
@@ -86,10 +84,12 @@ def plan(source: Path, output: Path, find: Callable[[Path], FoundImages], suffix
         paths = [path for path in paths if output.resolve() not in path.resolve().parents]
         skipped = [skip for skip in skipped if output.resolve() not in skip.path.resolve().parents]
     if single and output.suffix == suffix and not output.is_dir():
-        jobs = [Job(source, source.name, output)]
+        jobs = [FileTask(source, source.name, output)]
     else:
         root = source.parent if single else source
-        jobs = [Job(p, p.relative_to(root).as_posix(), _target(output / p.relative_to(root), suffix)) for p in paths]
+        jobs = [
+            FileTask(p, p.relative_to(root).as_posix(), _target(output / p.relative_to(root), suffix)) for p in paths
+        ]
     made = Plan(jobs, skipped, output, single)
     _check(made, source, force)
     return made
@@ -118,22 +118,10 @@ def _check(plan: Plan, source: Path, force: bool) -> None:
             raise ValueError(f"--output needs {blocking} to be a folder, which is a file.")
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; the file gets its own name when it is complete, or is never seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".ul-tokenizer-{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------- walking over them
 
 
-def run(plan: Plan, done: str, work: Callable[[Job], object]) -> list[Skipped]:
+def run(plan: Plan, done: str, work: Callable[[FileTask], object]) -> list[Skipped]:
     """Works on every job; what can't be read is named, counted and skipped.
 
     Returns:

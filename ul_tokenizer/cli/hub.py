@@ -43,9 +43,9 @@ def push(
     The folder of a training can be pushed as it is; checkpoints, samples and logs stay. Log in with `hf auth login`, or
     set HF_TOKEN.
     """
-    from ul_tokenizer.hub.mixin import push_folder
     from ul_tokenizer.hub.upload import Target
     from ul_tokenizer.models.loading import local_folder
+    from ul_tokenizer.publish.mixin import push_folder
 
     folder = local_folder(source)
     if folder is None:
@@ -92,7 +92,7 @@ def pull(
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models that load without a network: bundled ones, and ours in the hub's cache."""
-    from ul_tokenizer.hub import listing
+    from ul_tokenizer.publish import listing
 
     models = listing.list_models()
     if as_json:

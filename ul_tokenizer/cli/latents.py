@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def info(data: Folder, as_json: AsJson = False) -> None:
     """Describe a data set: samples, shapes, columns, classes, and the header."""
-    from ul_tokenizer.data.latents import LatentDataset
+    from ul_tokenizer.latents.dataset import LatentDataset
 
     dataset = LatentDataset(data)
     size = sum(shard.bytes for shard in dataset.shards)
@@ -58,7 +58,7 @@ def verify(
     ] = False,
 ) -> None:
     """Read every byte and compare it with the manifest. Exit status: 0 if the data set is whole, 1 otherwise."""
-    from ul_tokenizer.data import latent_checks
+    from ul_tokenizer.latents import integrity as latent_checks
 
     problems = latent_checks.repair(data) if repair else latent_checks.verify(data)
     for problem in problems:
@@ -83,7 +83,7 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Exact mean, standard deviation and extremes per channel, and on request bits per image."""
-    from ul_tokenizer.data.latents import LatentDataset
+    from ul_tokenizer.latents.dataset import LatentDataset
 
     dataset = LatentDataset(data)
     statistics = dataset.statistics
@@ -123,13 +123,13 @@ def mean_bits(dataset: Any, model: str, num: int) -> float:
 
 
 def _write_statistics(folder: Path, values: dict[str, Any]) -> None:
-    from ul_tokenizer.data.latent_manifest import write_whole
+    from ul_tokenizer.files import write_json
 
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"--write-config must be an autoencoder's folder, got {folder} without a config.json.")
     config = json.loads(path.read_text(encoding="utf-8"))
-    write_whole(path, json.dumps({**config, **values}, indent=2, sort_keys=True) + "\n")
+    write_json(path, {**config, **values}, sort_keys=True)
 
 
 def merge(
@@ -137,7 +137,7 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
 ) -> None:
     """Make one data set of several that one autoencoder made in one way."""
-    from ul_tokenizer.data import latent_checks
+    from ul_tokenizer.latents import integrity as latent_checks
 
     count = latent_checks.merge(sources, output)
     typer.echo(f"merged {count} samples: {output}", err=True)
@@ -163,8 +163,8 @@ def export(
     ] = False,
 ) -> None:
     """Write latents and columns in a format that other libraries read."""
-    from ul_tokenizer.data import latent_export
-    from ul_tokenizer.data.latents import LatentDataset
+    from ul_tokenizer.latents import export as latent_export
+    from ul_tokenizer.latents.dataset import LatentDataset
 
     dataset = LatentDataset(data, normalize=normalize)
     console = Console(stderr=True)
@@ -190,8 +190,8 @@ def decode(
     The model must be the one that made the latents, weight for weight.
     """
     from ul_tokenizer.cli import contact_sheet
-    from ul_tokenizer.cli.files import whole_file
-    from ul_tokenizer.data.latents import LatentDataset
+    from ul_tokenizer.files import whole_file
+    from ul_tokenizer.latents.dataset import LatentDataset
 
     if output.suffix != ".png":
         raise ValueError(f"--output must be a .png file, got {output}.")
@@ -221,8 +221,8 @@ def push(
     license: hub.Licence = None,
 ) -> None:
     """Push a data set to the hub: shards, manifests and a card in one commit, after all was verified."""
-    from ul_tokenizer.data.latent_hub import push_latents
     from ul_tokenizer.hub.upload import Target
+    from ul_tokenizer.latents.hub import push_latents
 
     target = Target(repo, "dataset", revision, None, private, create_pr, message)
     hub.tell(target, push_latents(data, target, license))
@@ -234,7 +234,7 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="main")] = None,
 ) -> None:
     """Fetch a data set into a folder, whole and verified. Training reads one from the hub without it."""
-    from ul_tokenizer.data.latent_hub import pull_latents
+    from ul_tokenizer.latents.hub import pull_latents
 
     snapshot = pull_latents(repo, output, revision)
     typer.echo(snapshot.commit)

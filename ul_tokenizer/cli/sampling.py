@@ -16,16 +16,17 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from ul_tokenizer.cli.files import whole_file
-from ul_tokenizer.data.images import to_image
-from ul_tokenizer.data.videos import VideoWriter, probe, read_frames
 from ul_tokenizer.evaluation.metrics import comparison_grid
+from ul_tokenizer.files import whole_file
+from ul_tokenizer.media.pixels import frame_to_float, to_image
+from ul_tokenizer.media.videos import VideoWriter, probe, read_frames
 from ul_tokenizer.models.repository import class_names
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.randomness import mixed_seed
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerateOptions:
     """How to sample."""
 
     steps: int
@@ -48,8 +49,7 @@ class Wanted:
 
     def generator(self, seed: int) -> torch.Generator:
         """The same for this image whatever else is generated."""
-        key = np.random.SeedSequence((seed, self.number, 0 if self.label is None else 1 + self.label))
-        return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0]) >> 1)
+        return torch.Generator().manual_seed(mixed_seed(seed, self.number, 0 if self.label is None else 1 + self.label))
 
 
 def load_pipeline(
@@ -93,7 +93,7 @@ def _label_of(word: str, names: Sequence[str], model: str, num_classes: int | No
 
 
 def generate(
-    pipeline: UnifiedLatentsPipeline, labels: Sequence[int | None], num: int, sampling: Sampling, output: Path
+    pipeline: UnifiedLatentsPipeline, labels: Sequence[int | None], num: int, sampling: GenerateOptions, output: Path
 ) -> list[Path]:
     """Generates `num` images of each class into one grid, if `output` is a .png, or into a folder.
 
@@ -130,7 +130,7 @@ class Time:
         frames = list(read_frames(self.context))[-self.given :]
         if len(frames) < self.given:
             raise ValueError(f"--context must have {self.given} frames, got {self.context} with {len(frames)}.")
-        pixels = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        pixels = torch.stack([frame_to_float(frame) for frame in frames], dim=1)[None]
         return pixels, probe(self.context).fps or self.fps
 
 
@@ -138,7 +138,7 @@ def generate_clips(
     pipeline: UnifiedLatentsPipeline,
     labels: Sequence[int | None],
     num: int,
-    sampling: Sampling,
+    sampling: GenerateOptions,
     time_of: Time,
     output: Path,
 ) -> None:
@@ -167,7 +167,7 @@ def generate_clips(
 def _in_batches(
     pipeline: UnifiedLatentsPipeline,
     wanted: Sequence[Wanted],
-    sampling: Sampling,
+    sampling: GenerateOptions,
     num_frames: int | None = None,
     context: Tensor | None = None,
 ) -> Iterator[Tensor]:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from ul_tokenizer import __version__
 from ul_tokenizer.cli.codec import FORMAT, Codec, read_latent
-from ul_tokenizer.cli.files import Job, whole_file
-from ul_tokenizer.data.frame_times import Frame
-from ul_tokenizer.data.videos import VideoWriter, count_frames, probe, read_frames
+from ul_tokenizer.cli.files import FileTask
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
+from ul_tokenizer.files import whole_file
+from ul_tokenizer.media.frame_times import Frame
+from ul_tokenizer.media.pixels import frame_to_float, to_uint8
+from ul_tokenizer.media.videos import VideoWriter, count_frames, probe, read_frames
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
@@ -47,7 +49,7 @@ class VideoReconstruction(NamedTuple):
 
 
 @dataclass
-class Clip:
+class VideoInput:
     """What is to be read."""
 
     path: Path
@@ -58,7 +60,7 @@ class Clip:
     height: int  # of the original
 
     @classmethod
-    def of(cls, path: Path, fps: float | None) -> Clip:
+    def of(cls, path: Path, fps: float | None) -> VideoInput:
         """A file's, at its own rate or another one.
 
         Raises:
@@ -87,7 +89,7 @@ class VideoCodec:
     # Tensors
     # ------------------------------------------------------------------------------------------------------------
 
-    def latents(self, clip: Clip, pad: bool) -> Iterator[Tensor]:
+    def latents(self, clip: VideoInput, pad: bool) -> Iterator[Tensor]:
         """z_clean (1, c, t', h, w), piece by piece."""
         sizes = (clip.height, clip.width)
         ratio = self.codec.ratio
@@ -95,7 +97,10 @@ class VideoCodec:
         if 0 in wanted:
             raise ValueError(f"{clip.path} must have at least {ratio} pixels a side, got {clip.width}×{clip.height}.")
         self.codec.set_tiling(*wanted)
-        pixels = (_to_tensor(_fitted(frame, *wanted)).to(self.autoencoder.device) for frame in clip.frames())
+        pixels = (
+            frame_to_float(_fitted(frame, *wanted))[None, :, None].to(self.autoencoder.device)
+            for frame in clip.frames()
+        )
         yield from self.autoencoder.encode_stream(pixels, clip.num_frames, clean=True)
 
     def pictures(
@@ -112,7 +117,7 @@ class VideoCodec:
 
         noise_of_pixels = torch.Generator().manual_seed(seed + 1)
         for frames in self.autoencoder.decode_stream(noisy(), num_frames, noise_of_pixels, steps):
-            clip = frames[0].float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
+            clip = to_uint8(frames[0]).cpu()
             yield from clip.permute(1, 2, 3, 0).numpy()
 
     # ------------------------------------------------------------------------------------------------------------
@@ -120,9 +125,9 @@ class VideoCodec:
     # ------------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def encode_file(self, job: Job, pad: bool, fps: float | None) -> None:
+    def encode_file(self, job: FileTask, pad: bool, fps: float | None) -> None:
         """Video → latent file."""
-        clip = Clip.of(job.source, fps)
+        clip = VideoInput.of(job.source, fps)
         latents = [z[0].half().cpu() for z in shown(self.latents(clip, pad), clip.num_frames, self._ratio, "encoding")]
         side = self.codec.ratio
         height, width = (clip.height, clip.width) if pad else (clip.height // side * side, clip.width // side * side)
@@ -148,7 +153,7 @@ class VideoCodec:
         return int(self.autoencoder.temporal_compression_ratio)
 
     @torch.inference_mode()
-    def decode_file(self, job: Job, seed: int, steps: int | None, mode: bool) -> None:
+    def decode_file(self, job: FileTask, seed: int, steps: int | None, mode: bool) -> None:
         """Latent file → MP4."""
         latent, metadata = read_latent(job.source)
         width, height = self.codec.check_latent(job.source, latent[:, 0], metadata)
@@ -162,7 +167,7 @@ class VideoCodec:
     @torch.inference_mode()
     def reconstruct_file(
         self,
-        job: Job,
+        job: FileTask,
         pad: bool,
         prior: UnifiedLatentsTransformer | None,
         seed: int,
@@ -172,7 +177,7 @@ class VideoCodec:
         audio: bool,
     ) -> VideoReconstruction:
         """Video → MP4 of original and reconstruction, side by side, and its figures."""
-        clip = Clip.of(job.source, fps)
+        clip = VideoInput.of(job.source, fps)
         bits = _Bits(prior, self.autoencoder.config.latent_logsnr)
         latents = map(bits.counted, self.latents(clip, pad))
         again = self.pictures(latents, clip.num_frames, seed, steps, mode)
@@ -272,11 +277,6 @@ def shown(items: Iterator[Any], total: int, each: int, what: str) -> Iterator[An
             speed = bar.tasks[0].speed
             bar.update(task, advance=count, rate=f"{speed:.1f} frames/s" if speed else "")
             yield item
-
-
-def _to_tensor(frame: Frame) -> Tensor:
-    """(H, W, 3) uint8 → (1, 3, 1, H, W) in [−1, 1]."""
-    return torch.from_numpy(frame).permute(2, 0, 1).float().div(127.5).sub(1)[None, :, None]
 
 
 def _fitted(frame: Frame, height: int, width: int) -> Frame:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike
+from ul_tokenizer.media.pixels import to_float
 
 RECIPE = 1  # counts up with every change of what is trained here, or how
 WIDTHS = (32, 64, 128)
@@ -39,7 +40,7 @@ class SmallClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W), uint8 → (B, 128), fp32."""
-        x = images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        x = to_float(images).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.hidden(self.stages(x))
         return features
 

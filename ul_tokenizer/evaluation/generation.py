@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -16,16 +15,16 @@ from tqdm.auto import tqdm
 from ul_tokenizer.diffusion.guidance import Guidance
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import alpha_sigma
-from ul_tokenizer.diffusion.scheduler import AlgorithmType, LogSNRScheduler
 from ul_tokenizer.evaluation.classifier import judge
-from ul_tokenizer.evaluation.labelled_images import to_bytes
+from ul_tokenizer.evaluation.labelled_images import to_stored
 from ul_tokenizer.evaluation.reference import Reference
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.randomness import EvaluationStream, torch_generator
+from ul_tokenizer.schedulers.log_snr import AlgorithmType, LogSNRScheduler
 
 Decoded = Literal["z0", "clean", "scaled-clean"]
 _STEPS = ("num_inference_steps", 1), ("decoder_num_inference_steps", 1)
-GENERATION, RECONSTRUCTION, BITS = range(3)  # streams of random numbers under one seed
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,9 @@ def evaluate_generation(
     )
 
 
-def sample_generators(seed: int, stream: int, indices: range) -> list[torch.Generator]:
+def sample_generators(seed: int, stream: EvaluationStream, indices: range) -> list[torch.Generator]:
     """A generator per sample, which follows from its index whatever the batch."""
-    sequences = (np.random.SeedSequence(seed, spawn_key=(stream, index)) for index in indices)
-    states = (int(sequence.generate_state(1, np.uint64)[0]) >> 1 for sequence in sequences)
-    return [torch.Generator().manual_seed(state) for state in states]
+    return [torch_generator(seed, stream, index) for index in indices]
 
 
 @torch.inference_mode()
@@ -157,7 +154,7 @@ def draw_images(
             pixels = _draw(pipeline, sampling, rows, asked, reference.image_shape[-2:])
             if not pixels.isfinite().all():
                 raise ValueError(f"pipeline must draw finite images, got others with {sampling}.")
-            parts.append(to_bytes(pixels, grey).cpu())
+            parts.append(to_stored(pixels, grey).cpu())
             bar.update(len(rows))
     return torch.cat(parts), labels
 
@@ -196,7 +193,7 @@ def _draw(
     pipeline: UnifiedLatentsPipeline, sampling: Sampling, rows: range, labels: Tensor | None, size: tuple[int, ...]
 ) -> Tensor:
     """Pixels (B, 3, H, W) in [−1, 1] of the images with these numbers."""
-    generators = sample_generators(sampling.seed, GENERATION, rows)
+    generators = sample_generators(sampling.seed, EvaluationStream.GENERATION, rows)
     steps = sampling.decoder_num_inference_steps
     options: dict[str, Any] = {
         "class_labels": labels,

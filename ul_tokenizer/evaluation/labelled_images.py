@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ul_tokenizer.data.images import ImageFolder
+from ul_tokenizer.media.pixels import to_float, to_uint8
+from ul_tokenizer.sources.image_folder import ImageFolder
 
 MIN_SIDE, MAX_SIDE = 8, 128  # pixels; all of a set is held in memory, and the classifier is a small one
 
 
-def to_bytes(pixels: Tensor, grey: bool) -> Tensor:
+def to_stored(pixels: Tensor, grey: bool) -> Tensor:
     """What a picture's file would hold.
 
     Args:
@@ -27,8 +28,8 @@ def to_bytes(pixels: Tensor, grey: bool) -> Tensor:
     Returns:
         (B, 1 or 3, H, W), uint8.
     """
-    rgb = pixels.float().add(1).mul(127.5).round().clamp(0, 255)
-    return grey_of(rgb.to(torch.uint8)) if grey else rgb.to(torch.uint8)
+    rgb = to_uint8(pixels)
+    return grey_of(rgb) if grey else rgb
 
 
 def grey_of(rgb: Tensor) -> Tensor:
@@ -37,9 +38,9 @@ def grey_of(rgb: Tensor) -> Tensor:
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
 
 
-def to_pixels(images: Tensor) -> Tensor:
+def to_rgb_floats(images: Tensor) -> Tensor:
     """uint8 (B, 1 or 3, H, W) → RGB floats (B, 3, H, W) in [−1, 1], as an autoencoder takes them."""
-    return images.expand(-1, 3, -1, -1).float().div(127.5).sub(1)
+    return to_float(images.expand(-1, 3, -1, -1))
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ul_tokenizer.data.images import to_image
+from ul_tokenizer.media.pixels import to_image
 
 PEAK_TO_PEAK = 2.0  # of pixels in [−1, 1]
 

@@ -12,12 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ul_tokenizer.evaluation.classifier import judge
-from ul_tokenizer.evaluation.generation import BITS, RECONSTRUCTION, sample_generators
-from ul_tokenizer.evaluation.labelled_images import LabelledImages, to_bytes, to_pixels
+from ul_tokenizer.evaluation.generation import sample_generators
+from ul_tokenizer.evaluation.labelled_images import LabelledImages, to_rgb_floats, to_stored
 from ul_tokenizer.evaluation.metrics import mean_psnr, psnr_of_mean_mse
 from ul_tokenizer.evaluation.reference import Reference
+from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.randomness import EvaluationStream
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def evaluate_reconstruction(
     start = time.perf_counter()
     again = _reconstruct(autoencoder, test.images, num_inference_steps, batch_size, seed)
     seconds = time.perf_counter() - start
-    judgement, pixels = judge(reference.classifier, again), (_unit(test.images), _unit(again))
+    judgement, pixels = judge(reference.classifier, again), (to_float(test.images), to_float(again))
     return ReconstructionQuality(
         accuracy=judgement.accuracy(test.labels),
         frechet_distance=reference.distance(judgement.features),
@@ -93,11 +95,11 @@ def _reconstruct(autoencoder: Any, images: Tensor, steps: int | None, batch_size
     parts, first = [], 0
     ours = isinstance(autoencoder, UnifiedLatentsAutoencoder)
     for batch in tqdm(images.split(batch_size), desc="reconstructing", leave=False, disable=None):
-        generators = sample_generators(seed, RECONSTRUCTION, range(first, first + len(batch)))
-        pixels = to_pixels(batch).to(autoencoder.device, autoencoder.dtype)
+        generators = sample_generators(seed, EvaluationStream.RECONSTRUCTION, range(first, first + len(batch)))
+        pixels = to_rgb_floats(batch).to(autoencoder.device, autoencoder.dtype)
         z_0 = autoencoder.encode(pixels).latent_dist.sample(generators)
         options = {"generator": generators, "num_inference_steps": steps} if ours else {}
-        parts.append(to_bytes(autoencoder.decode(z_0, **options).sample, images.shape[1] == 1).cpu())
+        parts.append(to_stored(autoencoder.decode(z_0, **options).sample, images.shape[1] == 1).cpu())
         first += len(batch)
     return torch.cat(parts)
 
@@ -109,15 +111,11 @@ def _bits_per_pixel(
         return None
     bits, first = 0.0, 0
     for batch in tqdm(images.split(batch_size), desc="counting bits", leave=False, disable=None):
-        generators = sample_generators(seed, BITS, range(first, first + len(batch)))
-        pixels = to_pixels(batch).to(autoencoder.device, autoencoder.dtype)
+        generators = sample_generators(seed, EvaluationStream.BITS, range(first, first + len(batch)))
+        pixels = to_rgb_floats(batch).to(autoencoder.device, autoencoder.dtype)
         bits += float(autoencoder.bits(pixels, prior, generator=generators).sum())
         first += len(batch)
     return bits / (len(images) * images.shape[-1] * images.shape[-2])
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float().div(127.5).sub(1)
 
 
 def _finite(value: float) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from ul_tokenizer.evaluation.classifier import RECIPE, SmallClassifier, Trained, judge, train_classifier
 from ul_tokenizer.evaluation.frechet import Gaussian, frechet_distance
 from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike
-from ul_tokenizer.pretrained import sha256_of
+from ul_tokenizer.files import sha256_of, whole_file, write_json
 
 CACHE = Path("~/.cache/ul_tokenizer/classifiers")
 FLOOR_DRAWS = 10  # each costs milliseconds; on Fashion-MNIST, 10,000 images each, they spread by a tenth
@@ -129,9 +128,8 @@ def _write(folder: Path, trained: Trained, train: LabelledImages, test: Labelled
         name: judge(trained.classifier, part.images).features for name, part in (("train", train), ("test", test))
     }
     for name, tensors in ((_WEIGHTS, weights), (_FEATURES, features)):
-        temporary = _temporary(folder, name)
-        save_file(tensors, temporary)
-        temporary.replace(folder / name)
+        with whole_file(folder / name) as temporary:
+            save_file(tensors, temporary)
     facts = {
         "recipe": RECIPE,
         "seed": seed,
@@ -143,13 +141,7 @@ def _write(folder: Path, trained: Trained, train: LabelledImages, test: Labelled
         "seconds": round(trained.seconds, 1),
         "sha256": {name: sha256_of(folder / name) for name in (_WEIGHTS, _FEATURES)},
     }
-    temporary = _temporary(folder, _FACTS)
-    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / _FACTS)
-
-
-def _temporary(folder: Path, name: str) -> Path:
-    return folder / f".{name}-{os.getpid()}.tmp"
+    write_json(folder / _FACTS, facts)
 
 
 def _read(folder: Path, digest: str, train: LabelledImages, test: LabelledImages) -> Reference | None:

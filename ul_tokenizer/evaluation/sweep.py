@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from ul_tokenizer.files import append_json_line, cut_off_partial_line, whole_lines
 
 Row = dict[str, Any]
 
@@ -23,24 +24,14 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    lines = _whole_part(path).decode("utf-8", "replace").split("\n")[:-1]
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_parsed(path, number, line) for number, line in enumerate(whole_lines(path), 1)]
 
 
 def append_row(path: Path, row: Row) -> None:
     """Adds a row, after cutting off what a killed process left of one; it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size != len(whole := _whole_part(path)):
-        os.truncate(path, len(whole))
-    with open(path, "ab") as file:
-        file.write(json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _whole_part(path: Path) -> bytes:
-    content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1]
+    cut_off_partial_line(path)
+    append_json_line(path, row)
 
 
 def _parsed(path: Path, number: int, line: str) -> Row:

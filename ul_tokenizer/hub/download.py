@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
+from ul_tokenizer.files import write_whole
 from ul_tokenizer.hub.errors import DamagedDownloadError, explain, explained, is_unreachable
 
 RepoType = Literal["model", "dataset"]
@@ -298,10 +299,5 @@ def _remove(path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all; a cache that can't be written is used as it is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        write_whole(path, text)

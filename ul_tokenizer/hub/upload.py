@@ -10,13 +10,14 @@ from typing import NamedTuple
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from ul_tokenizer.hub.card_merge import Card, merged
-from ul_tokenizer.hub.cards import CARD
 from ul_tokenizer.hub.download import RepoType
 from ul_tokenizer.hub.errors import explained
 from ul_tokenizer.hub.weights import variant_of
 
-MakeCard = Callable[[str], Card]  # of the repository's full id
+CARD = "README.md"
+MakeCard = Callable[
+    [str, str | None], str
+]  # repository's full id, text of the card that is there → text of the new one
 _SUFFIXES = frozenset((".md", ".json", ".jsonl", ".yaml", ".png", ".txt", ".model", ".safetensors", ".py", ".npz"))
 _OF_A_RUN = re.compile(r"checkpoint-\d+|tmp-.*|samples|metrics\.jsonl|skipped-r\d+\.jsonl")
 
@@ -77,7 +78,7 @@ def push(target: Target, files: Mapping[str, Path | bytes], make_card: MakeCard 
         prefix = f"{target.subfolder.strip('/')}/" if target.subfolder else ""
         placed: dict[str, Path | bytes] = {f"{prefix}{name}": content for name, content in files.items()}
         if make_card is not None:
-            placed[CARD] = _card(api, target, repo_id, str(info.sha), known, make_card(repo_id)).encode()
+            placed[CARD] = make_card(repo_id, _existing_card(api, target, repo_id, str(info.sha), known)).encode()
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, content) for name, content in sorted(placed.items())
         ]
@@ -105,13 +106,13 @@ def make_repository(target: Target) -> str:
     return str(made.repo_id)
 
 
-def _card(
-    api: huggingface_hub.HfApi, target: Target, repo_id: str, commit: str, known: Iterable[str], generated: Card
-) -> str:
+def _existing_card(
+    api: huggingface_hub.HfApi, target: Target, repo_id: str, commit: str, known: Iterable[str]
+) -> str | None:
     if CARD not in known:
-        return str(generated)
+        return None
     path = api.hf_hub_download(repo_id, CARD, repo_type=target.repo_type, revision=commit)
-    return str(merged(Card.parsed(Path(path).read_text(encoding="utf-8", errors="replace")), generated))
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def stale_weights(known: Iterable[str], placed: Iterable[str]) -> set[str]:

@@ -14,7 +14,6 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.diffusion.scheduler import Generators, LogSNRScheduler
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder
 from ul_tokenizer.models.encoder import Encoder
@@ -25,6 +24,7 @@ from ul_tokenizer.models.loading import BundledNamesMixin
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.streaming import DecodeWindow, StreamingMixin, TileCaches, decoded_in_windows, part_lengths
 from ul_tokenizer.models.tiling import TilingMixin, blend_tiles
+from ul_tokenizer.schedulers.log_snr import Generators, LogSNRScheduler
 
 if TYPE_CHECKING:
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer

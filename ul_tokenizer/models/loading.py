@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 
 from ul_tokenizer import __version__
 from ul_tokenizer.hub.download import Access, fetch
-from ul_tokenizer.hub.mixin import PushToHubMixin
 from ul_tokenizer.hub.weights import is_weights, variant_of
 from ul_tokenizer.models.single_file import load_single_file
 from ul_tokenizer.pretrained import bundled_names, bundled_path
+from ul_tokenizer.publish.mixin import PushToHubMixin
 
 if TYPE_CHECKING:
     from typing_extensions import Self

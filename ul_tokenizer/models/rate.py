@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import diffuse, nats_to_bits, prior_loss, stratified_times, terminal_kl
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.diffusion.scheduler import Generators
 from ul_tokenizer.models.latent_distribution import draw_noise
+from ul_tokenizer.schedulers.log_snr import Generators
 
 if TYPE_CHECKING:
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer

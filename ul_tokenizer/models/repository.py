@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import huggingface_hub
 import torch
 
-from ul_tokenizer.hub.card_merge import Card
+from ul_tokenizer.files import sha256_of
 from ul_tokenizer.hub.download import Access, fetch
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.loading import (
@@ -24,7 +24,8 @@ from ul_tokenizer.models.loading import (
     weight_files,
 )
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-from ul_tokenizer.pretrained import bundled_path, sha256_of
+from ul_tokenizer.pretrained import bundled_path
+from ul_tokenizer.publish.card_merge import Card
 
 AUTOENCODER, PRIOR = "vae", "prior"
 CLASS_NAMES = "class_names.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ul_tokenizer.files import whole_file
 
 CONFIG = "ul_tokenizer.config"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -25,16 +26,13 @@ def save_single_file(model: ModelMixin, path: str | Path) -> None:
     path = Path(path)
     config = {key: value for key, value in dict(model.config).items() if key != "_name_or_path"}
     text = json.dumps({**config, "_class_name": type(model).__name__})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    weights = {key: weight.contiguous() for key, weight in model.state_dict().items()}
     try:
-        weights = {key: weight.contiguous() for key, weight in model.state_dict().items()}
-        save_file(weights, temporary, metadata={"format": "pt", CONFIG: text})
-        temporary.chmod(0o644)  # safetensors writes files for their owner only
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt", CONFIG: text})
+            temporary.chmod(0o644)  # safetensors writes files for their owner only
     except SafetensorError as error:
         raise OSError(f"{path} can't be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_single_file(cls: type[Any], path: str | Path, **kwargs: Any) -> Any:

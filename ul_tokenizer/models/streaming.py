@@ -10,10 +10,10 @@ import torch
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import Tensor
 
-from ul_tokenizer.diffusion.scheduler import Generators
 from ul_tokenizer.models.encoder import EncoderCache
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.limits import check_latents
+from ul_tokenizer.schedulers.log_snr import Generators
 
 TileCaches = dict[tuple[int, int], EncoderCache]  # of a clip in parts, by the tile's first row and column
 DecodeWindow = Callable[[Tensor, int, int], Tensor]  # z_0 (B, c, t, h, w), first frame, frames → (B, C, T, H, W)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 
 def check_components(transformer: Any, scheduler: Any, vae: Any) -> None:
@@ -53,7 +53,7 @@ def check_generators(generator: Any, batch_size: int) -> None:
         )
 
 
-def check_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
+def check_initial_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
     """Refuses z_1 of another shape."""
     if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape or not latents.is_floating_point():
         got = f"{tuple(latents.shape)} {latents.dtype}" if isinstance(latents, torch.Tensor) else type(latents).__name__

@@ -10,13 +10,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import diffuse
-from ul_tokenizer.diffusion.scheduler import Generators
 from ul_tokenizer.models.latent_normalization import normalize_latents
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.schedulers.log_snr import Generators
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipPlan:
     """The time of what is generated; without any, it is an image."""
 
     latent_frames: int | None = None  # that are generated
@@ -37,14 +37,14 @@ class Clip:
         return torch.cat([given, z], dim=2)
 
 
-def make_clip(
+def plan_clip(
     vae: Any,
     transformer: UnifiedLatentsTransformer,
     num_frames: int | None,
     context_frames: Tensor | None,
     context_latents: Tensor | None,
     batch_size: int,
-) -> Clip:
+) -> ClipPlan:
     """What the arguments of a call mean.
 
     Raises:
@@ -62,16 +62,16 @@ def make_clip(
         context = _encoded(vae, context_frames)
     if context is None:
         if num_frames is None and trained is None:
-            return Clip()
+            return ClipPlan()
         latent_frames = int(trained) if num_frames is None else -(-num_frames // ratio)
-        return Clip(latent_frames, latent_frames * ratio if num_frames is None else num_frames)
+        return ClipPlan(latent_frames, latent_frames * ratio if num_frames is None else num_frames)
     if context.ndim != 5 or len(context) != batch_size:
         raise ValueError(f"context must be {batch_size} clips, one per result, got {tuple(context.shape)}.")
     if num_frames is not None and num_frames % ratio:
         raise ValueError(f"num_frames must be a multiple of {ratio} behind given frames, got {num_frames}.")
     more = max(1, (trained or 0) - context.shape[2]) if num_frames is None else num_frames // ratio
     given = context.shape[2] * ratio if context_frames is None else context_frames.shape[2]
-    return Clip(more, given + more * ratio, context.to(transformer.device, torch.float32))
+    return ClipPlan(more, given + more * ratio, context.to(transformer.device, torch.float32))
 
 
 @torch.no_grad()

@@ -16,15 +16,21 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from ul_tokenizer.diffusion.guidance import Guidance
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
-from ul_tokenizer.hub.mixin import PushToHubMixin
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_normalization import denormalize_latents
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-from ul_tokenizer.pipelines.checks import check_components, check_generators, check_latents, check_steps, grid_size
-from ul_tokenizer.pipelines.clips import Clip, make_clip
+from ul_tokenizer.pipelines.checks import (
+    check_components,
+    check_generators,
+    check_initial_latents,
+    check_steps,
+    grid_size,
+)
+from ul_tokenizer.pipelines.clips import ClipPlan, plan_clip
 from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
-from ul_tokenizer.pipelines.loading import find_pipeline
+from ul_tokenizer.pipelines.repository import find_pipeline
+from ul_tokenizer.publish.mixin import PushToHubMixin
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -179,7 +185,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         conditions = make_conditions(self.transformer, class_labels, text, num_images_per_prompt, device)
         check_generators(generator, conditions.batch_size)
 
-        clip = make_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, conditions.batch_size)
+        clip = plan_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, conditions.batch_size)
         z = self._initial_latents(conditions.batch_size, height, width, generator, latents, device, clip)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for i, logsnr in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -210,7 +216,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         generator: Generators,
         latents: Tensor | None,
         device: torch.device,
-        clip: Clip,
+        clip: ClipPlan,
     ) -> Tensor:
         """z_1, fp32."""
         if clip.context is not None:
@@ -219,7 +225,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             h, w = grid_size(self.transformer, self.vae, self.vae_scale_factor, height, width)
         shape = (batch_size, self.transformer.config.in_channels, *clip.new_latent_frames, h, w)
         if latents is not None:
-            check_latents(latents, shape)
+            check_initial_latents(latents, shape)
             return latents.to(device, torch.float32)
         noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return noise * self.scheduler.init_noise_sigma

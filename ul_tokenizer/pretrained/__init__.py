@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
 from pathlib import Path
+
+from ul_tokenizer.files import sha256_of, write_json
 
 ROOT = Path(__file__).resolve().parent
 MANIFEST = "manifest.json"
@@ -48,21 +48,9 @@ def write_manifest(folder: Path) -> dict[str, str]:
         raise ValueError(f"folder must hold safetensors files, got {folder}.")
     entry = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     manifest = {**_read_manifest(folder.parent), folder.name: entry}
-    temporary = folder.parent / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, folder.parent / MANIFEST)
+    write_json(folder.parent / MANIFEST, manifest, sort_keys=True)
     _verify.cache_clear()
     return entry
-
-
-def sha256_of(*paths: Path) -> str:
-    """Hex sha256 of the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_manifest(root: Path) -> dict[str, dict[str, str]]:

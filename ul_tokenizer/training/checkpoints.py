@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ul_tokenizer.files import sync_file
 from ul_tokenizer.training.averages import Averages
 
 STATE_FILE = "trainer_state.json"
@@ -215,5 +216,4 @@ def _flush(folder: Path) -> None:
     """To the disk itself, so that a rename never outlives its content at a power cut."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)

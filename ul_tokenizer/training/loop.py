@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ul_tokenizer.data.crops import DrawSampler
+from ul_tokenizer.randomness import Stream, derived_seed
 from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.averages import Averages
 from ul_tokenizer.training.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
+from ul_tokenizer.training.draws.crops import DrawSampler
+from ul_tokenizer.training.draws.noise import Draws
 from ul_tokenizer.training.optimization import (
     apply_arguments,
     gradient_norm,
@@ -30,7 +32,6 @@ from ul_tokenizer.training.optimization import (
     make_optimizer,
 )
 from ul_tokenizer.training.pushing import Pusher
-from ul_tokenizer.training.randomness import DROPOUT, Draws, derived_seed
 from ul_tokenizer.training.signals import StopSignal, leave_signals_to_the_main_process
 from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans
 
@@ -262,7 +263,7 @@ class Trainer:
         self._note_skipped(batch.pop("skipped"))
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         draws = Draws.of(self.step, micro_step, accelerator, args.train_batch_size, args.gradient_accumulation_steps)
-        torch.manual_seed(derived_seed(args.seed, DROPOUT, draws.local.start))
+        torch.manual_seed(derived_seed(args.seed, Stream.DROPOUT, draws.local.start))
         with accelerator.autocast():
             loss, values = self.stage.loss(self.model, batch, draws)
         accelerator.backward(loss)  # divides by the number of micro-batches

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ul_tokenizer.hub.errors import HubError
-from ul_tokenizer.hub.mixin import push_folder
 from ul_tokenizer.hub.upload import Target, make_repository
+from ul_tokenizer.publish.mixin import push_folder
 from ul_tokenizer.training.arguments import TrainingArguments
 
 RECORDS = ("config.yaml", "metrics.jsonl")  # which the card is made of

@@ -13,22 +13,23 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ul_tokenizer.data.clips import RandomClipDataset
-from ul_tokenizer.data.crops import Crop, CropBatch, RandomCropDataset, collate_crops
-from ul_tokenizer.data.films import VideoFolder
-from ul_tokenizer.data.statistics import ChannelStatistics, channel_statistics
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.latents.statistics import ChannelStatistics, channel_statistics
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_prior, check_config_keys
 from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
 from ul_tokenizer.training.arguments import FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
+from ul_tokenizer.training.data import make_sources, say
+from ul_tokenizer.training.draws.clips import RandomClipDataset
+from ul_tokenizer.training.draws.crops import CropBatch, CropSample, RandomCropDataset, collate_crops
+from ul_tokenizer.training.draws.noise import Draws, sample_noise
+from ul_tokenizer.training.draws.video_pool import VideoFolder
 from ul_tokenizer.training.loop import run_stage
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.randomness import TIMES, Draws, sample_noise, stream_generator
-from ul_tokenizer.training.sources import make_sources, say
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
 from ul_tokenizer.training.warmup import PriorWarmup
 
@@ -178,7 +179,7 @@ class Stage1:
     # Loss
     # ------------------------------------------------------------------------------------------------------------
 
-    def collate(self, samples: list[Crop]) -> CropBatch:
+    def collate(self, samples: list[CropSample]) -> CropBatch:
         """Stacks crops."""
         return collate_crops(samples)
 
@@ -206,7 +207,7 @@ class Stage1:
         if pixels.ndim == 5:  # every other clip starts from one noise for all frames, as `decode` does
             still = torch.tensor([draw % 2 == 0 for draw in draws.local], device=pixels.device)
             decoder = torch.where(still[:, None, None, None, None], decoder[:, :, :1], decoder)
-        generator = stream_generator(self.args.seed, TIMES, draws.of_step.start)
+        generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         # Levels are spread over all samples of the step, so that how these are divided up does not change them.
         t_prior, t_decoder = (
             draws.pick(stratified_times(len(draws.of_step), generator)).to(pixels.device) for _ in range(2)

@@ -18,32 +18,27 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from ul_tokenizer.data.crops import NO_LABEL, Crop, RandomCropDataset, collate_crops
-from ul_tokenizer.data.images import ImageSource, UnreadableImageError
-from ul_tokenizer.data.latent_draws import LatentDraws, LatentsInMemory, collate_latents
-from ul_tokenizer.data.latents import LatentDataset
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.diffusion.scheduler import LogSNRScheduler
+from ul_tokenizer.latents.dataset import LatentDataset
+from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.models.presets import BASE_PRESETS, build_base, check_config_keys
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.randomness import Stream, torch_generator
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
+from ul_tokenizer.sources.image_folder import ImageSource
 from ul_tokenizer.training.arguments import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
 from ul_tokenizer.training.base_validation import HeldOutLatents, validate_base
+from ul_tokenizer.training.data import make_sources, say
 from ul_tokenizer.training.denoising import Stage2Model
+from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, collate_crops
+from ul_tokenizer.training.draws.latents import LatentDraws, LatentsInMemory, collate_latents
+from ul_tokenizer.training.draws.noise import Draws, sample_noise
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_ours
 from ul_tokenizer.training.loop import Batch, run_stage
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.randomness import (
-    CONTEXT_DROPOUT,
-    LABEL_DROPOUT,
-    TIMES,
-    Draws,
-    sample_noise,
-    stream_generator,
-)
-from ul_tokenizer.training.sources import make_sources, say
 
 OTHERS_LOGSNR_MAX = 10.0  # where an autoencoder's latents have no noise level of their own
 
@@ -204,7 +199,7 @@ class Stage2:
                 parts.append(([index for index, _ in batch], latents, pixels["class_labels"]))
         return _in_order(gather_object(parts))
 
-    def _readable(self, crops: RandomCropDataset, indices: range) -> list[tuple[int, Crop]]:
+    def _readable(self, crops: RandomCropDataset, indices: range) -> list[tuple[int, CropSample]]:
         batch = []
         for index in indices:
             try:
@@ -226,7 +221,7 @@ class Stage2:
         z = batch["latents"] if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
         context, z = self._split(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
-        generator = stream_generator(self.args.seed, TIMES, draws.of_step.start)
+        generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         t = draws.pick(stratified_times(len(draws.of_step), generator)).to(z.device)
         labels = self._dropped(self._labels(batch["class_labels"]), draws)
         return model(z, noise, t, labels, context).mean() / z[0].numel(), {}
@@ -236,7 +231,7 @@ class Stage2:
         count = self.args.num_context_latents
         if not count:
             return None, z
-        generator = stream_generator(self.args.seed, CONTEXT_DROPOUT, first_draw)
+        generator = torch_generator(self.args.seed, Stream.CONTEXT_DROPOUT, first_draw)
         if float(torch.rand((), generator=generator)) < self.args.context_dropout:
             return None, z
         return z[:, :, :count], z[:, :, count:]
@@ -250,7 +245,7 @@ class Stage2:
         null = self.transformer.null_class_label
         if labels is None or null is None:
             return None
-        generator = stream_generator(self.args.seed, LABEL_DROPOUT, draws.of_step.start)
+        generator = torch_generator(self.args.seed, Stream.LABEL_DROPOUT, draws.of_step.start)
         dropped = draws.pick(torch.rand(len(draws.of_step), generator=generator) < self.args.label_dropout)
         return torch.where(dropped.to(labels.device), null, labels)
 

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 from torch import Tensor
 
+from ul_tokenizer.files import append_json_line
+
 
 class JsonLinesTracker(GeneralTracker):
     """One line per log: `{"step": …, name: value, …}`; lines past the step that a run resumes at are dropped."""
@@ -48,14 +50,7 @@ class JsonLinesTracker(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Appends a line; non-finite values become null, which JSON can hold."""
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
-        line = (json.dumps({"step": step, **finite}) + "\n").encode()
-        with self.path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                file.write(line)
-            except OSError:  # no half a line, to which the next one would be appended
-                file.truncate(end)
-                raise
+        append_json_line(self.path, {"step": step, **finite})
 
 
 def _is_kept(line: bytes, last_step: int) -> bool:

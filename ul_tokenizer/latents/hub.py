@@ -1,0 +1,78 @@
+"""Latent data sets to the hub and from it, as repositories of data sets."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ul_tokenizer.hub.download import Access, Snapshot, fetch
+from ul_tokenizer.hub.upload import Target, push
+from ul_tokenizer.latents.integrity import verify
+from ul_tokenizer.latents.manifest import HEADER, is_shard, manifests, read_header, read_shards
+from ul_tokenizer.latents.shards import described
+from ul_tokenizer.publish.card_merge import Card, card_maker
+from ul_tokenizer.publish.cards import CARD, latents_card
+
+SKIPPED = "skipped.jsonl"
+
+
+def push_latents(folder: str | Path, target: Target, licence: str | None = None) -> str:
+    """Pushes a data set in one commit, with a card; returns the commit's sha.
+
+    Args:
+        folder: of the data set.
+        target: where; its type is "dataset" whatever it says.
+        licence: the hub's identifier, for the card.
+
+    Raises:
+        ValueError: no data set, an empty one, or one that is not whole.
+        HubError: what the hub says.
+    """
+    folder = Path(folder)
+    header = read_header(folder)
+    shards = [shard for path in manifests(folder) for shard in read_shards(path)]
+    if not shards:
+        raise ValueError(f"Latent data set {folder} is empty: no shard of it is finished.")
+    if problems := verify(folder):
+        raise ValueError(f"{folder} is not whole: {problems[0].file}: {problems[0].reason}; run `latents verify`.")
+    names = [HEADER, *(path.name for path in manifests(folder)), *(shard.file for shard in shards)]
+    names += [SKIPPED] if (folder / SKIPPED).is_file() else []
+    shapes = ", ".join(sorted({"×".join(map(str, shard.shape[1:])) for shard in shards}))
+    samples = sum(len(shard.ids) for shard in shards)
+
+    def make_card(repo_id: str) -> Card:
+        own = folder / CARD
+        if own.is_file():
+            return Card.parsed(own.read_text(encoding="utf-8"))
+        return latents_card(header, repo_id, samples, shapes, licence)
+
+    return push(target._replace(repo_type="dataset"), {name: folder / name for name in names}, card_maker(make_card))
+
+
+def pull_latents(
+    repo_id: str, output: str | Path, revision: str | None = None, access: Access | None = None
+) -> Snapshot:
+    """Fetches a data set of the hub into a new folder, whole or not at all.
+
+    Raises:
+        ValueError: the folder exists, or what came is no data set or not whole.
+        HubError: what the hub says.
+        OSError: a full or read-only disk.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"output must be a new folder, got {output}, which exists.")
+    snapshot = fetch(repo_id, _all_files, revision, "dataset", access)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        shutil.copytree(snapshot.folder, Path(temporary, "latents"))
+        if problems := verify(Path(temporary, "latents")):
+            raise ValueError(f"{repo_id} is not whole: {problems[0].file}: {problems[0].reason}.")
+        Path(temporary, "latents").rename(output)
+    return Snapshot(output, snapshot.commit)
+
+
+def _all_files(files: Sequence[str]) -> list[str]:
+    return [*described(files), *(name for name in files if is_shard(name) or name in (SKIPPED, CARD))]

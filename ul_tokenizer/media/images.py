@@ -1,0 +1,235 @@
+"""Reads images of every format that Pillow knows as 8-bit RGB, and finds them below a folder.
+
+An image that can't be read is an `UnreadableImageError` that says which one and why; whoever walks over many of them
+catches it, counts it and goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Stubs that identify a file and can't decode it, and EPS, which would run Ghostscript on it.
+_REFUSED_FORMATS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+IMAGE_SUFFIXES = frozenset(
+    suffix
+    for suffix, name in Image.registered_extensions().items()
+    if (name in Image.OPEN and name not in _REFUSED_FORMATS) or name == "MPO"  # which JPEG's plugin opens
+)
+"""Suffixes, in lower case and with their dot, of the files that are taken for images."""
+_FORMATS = sorted(set(Image.OPEN) - _REFUSED_FORMATS)  # after registered_extensions(), which loads the plugins
+MAX_PIXELS = 89_000_000  # just under the size from which Pillow itself warns of decompression bombs
+
+
+class UnreadableImageError(ValueError):
+    """An image that can't be read: `path` says which, `reason` why."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"Image {path} can't be read: {reason}.")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
+        """Lets it travel out of a data loader's worker process."""
+        return type(self), (self.path, self.reason)
+
+
+# ---------------------------------------------------------------- finding
+
+
+class Skipped(NamedTuple):
+    """A file that is passed over, and why."""
+
+    path: Path
+    reason: str
+
+
+class FoundImages(NamedTuple):
+    """What a folder holds: files with an image's suffix, and the others."""
+
+    images: list[Path]
+    skipped: list[Skipped]
+
+
+def find_images(root: str | Path) -> FoundImages:
+    """Lists all images below a folder, sorted; hidden files and folders are not looked at.
+
+    Args:
+        root: a folder, whose links to other folders are followed, or a single image.
+
+    Raises:
+        ValueError: if `root` doesn't exist.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise ValueError(f"root must be a folder or an image that exists, got {root}.")
+    skipped: list[Skipped] = []
+    images: list[Path] = []
+    for path in sorted(_files_below(root, skipped)) if root.is_dir() else [root]:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        else:
+            skipped.append(Skipped(path, f"{path.suffix or 'no suffix'} is not the suffix of an image"))
+    return FoundImages(images, skipped)
+
+
+def _files_below(root: Path, skipped: list[Skipped]) -> list[Path]:
+    def note(error: OSError) -> None:
+        skipped.append(Skipped(Path(error.filename), error.strerror or "unreadable folder"))
+
+    files: list[Path] = []
+    seen: set[str] = set()  # links can make a loop
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note):
+        if os.path.realpath(folder) in seen:
+            subfolders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return files
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_image(
+    source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS, shorter_side: int | None = None
+) -> Image.Image:
+    """Reads one still image as 8-bit RGB.
+
+    EXIF rotation is applied, transparency composited on white, 16-bit grey scaled to 8 bits, and palettes, grey and
+    CMYK converted. The size is checked in the header, before anything is decoded.
+
+    Args:
+        source: a path, the bytes of a file, or a file opened for reading, which stays open.
+        max_pixels: larger images are refused; Pillow has its own limit too, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+        shorter_side: JPEGs that are twice as large or more are decoded at an eighth, a quarter or half of their size,
+            where both sides stay at least twice this long; `info["whole_size"]` is then their own (width, height).
+
+    Raises:
+        UnreadableImageError: if it is missing, empty, truncated, animated, too large, of no known format, or has pixels
+            without a known range (floats).
+    """
+    name = _name_of(source)
+    try:
+        if isinstance(source, (str, Path)):
+            with open(source, "rb") as file:
+                return _decode(file, max_pixels, shorter_side)
+        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels, shorter_side)
+    except _RefusalError as refusal:
+        raise UnreadableImageError(name, str(refusal)) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise UnreadableImageError(name, _reason(error)) from error
+
+
+class _RefusalError(Exception):
+    """Our own reasons, apart from Pillow's."""
+
+
+def _name_of(source: str | Path | bytes | IO[bytes]) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    return str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "<file>"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image of a known format"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "it has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
+def _decode(file: IO[bytes], max_pixels: int, shorter_side: int | None) -> Image.Image:
+    if not file.seekable():
+        file = io.BytesIO(file.read())
+    start = file.tell()
+    if not file.read(1):
+        raise _RefusalError("the file is empty")
+    file.seek(start)
+    # Closing the image would close the caller's file; that is left to whoever opened it.
+    image = Image.open(file, formats=_FORMATS)
+    _check_header(image, max_pixels)
+    whole_size = image.size
+    if shorter_side is not None:
+        image.draft(None, (2 * shorter_side, 2 * shorter_side))  # twice, so that scaling has something to average
+    image.load()
+    is_reduced = image.size != whole_size
+    rgb = _to_rgb(_upright(image))
+    if is_reduced:
+        rgb.info["whole_size"] = whole_size if _is_wide(whole_size) == _is_wide(rgb.size) else whole_size[::-1]
+    return rgb
+
+
+def _is_wide(size: tuple[int, int]) -> bool:
+    return size[0] > size[1]
+
+
+def _check_header(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise _RefusalError(f"{image.width}×{image.height} is more than the {max_pixels:,} pixels that are allowed")
+    # The further pictures of these two are previews and layers; the first one is the photograph.
+    if image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):
+        raise _RefusalError(f"it is animated or has several pages ({getattr(image, 'n_frames', 'many')} frames)")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data; the pixels were decoded before and are good
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise _RefusalError("its pixels are floats, which have no known range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise _RefusalError("its pixels are 32-bit integers, which have no known range")
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    grey[values == image.info.get("transparency", -1)] = 255  # on white, as everywhere
+    return Image.fromarray(grey)
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def fit_to_multiple(image: Image.Image, multiple: int, mode: Literal["error", "pad", "crop"]) -> Image.Image:
+    """Makes height and width multiples of `multiple`.
+
+    Args:
+        image: RGB.
+        multiple: the autoencoder's compression ratio.
+        mode: what to do with other sizes: refuse, repeat the last row and column, or crop around the centre.
+
+    Raises:
+        ValueError: in mode `error`, if a side is no multiple; in mode `crop`, if a side is shorter than `multiple`.
+    """
+    extra = image.width % multiple, image.height % multiple
+    if extra == (0, 0):
+        return image
+    size = f"{image.width}×{image.height} (width×height)"
+    if mode == "pad":
+        right, below = (-side % multiple for side in image.size)
+        return Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), mode="edge"))
+    if mode == "crop" and min(image.size) >= multiple:
+        left, top = extra[0] // 2, extra[1] // 2
+        return image.crop((left, top, left + image.width - extra[0], top + image.height - extra[1]))
+    if mode == "crop":
+        raise ValueError(f"image must be at least {multiple} pixels wide and high to be cropped, got {size}.")
+    raise ValueError(f"image must have sides that are multiples of {multiple}, got {size}; pad or crop it.")

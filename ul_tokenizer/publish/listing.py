@@ -1,0 +1,60 @@
+"""Models on this machine: those in the package, and those of ours in the hub's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import huggingface_hub
+
+from ul_tokenizer.pretrained import ROOT, bundled_names
+from ul_tokenizer.publish.card_merge import Card
+from ul_tokenizer.publish.cards import CARD, class_name
+
+OURS = ("UnifiedLatentsAutoencoder", "UnifiedLatentsTransformer", "UnifiedLatentsPipeline", "LogSNRScheduler")
+
+
+class ListedModel(NamedTuple):
+    """A model that loads without a network."""
+
+    name: str
+    kind: str  # its class
+    origin: Literal["bundled", "cached"]
+    bytes: int
+    revision: str | None  # commit
+    licence: str | None
+    folder: Path
+
+
+def list_models(cache_dir: str | Path | None = None) -> list[ListedModel]:
+    """All of them, the bundled ones first; of the hub's every commit that is cached."""
+    return [*_bundled(), *_cached(cache_dir)]
+
+
+def _bundled() -> Iterator[ListedModel]:
+    for name in bundled_names():
+        folder = ROOT / name
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        yield ListedModel(name, class_name(folder), "bundled", size, None, _licence(folder), folder)
+
+
+def _cached(cache_dir: str | Path | None) -> Iterator[ListedModel]:
+    try:
+        cache = huggingface_hub.scan_cache_dir(cache_dir)
+    except huggingface_hub.errors.CacheNotFound:
+        return
+    for repo in sorted(cache.repos, key=lambda repo: repo.repo_id):
+        for snapshot in sorted(repo.revisions, key=lambda snapshot: snapshot.last_modified, reverse=True):
+            kind = class_name(snapshot.snapshot_path)
+            if repo.repo_type == "model" and kind in OURS:
+                folder, size = snapshot.snapshot_path, snapshot.size_on_disk
+                yield ListedModel(repo.repo_id, kind, "cached", size, snapshot.commit_hash, _licence(folder), folder)
+
+
+def _licence(folder: Path) -> str | None:
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    licence = Card.parsed(path.read_text(encoding="utf-8", errors="replace")).metadata.get("license")
+    return None if licence is None else str(licence)
