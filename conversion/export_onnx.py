@@ -1,4 +1,4 @@
-"""Exports an autoencoder's encoder and the decoder's single step to ONNX, with any sizes, and checks them.
+"""Exports the encoder and a single decoder step to ONNX, for any image size, and checks both graphs.
 
     python conversion/export_onnx.py ul-photo-f8 -o onnx/ [--aot]
 
@@ -43,7 +43,7 @@ class EncoderGraph(nn.Module):
         self.encoder = autoencoder.encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """The encoder on single frames."""
+        """Encodes single frames."""
         return self.encoder(x.unsqueeze(2)).squeeze(2)
 
 
@@ -55,7 +55,7 @@ class DecoderGraph(nn.Module):
         self.decoder = autoencoder.decoder
 
     def forward(self, x_t: Tensor, logsnr: Tensor, z_0: Tensor) -> Tensor:
-        """One call of the denoiser."""
+        """Calls the denoiser once."""
         features = self.decoder.embed_latents(z_0.unsqueeze(2))
         return self.decoder(x_t.unsqueeze(2), logsnr, features).squeeze(2)
 
@@ -147,7 +147,7 @@ def decode(
 
 
 def check(autoencoder: UnifiedLatentsAutoencoder, folder: Path) -> float:
-    """The largest difference between onnxruntime and torch, over two sizes, of both graphs and the whole loop.
+    """Returns the largest difference between onnxruntime and torch: both graphs and the whole loop, at two sizes.
 
     Raises:
         ValueError: it is above TOLERANCE.
@@ -173,12 +173,12 @@ def check(autoencoder: UnifiedLatentsAutoencoder, folder: Path) -> float:
         again = decode(denoise, description, z.numpy(), noise.numpy(), 2)
         worst = max(worst, *(float(np.abs(a - b).max()) for a, b in ((mean, z.numpy()), (again, pictures.numpy()))))
     if worst > TOLERANCE:
-        raise ValueError(f"the exported graphs must agree with torch to {TOLERANCE:g}, they differ by {worst:g}.")
+        raise ValueError(f"the exported graphs must agree with torch to {TOLERANCE:g}, but they differ by {worst:g}.")
     return worst
 
 
 def compile_encoder(autoencoder: UnifiedLatentsAutoencoder, path: Path, side: int) -> float:
-    """torch.export and AOTInductor for one size; returns the largest difference to eager."""
+    """Compiles the encoder for one size with AOTInductor; returns the largest difference to eager mode."""
     graph, x = EncoderGraph(autoencoder.eval()), torch.rand(1, 3, side, side) * 2 - 1
     with torch.inference_mode():
         program = torch.export.export(graph, (x,))
@@ -188,13 +188,19 @@ def compile_encoder(autoencoder: UnifiedLatentsAutoencoder, path: Path, side: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="An autoencoder as ONNX graphs.")
     parser.add_argument("source", metavar="SRC", help="bundled name, folder or hub id")
-    parser.add_argument("--revision", help="of the hub")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     parser.add_argument("--aot", action="store_true", help="also compile the encoder with AOTInductor")
-    parser.add_argument("--aot_size", type=int, default=256, help="pixels a side for that (%(default)s)")
+    parser.add_argument(
+        "--aot-size",
+        "--aot_size",
+        type=int,
+        default=256,
+        help="height and width in pixels for --aot (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # else it misses torchvision, which nothing here needs
     try:

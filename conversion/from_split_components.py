@@ -1,4 +1,4 @@
-r"""Makes one of our repositories of another implementation's encoder, decoder and prior, by an explicit map of names.
+r"""Converts the encoder, decoder and prior of another implementation to our repository, with an explicit map of names.
 
     python conversion/from_split_components.py SRC --map map.json --like my-preset-or-repository -o my-model
 
@@ -41,7 +41,7 @@ SUFFIXES = (".safetensors", ".npz")
 
 @dataclass
 class Report:
-    """Which names found no place."""
+    """Lists the names that could not be mapped."""
 
     mapped: int = 0
     dropped: list[str] = field(default_factory=list)  # by a rule
@@ -51,11 +51,11 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether every name has its place."""
+        """Whether every name on both sides was mapped."""
         return not (self.unmapped or self.missing or self.misshapen)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Returns the report as lines of text."""
         kinds = ("dropped", "unmapped", "missing", "misshapen")
         return [f"mapped {self.mapped}"] + [f"{kind}: {name}" for kind in kinds for name in getattr(self, kind)]
 
@@ -118,7 +118,7 @@ def _from_flax(key: str, weight: Tensor) -> tuple[str, Tensor]:
 
 
 def rename(name: str, rules: Mapping[str, Any]) -> str | None:
-    """The name with us; None if a rule drops it."""
+    """Returns our name for a weight, or None if a rule drops it."""
     if any(re.search(pattern, name) for pattern in rules.get("drop", ())):
         return None
     for pattern, replacement in rules.get("rename", ()):
@@ -127,7 +127,7 @@ def rename(name: str, rules: Mapping[str, Any]) -> str | None:
 
 
 def read_map(path: Path) -> dict[str, dict[str, Any]]:
-    """The rules of a file.
+    """Reads the rules from a file.
 
     Raises:
         ValueError: no JSON object of parts with "rename" and "drop", or no regular expressions in them.
@@ -136,18 +136,18 @@ def read_map(path: Path) -> dict[str, dict[str, Any]]:
         rules = json.loads(path.read_text(encoding="utf-8"))
         for part, entry in rules.items():
             if part not in PARTS or set(entry) - {"rename", "drop"}:
-                raise ValueError(f"{part} is no part, or has other keys than rename and drop")
+                raise ValueError(f"{part} is not a part, or it has keys other than rename and drop")
             for pattern in [*(pair[0] for pair in entry.get("rename", ())), *entry.get("drop", ())]:
                 re.compile(pattern)
     except (ValueError, TypeError, AttributeError, IndexError, re.error) as error:
-        raise ValueError(f"--map {path} is no map of names: {error}.") from error
+        raise ValueError(f"--map {path} is not a map of names: {error}.") from error
     return dict(rules)
 
 
 def place(
     parts: Mapping[str, Mapping[str, Tensor]], rules: Mapping[str, Mapping[str, Any]], models: Mapping[str, ModelMixin]
 ) -> Report:
-    """Puts the weights into our networks, as far as they fit."""
+    """Copies the weights that fit into our networks."""
     report = Report()
     for part in PARTS:
         network = models[part]
@@ -174,7 +174,7 @@ def place(
 
 
 def models_like(name: str) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTransformer]:
-    """Networks of a preset, or of the architecture of a repository."""
+    """Builds the networks of a preset, or with the architecture of a repository."""
     if name in PRESETS:
         return build_autoencoder(name), build_prior(name)
     autoencoder, prior = load_autoencoder(name), load_prior(name)
@@ -185,7 +185,7 @@ def models_like(name: str) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTra
 
 
 def convert(source: Path, rules: Mapping[str, Mapping[str, Any]], like: str, output: Path, partial: bool) -> Report:
-    """Writes the repository into a new folder if all fits, or `partial` allows that not.
+    """Writes the repository into a new folder if all weights fit, or if `partial` is true.
 
     Raises:
         ValueError: an output that exists, nothing in the source, or an unknown architecture.
@@ -203,13 +203,13 @@ def convert(source: Path, rules: Mapping[str, Mapping[str, Any]], like: str, out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 1 also where something found no place."""
+    """Runs the command line; returns the exit status, which is 1 also if some names could not be mapped."""
     parser = argparse.ArgumentParser(description="Another implementation's components as one of our repositories.")
     parser.add_argument("source", metavar="SRC", type=Path, help="folder or file with encoder, decoder and prior")
     parser.add_argument("--map", type=Path, required=True, help="JSON file of names")
     parser.add_argument("--like", required=True, help="preset, bundled name, folder or hub id with the architecture")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
-    parser.add_argument("--partial", action="store_true", help="write even if names on either side have no place")
+    parser.add_argument("--partial", action="store_true", help="write even if some names on either side are not mapped")
     args = parser.parse_args(argv)
     try:
         report = convert(args.source, read_map(args.map), args.like, args.output, args.partial)
@@ -218,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print("\n".join(report.lines()))
     if not report.fits:
-        print(f"error: some names have no place{'' if args.partial else '; nothing was written'}", file=sys.stderr)
+        print(
+            f"error: some names could not be mapped{'' if args.partial else '; nothing was written'}", file=sys.stderr
+        )
     return 0 if report.fits else 1
 
 

@@ -1,4 +1,4 @@
-"""Inflates an image model's weights to a video model that treats images as before.
+"""Converts an image model to a video model that treats images as before.
 
     python conversion/image_to_video.py ul-photo-f8 -o start [--temporal_compression_ratio 4]
     accelerate launch examples/train_autoencoder.py --pretrained_model_name_or_path start --num_frames 16 …
@@ -31,20 +31,22 @@ def inflate(
     temporal_downsample: str = "latents",
     seed: int = 0,
 ) -> UnifiedLatentsAutoencoder:
-    """A video model with the weights of an image model.
+    """Builds a video model with the weights of an image model.
 
     Args:
-        image_model: with a temporal ratio of 1.
+        image_model: the image model, with a temporal ratio of 1.
         ratio: frames per latent frame.
-        decoder_num_layers: of its transformer, the first so many; images then come out otherwise. None keeps all.
-        temporal_downsample: of the video model; "latents" have `ratio` times the image model's channels.
-        seed: of what starts at random.
+        decoder_num_layers: keep only this many of the decoder's first transformer layers, which changes its images;
+            None keeps all.
+        temporal_downsample: as in `UnifiedLatentsAutoencoder`; "latents" gives latents with `ratio` times as many
+            channels as those of the image model.
+        seed: seed of the weights that start at random.
 
     Raises:
         ValueError: a model of videos already, or a ratio that its stages can't give.
     """
     if image_model.temporal_compression_ratio != 1:
-        raise ValueError("SRC must be a model of images, got one of videos.")
+        raise ValueError("SRC must be an image model, got a video model.")
     config = {key: value for key, value in dict(image_model.config).items() if not key.startswith("_")}
     for key in derived_config(config):
         config.pop(key, None)
@@ -71,21 +73,32 @@ def inflate(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="An image model as the start of a video model.")
     parser.add_argument("source", metavar="SRC", help="bundled name, folder or hub id of an image model")
-    parser.add_argument("--revision", help="of the hub")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument(
-        "--temporal_compression_ratio", type=int, default=4, help="frames per latent frame (%(default)s)"
+        "--temporal-compression-ratio",
+        "--temporal_compression_ratio",
+        type=int,
+        default=4,
+        help="frames per latent frame (default: %(default)s)",
     )
     parser.add_argument(
         "--temporal_downsample",
         choices=TEMPORAL_DOWNSAMPLES,
         default="latents",
-        help="where frames become fewer (%(default)s)",
+        help="where the number of frames is reduced (default: %(default)s)",
     )
-    parser.add_argument("--decoder_num_layers", type=int, help="drop the later ones, to save weights (keep all)")
-    parser.add_argument("--seed", type=int, default=0, help="of what starts at random (%(default)s)")
+    parser.add_argument(
+        "--decoder-num-layers",
+        "--decoder_num_layers",
+        type=int,
+        help="keep only this many of the decoder's first transformer layers (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the weights that start at random (default: %(default)s)"
+    )
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
     try:

@@ -30,14 +30,14 @@ SOURCES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 
 
 class Layers(NamedTuple):
-    """What of a residual block can be taken over."""
+    """The weights of a residual block that can be copied."""
 
     conv_1: nn.Conv2d
     conv_2: nn.Conv2d
 
 
 class Stage(NamedTuple):
-    """The other encoder at one grid."""
+    """The part of the other encoder that works at one resolution."""
 
     channels: int
     blocks: list[Layers]  # those that keep the width
@@ -46,7 +46,10 @@ class Stage(NamedTuple):
 
 
 def initialise(source: Any, preset: str) -> tuple[UnifiedLatentsAutoencoder, list[str]]:
-    """A fresh autoencoder of the preset with the source's encoder in it, and the names of what was taken over.
+    """Builds a fresh autoencoder of the preset with the source's encoder weights.
+
+    Returns:
+        the autoencoder, and the names of the weights that were copied.
 
     Raises:
         ValueError: an encoder of another kind, or one that is too shallow for the preset.
@@ -55,12 +58,12 @@ def initialise(source: Any, preset: str) -> tuple[UnifiedLatentsAutoencoder, lis
     fresh = build_autoencoder(preset)
     patch = fresh.config.patch_size
     if patch not in (1, 2):
-        raise ValueError(f"--preset must fold 1 or 2 pixels a side into channels, {preset} folds {patch}.")
+        raise ValueError(f"--preset must have a patch_size of 1 or 2, got {preset} with {patch}.")
     first = patch - 1  # a patch of 2 stands where the other's first halving is
     wanted = len(fresh.config.encoder_block_out_channels)
     if len(stages) - first < wanted:
         raise ValueError(
-            f"--preset {preset} needs {wanted + first} grids of the other encoder, which has {len(stages)}."
+            f"--preset {preset} needs an encoder with {wanted + first} resolutions, got one with {len(stages)}."
         )
     used = stages[first : first + wanted]
     changes = {
@@ -92,7 +95,7 @@ def _way_in(conv_in: nn.Module, stages: Sequence[Stage], patch: int) -> Tensor:
     """The other's first convolution (C, 3, 3, 3), for patches of 2 with the halving and widening behind it."""
     if not isinstance(conv_in, nn.Conv2d):  # it halves by itself
         if patch != 2:
-            raise ValueError("--preset must fold 2 pixels a side into channels, as the other encoder does.")
+            raise ValueError("--preset must have a patch_size of 2, as the other encoder does.")
         together = _step_dc(conv_in)
     elif patch == 1:
         return conv_in.weight
@@ -111,7 +114,7 @@ def _way_in(conv_in: nn.Module, stages: Sequence[Stage], patch: int) -> Tensor:
 
 
 def read_stages(source: Any) -> list[Stage]:
-    """Stages of the other encoder, from fine to coarse."""
+    """Returns the stages of the other encoder, from fine to coarse."""
     return _stages_kl(source.encoder) if isinstance(source, AutoencoderKL) else _stages_dc(source.encoder)
 
 
@@ -159,7 +162,7 @@ def _step_dc(down: Any) -> Tensor:
 
 
 def load_source(name: str, subfolder: str | None, revision: str | None) -> Any:
-    """The other autoencoder.
+    """Loads the other autoencoder.
 
     Raises:
         ValueError: it is neither of the two, or can't be loaded.
@@ -175,13 +178,13 @@ def load_source(name: str, subfolder: str | None, revision: str | None) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="An autoencoder that starts from another one's encoder.")
     parser.add_argument("source", metavar="SRC", help="folder or hub id of an AutoencoderKL or AutoencoderDC")
-    parser.add_argument("--subfolder", help="e.g. vae, of a pipeline")
-    parser.add_argument("--revision", help="of the hub")
-    parser.add_argument("--preset", default="ul-small-f8", help="of all else (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of fresh weights (%(default)s)")
+    parser.add_argument("--subfolder", help="subfolder of a repository, for example vae")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--preset", default="ul-small-f8", help="configuration of the networks (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the fresh weights (default: %(default)s)")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
     try:
@@ -198,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     ours = model.encoder.state_dict()
     share = sum(ours[key].numel() for key in taken) / sum(weight.numel() for weight in ours.values())
-    print(f"took over {len(taken)} of {len(ours)} tensors, {share:.0%} of the encoder's weights:")
+    print(f"copied {len(taken)} of {len(ours)} tensors, {share:.0%} of the encoder's weights:")
     print("\n".join(f"  encoder.{key}" for key in taken))
     return 0
 

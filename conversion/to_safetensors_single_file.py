@@ -23,15 +23,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="A model as one safetensors file.")
     parser.add_argument("source", metavar="SRC", help="bundled name, folder or hub id")
-    parser.add_argument("--output", "-o", type=Path, required=True, help="the file, .safetensors")
-    parser.add_argument("--revision", help="of the hub")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights (%(default)s)")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the stored weights (default: %(default)s)"
+    )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--prior", action="store_true", help="the stage-1 prior")
-    which.add_argument("--transformer", action="store_true", help="a pipeline's base model")
+    which.add_argument("--prior", action="store_true", help="convert the stage-1 prior")
+    which.add_argument("--transformer", action="store_true", help="convert the base model of a pipeline")
     args = parser.parse_args(argv)
     load = (
         UnifiedLatentsTransformer.from_pretrained

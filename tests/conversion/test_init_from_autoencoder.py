@@ -137,7 +137,7 @@ def test_the_command_writes_what_stage_1_goes_on_from(
     kl().save_pretrained(tmp_path / "vae")
     main = script("init_from_autoencoder").main
     assert main([str(tmp_path / "vae"), "-o", str(tmp_path / "start")]) == 0
-    assert "took over" in capsys.readouterr().out
+    assert "copied" in capsys.readouterr().out
     model = UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "start")
     assert load_prior(str(tmp_path / "start")).config.in_channels == model.config.latent_channels
     model.train()

@@ -133,7 +133,7 @@ def test_a_map_that_is_none_is_one_sentence(
     words = [tmp_path, "--map", write_rules(tmp_path, rules), "--like", "ul-tiny-f8", "-o", tmp_path / "ours"]
     assert script("from_split_components").main(list(map(str, words))) == 1
     said = capsys.readouterr().err
-    assert "is no map of names" in said and said.count("\n") == 1
+    assert "is not a map of names" in said and said.count("\n") == 1
 
 
 def test_an_empty_source_is_named(
