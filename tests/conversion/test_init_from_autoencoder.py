@@ -158,7 +158,7 @@ def test_what_is_wrong_is_one_sentence(
     main = script("init_from_autoencoder").main
     for source, expected in (
         (repository, "must be one of AutoencoderKL"),
-        (tmp_path / "shallow", "needs 4 grids"),
+        (tmp_path / "shallow", "needs an encoder with 4 resolutions"),
         (tmp_path, "can't be loaded"),
     ):
         assert main([str(source), "-o", str(tmp_path / "out")]) == 1
