@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.hub.loopback_hub import LoopbackHub
 from ul_tokenizer.media.images import UnreadableImageError, read_image
-from ul_tokenizer.sources.base import SampleSource
-from ul_tokenizer.sources.folder import FolderSamples
+from ul_tokenizer.sources.base import Source
+from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.sources.open import open_source
-from ul_tokenizer.sources.tar import TarSamples
+from ul_tokenizer.sources.tar import TarSource
 
 
 def png(seed: int = 0, size: tuple[int, int] = (8, 6)) -> bytes:
@@ -46,11 +46,11 @@ def tar(path: Path, files: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def everything(source: SampleSource) -> list[tuple[str, dict[str, Any]]]:
+def everything(source: Source) -> list[tuple[str, dict[str, Any]]]:
     return [(source.id(i), source.columns(i)) for i in range(len(source))]
 
 
-def encoded(source: SampleSource, index: int) -> Path | bytes:
+def encoded(source: Source, index: int) -> Path | bytes:
     opened = source.open(index)
     assert isinstance(opened, Path | bytes)
     return opened
@@ -74,7 +74,7 @@ def test_metadata_becomes_columns(tmp_path: Path, kind: str) -> None:
     else:
         text = json.dumps({"file_name": "x.png", "caption": "a dog", "label": 3}) + "\n"
     (tmp_path / f"metadata.{kind}").write_text(text)
-    source = FolderSamples(tmp_path)
+    source = FolderSource(tmp_path)
     assert everything(source) == [("x.png", {"caption": "a dog", "label": 3}), ("y.png", {})]
     assert source.skipped == []
 
@@ -90,25 +90,25 @@ def test_metadata_becomes_columns(tmp_path: Path, kind: str) -> None:
 def test_bad_metadata_is_one_sentence(tmp_path: Path, name: str, text: str, words: str) -> None:
     (write(tmp_path, x_png=png()) / name).write_text(text)
     with pytest.raises(ValueError, match=words):
-        FolderSamples(tmp_path)
+        FolderSource(tmp_path)
 
 
 def test_of_equal_files_the_first_stays_and_the_others_are_named(tmp_path: Path) -> None:
     write(tmp_path, a_png=png(0), b_png=png(1), c_png=png(0), d_png=png(0))
-    source = FolderSamples(tmp_path)
+    source = FolderSource(tmp_path)
     assert [source.id(i) for i in range(len(source))] == ["a.png", "b.png"]
     assert source.skipped == [("c.png", "same content as a.png"), ("d.png", "same content as a.png")]
-    assert len(FolderSamples(tmp_path, keep_duplicates=True)) == 4
+    assert len(FolderSource(tmp_path, keep_duplicates=True)) == 4
 
 
 def test_long_files_that_only_begin_alike_are_both_kept(tmp_path: Path) -> None:
     head = b"\x00" * 20_000
     write(tmp_path, a_png=head + b"1", b_png=head + b"2")
-    assert len(FolderSamples(tmp_path)) == 2
+    assert len(FolderSource(tmp_path)) == 2
 
 
 def test_other_files_are_named(tmp_path: Path) -> None:
-    source = FolderSamples(write(tmp_path, a_png=png(), notes=b"x"))
+    source = FolderSource(write(tmp_path, a_png=png(), notes=b"x"))
     assert source.skipped == [("notes", "no suffix is not the suffix of an image")]
 
 
@@ -138,7 +138,7 @@ def test_a_folder_of_archives_is_read_in_order(tmp_path: Path) -> None:
 def test_an_archive_that_ends_early_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [(f"{n}.png", png(n, (40, 40))) for n in range(3)])
     path.write_bytes(path.read_bytes()[: 2 * 5632 + 1000])
-    source = TarSamples([path])
+    source = TarSource([path])
     readable = [i for i in range(len(source)) if read_image(source.open(i)).size == (40, 40)]
     assert len(readable) == len(source) == 2
     assert any(skip.id.startswith("a.tar") and "end" in skip.reason for skip in source.skipped)
@@ -146,15 +146,15 @@ def test_an_archive_that_ends_early_gives_what_is_whole_and_says_so(tmp_path: Pa
 
 def test_a_path_out_of_the_archive_is_left_out(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [("../evil.png", png(0)), ("/abs.png", png(1)), ("good.png", png(2))])
-    source = TarSamples([path])
+    source = TarSource([path])
     assert everything(source) == [("a.tar/good", {})]
-    assert [skip.reason for skip in source.skipped] == ["a path out of the archive"] * 2
+    assert [skip.reason for skip in source.skipped] == ["its path leads out of the archive"] * 2
     assert not (tmp_path.parent / "evil.png").exists()
 
 
 def test_second_images_lonely_columns_and_strangers_are_named(tmp_path: Path) -> None:
     files = [("1.png", png(0)), ("1.jpg", png(1)), ("2.txt", b"x"), ("3.xyz", b"x")]
-    source = TarSamples([tar(tmp_path / "a.tar", files)])
+    source = TarSource([tar(tmp_path / "a.tar", files)])
     assert len(source) == 1
     assert sorted(skip.id for skip in source.skipped) == ["a.tar/1.jpg", "a.tar/2", "a.tar/3.xyz"]
 
@@ -163,7 +163,7 @@ def test_no_archive_at_all_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"no tar" * 200)
     with pytest.raises(ValueError, match="archives must hold at least one image, got 1 without any"):
-        TarSamples([path])
+        TarSource([path])
 
 
 # ---------------------------------------------------------------- tables
@@ -258,9 +258,9 @@ def test_a_data_set_of_the_hub_is_read_in_parts(hub: LoopbackHub) -> None:
 def test_splits_and_missing_data_sets_are_named(hub: LoopbackHub) -> None:
     on_the_hub(hub)
     assert len(open_source("owner/photos", split="test")) == 50
-    with pytest.raises(ValueError, match="--split must be one of train, test, got dev"):
+    with pytest.raises(ValueError, match=r"^split must be one of train, test, got dev"):
         open_source("owner/photos", split="dev")
-    with pytest.raises(ValueError, match="SRC owner/none can't be loaded"):
+    with pytest.raises(ValueError, match="source owner/none can't be loaded"):
         open_source("owner/none")
 
 
@@ -268,7 +268,10 @@ def test_splits_and_missing_data_sets_are_named(hub: LoopbackHub) -> None:
 
 
 def test_what_does_not_exist_is_one_sentence() -> None:
-    with pytest.raises(ValueError, match="SRC must be a folder, an archive or a hub data set, got /no/such/folder"):
+    with pytest.raises(
+        ValueError,
+        match="or the id of a data set on the hub, got /no/such/folder, which does not exist",
+    ):
         open_source("/no/such/folder")
 
 

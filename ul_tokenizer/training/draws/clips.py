@@ -82,7 +82,7 @@ class RandomClipDataset(Dataset[CropSample]):
                 image = source.read(index)
                 return pan(image, self.crops.resolution, self.num_frames, self.crops.scale, random), tuple(failures)
             except UnreadableImageError as error:
-                failures.append(f"{source.name(index)}: {error.reason}")
+                failures.append(f"{source.id(index)}: {error.reason}")
                 index = int(random.integers(len(source)))
         raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.randomness import Stream, numpy_generator
-from ul_tokenizer.sources.image_folder import ImageSource
+from ul_tokenizer.sources.decoded import DecodedImages
 
 SUBSTITUTES = 100  # tries to find a readable image in place of an unreadable one
 NO_LABEL = -1
@@ -58,7 +58,7 @@ class RandomCropDataset(Dataset[CropSample]):
 
     def __init__(
         self,
-        source: ImageSource,
+        source: DecodedImages,
         resolution: int,
         seed: int = 0,
         scale: tuple[float, float] = (1.0, 1.0),
@@ -116,7 +116,7 @@ class RandomCropDataset(Dataset[CropSample]):
             try:
                 return self.source.read(index), index, tuple(failures)
             except UnreadableImageError as error:
-                failures.append(f"{self.source.name(index)}: {error.reason}")
+                failures.append(f"{self.source.id(index)}: {error.reason}")
                 index = int(random.integers(len(self.source)))
         raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
 
