@@ -22,7 +22,7 @@ class LoadedRows:
         self.features: Any = rows.features
         self.skipped = list(skipped)
         self._rows = self._images = self._values = rows
-        self._columns: list[str] = []
+        self._image_column, self._columns = "", list[str]()
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -32,14 +32,15 @@ class LoadedRows:
         """Chooses which columns `image` and `values` read."""
         import datasets
 
-        images = self._rows.select_columns([image_column]).rename_column(image_column, "image")
+        images = self._rows.select_columns([image_column])
         # Our own reader decodes, so that a damaged image is a sample with a name and not an error within `datasets`.
-        self._images = images.cast_column("image", datasets.Image(decode=False))
-        self._columns, self._values = columns, self._rows.select_columns(columns or [image_column])
+        self._images = images.cast_column(image_column, datasets.Image(decode=False))
+        self._image_column, self._columns = image_column, columns
+        self._values = self._rows.select_columns(columns or [image_column])
 
     def image(self, index: int) -> Path | bytes | None:
         """The bytes of a row's image, or its file."""
-        cell = self._images[index]["image"] or {}
+        cell = self._images[index][self._image_column] or {}
         if cell.get("bytes"):
             return bytes(cell["bytes"])
         return Path(cell["path"]) if cell.get("path") else None
