@@ -33,7 +33,7 @@ from ul_tokenizer.cli.encode_dataset import describe_job, load_encoder, make_enc
 from ul_tokenizer.latents.encode import EncodingJob
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.media.transforms import Preprocessing
-from ul_tokenizer.sources.folder import FolderSamples
+from ul_tokenizer.sources.folder import FolderSource
 
 ROOT = Path(__file__).parent.parent
 MODEL, BATCH = "ul-photo-f8", 32
@@ -77,7 +77,7 @@ def encoder_rate(resolution: int) -> float:
 
 def decoding_rate(folder: Path, resolution: int) -> float:
     """Images/s of one process that reads, decodes and scales."""
-    samples, preprocessing = FolderSamples(folder, keep_duplicates=True), Preprocessing(resolution)
+    samples, preprocessing = FolderSource(folder, keep_duplicates=True), Preprocessing(resolution)
     start = time.perf_counter()
     for index in range(len(samples)):
         preprocessing(samples.open(index))
@@ -91,7 +91,7 @@ def job(folder: Path, output: Path, resolution: int) -> tuple[float, int, int]:
     encode(torch.zeros(BATCH, 3, resolution, resolution))
     reset_peak_memory()
     start = time.perf_counter()
-    preprocessing, samples = Preprocessing(resolution), FolderSamples(folder)
+    preprocessing, samples = Preprocessing(resolution), FolderSource(folder)
     with LatentWriter(output, header | describe_job(preprocessing, samples, "float16", False)) as writer:
         EncodingJob(samples, preprocessing, encode, BATCH).run(writer)
     return len(samples) / (time.perf_counter() - start), peak_memory_bytes(), len(list(output.iterdir()))

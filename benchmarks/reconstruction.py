@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer
 from ul_tokenizer.evaluation.metrics import comparison_grid, mean_psnr, psnr_of_mean_mse
-from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.draws.crops import RandomCropDataset
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
 
     try:
-        source = ImageFolder(args.data.expanduser(), cache_bytes=1 << 30)
+        source = DecodedImages(FolderSource(args.data.expanduser(), keep_duplicates=True), cache_bytes=1 << 30)
     except ValueError as error:
         print(f"skipped: {error} `make photos` fetches them.")
         return

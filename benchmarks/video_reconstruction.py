@@ -28,7 +28,8 @@ from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.evaluation.metrics import mean_psnr, psnr_of_mean_mse
 from ul_tokenizer.evaluation.sweep import weights_sha256
 from ul_tokenizer.models.repository import load_prior
-from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.draws.clips import RandomClipDataset
 from ul_tokenizer.training.draws.crops import RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoFolder
@@ -48,7 +49,7 @@ def loaded(name: str) -> tuple[UnifiedLatentsAutoencoder, Any]:
 
 def clips_of(videos: Path, photos: Path, frames: int, count: int) -> dict[str, Tensor]:
     """Name → (count, 3, frames, SIDE, SIDE)."""
-    crops = RandomCropDataset(ImageFolder(photos), SIDE, scale=(0.5, 1.0))
+    crops = RandomCropDataset(DecodedImages(FolderSource(photos, keep_duplicates=True)), SIDE, scale=(0.5, 1.0))
     kinds = {"videos": VideoFolder(videos, 4 * SIDE, min_frames=frames), "pans": None}
     drawn = {}
     for name, folder in kinds.items():

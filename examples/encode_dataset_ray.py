@@ -29,7 +29,7 @@ from ul_tokenizer.cli import encode_dataset as command
 from ul_tokenizer.latents.encode import Decoded, Summary, decode_sample, encode_batch, views, write_skipped
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.media.transforms import Preprocessing
-from ul_tokenizer.sources.base import SampleSource, SkippedSample
+from ul_tokenizer.sources.base import SkippedSample, Source
 from ul_tokenizer.sources.open import open_source
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def to_tensor(content: bytes, shape: Iterable[int], dtype: type[np.generic]) -> 
     return torch.from_numpy(np.frombuffer(content, dtype).reshape([int(side) for side in shape]).copy())
 
 
-def decode(row: Row, source: SampleSource, preprocessing: Preprocessing, flip: bool) -> list[Row]:
+def decode(row: Row, source: Source, preprocessing: Preprocessing, flip: bool) -> list[Row]:
     """A sample's number → a row for each view of it, or one that says why it is skipped."""
     sample = decode_sample(source, preprocessing, int(row["id"]))
     if isinstance(sample, SkippedSample):

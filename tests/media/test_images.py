@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import sys
 import threading
-import types
 import warnings
 import zlib
 from pathlib import Path
@@ -20,7 +18,6 @@ from PIL import Image
 
 from ul_tokenizer.media.images import IMAGE_SUFFIXES, UnreadableImageError, find_images, fit_to_multiple, read_image
 from ul_tokenizer.media.pixels import frame_to_float, to_image
-from ul_tokenizer.sources.image_folder import HubImages, ImageFolder
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -287,22 +284,6 @@ def test_a_root_that_does_not_exist_is_an_error_that_names_it(tmp_path: Path) ->
         find_images(tmp_path / "nowhere")
 
 
-def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"at least one image.*1 other"):
-        ImageFolder(tmp_path)
-
-
-def test_the_cache_returns_the_same_images_and_stays_below_its_size(tmp_path: Path) -> None:
-    for number in range(4):
-        Image.new("RGB", (10, 10), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    folder = ImageFolder(tmp_path, cache_bytes=2 * 4 * 100 + 1)
-    for _ in range(2):
-        assert [folder.read(index).getpixel((0, 0)) for index in range(4)] == [(n, 0, 0) for n in range(4)]
-    assert [folder.read(index) is folder.read(index) for index in range(4)] == [True, True, False, False]
-    assert folder.name(3) == "3.png"
-
-
 # ---------------------------------------------------------------- tensors
 
 
@@ -360,73 +341,3 @@ def test_a_size_that_does_not_fit_is_one_sentence_with_the_multiple() -> None:
 def test_an_image_smaller_than_the_multiple_can_not_be_cropped() -> None:
     with pytest.raises(ValueError, match="at least 8 pixels"):
         fit_to_multiple(noise(13, 7), 8, "crop")
-
-
-# ---------------------------------------------------------------- datasets of the Hub
-
-
-def test_without_the_extra_hub_images_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install ul_tokenizer\[data\]"):
-        HubImages("somebody/photos")
-
-
-class FakeRows:
-    """As much of a `datasets.Dataset` as is used, for environments without the extra."""
-
-    column_names = ("photo", "label")
-
-    def __init__(self, cells: list[Any]) -> None:
-        self.cells = cells
-
-    def select_columns(self, columns: list[str]) -> FakeRows:
-        assert columns == ["photo"]
-        return self
-
-    def cast_column(self, column: str, feature: Any) -> FakeRows:
-        assert (column, feature) == ("photo", {"decode": False})
-        return self
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"photo": self.cells[index]}
-
-
-@pytest.fixture
-def fake_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [{"bytes": encode(noise()), "path": "a.png"}, {"bytes": b"junk", "path": None}, None]
-    module: Any = types.ModuleType("datasets")
-    module.load_dataset = lambda name, config, split, revision: FakeRows(cells)
-    module.Image = lambda **options: options
-    monkeypatch.setitem(sys.modules, "datasets", module)
-
-
-@pytest.mark.usefixtures("fake_datasets")
-def test_hub_images_are_read_by_our_own_reader_and_bad_rows_are_named() -> None:
-    images = HubImages("somebody/photos", image_column="photo")
-    assert len(images) == 3
-    assert np.array_equal(pixels(images.read(0)), pixels(noise()))
-    for index, reason in ((1, "known format"), (2, "no image")):
-        with pytest.raises(UnreadableImageError, match=reason) as caught:
-            images.read(index)
-        assert caught.value.path == f"somebody/photos/train[{index}]"
-
-
-@pytest.mark.usefixtures("fake_datasets")
-def test_a_wrong_image_column_is_answered_with_the_columns() -> None:
-    with pytest.raises(ValueError, match=r"image_column must be one of .*photo.*got 'image'"):
-        HubImages("somebody/photos")
-
-
-def test_hub_images_read_a_real_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    pytest.importorskip("datasets")
-    (tmp_path / "photos").mkdir()
-    noise().save(tmp_path / "photos" / "a.png")
-    (tmp_path / "photos" / "b.png").write_bytes(b"junk")
-    images = HubImages(str(tmp_path / "photos"))
-    assert np.array_equal(pixels(images.read(0)), pixels(noise()))
-    with pytest.raises(UnreadableImageError, match="known format"):
-        images.read(1)

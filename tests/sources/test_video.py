@@ -9,7 +9,7 @@ import pytest
 
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.videos import VideoWriter, count_frames, expected_frames
-from ul_tokenizer.sources.video import VideoSamples
+from ul_tokenizer.sources.video import VideoSource
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_clips_are_counted_without_decoding_and_each_is_read_whole(
         raise AssertionError("all was decoded")
 
     monkeypatch.setattr("ul_tokenizer.media.videos.count_frames", refuse)
-    samples = VideoSamples(video.parent, 8, stride=4)
+    samples = VideoSource(video.parent, 8, stride=4)
     assert len(samples) == 9
     for index in range(9):
         greys = [frame.mean() for frame in samples.open(index).read()]
@@ -47,7 +47,7 @@ def test_a_clip_that_damage_cuts_short_is_refused_when_it_is_read(video: Path) -
     video.write_bytes(content)
     expected, there = expected_frames(video), count_frames(video)
     assert there < expected == 40
-    samples = VideoSamples(video.parent, 8)
+    samples = VideoSource(video.parent, 8)
     assert len(samples) == 5
     with pytest.raises(UnreadableImageError, match=r"frames can be read|can't be read"):
         samples.open(4).read()

@@ -14,7 +14,8 @@ from PIL import Image
 from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.media.clips import has_cut
 from ul_tokenizer.media.videos import UnreadableVideoError, VideoWriter
-from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.draws.clips import RandomClipDataset, pan
 from ul_tokenizer.training.draws.crops import RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoFolder
@@ -38,7 +39,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def crops(images: Path) -> RandomCropDataset:
-    return RandomCropDataset(ImageFolder(images), 16, random_flip=True)
+    return RandomCropDataset(DecodedImages(FolderSource(images, keep_duplicates=True)), 16, random_flip=True)
 
 
 def test_a_draw_is_a_pure_function_of_its_number(crops: RandomCropDataset, videos: Path) -> None:

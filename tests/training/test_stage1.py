@@ -311,7 +311,7 @@ def test_held_out_images_are_never_drawn_in_training(
         source = dataset.source
         original = source.read
         with monkeypatch.context() as patch:
-            patch.setattr(source, "read", lambda i, s=source, o=original, r=read: (r.append(s.name(i)), o(i))[1])
+            patch.setattr(source, "read", lambda i, s=source, o=original, r=read: (r.append(s.id(i)), o(i))[1])
             for n in range(3 * len(source)):
                 dataset[n]
         names[kind] = set(read)
@@ -321,7 +321,7 @@ def test_held_out_images_are_never_drawn_in_training(
 
 def test_the_split_does_not_depend_on_the_seed(smallest_flags: Flags, tmp_path: Path) -> None:
     splits = [make_stage(smallest_flags, tmp_path, seed=seed)._held_out for seed in (0, 1)]
-    assert [split.source.name(0) for split in splits] == [splits[0].source.name(0)] * 2
+    assert [split.source.id(0) for split in splits] == [splits[0].source.id(0)] * 2
 
 
 def test_an_unreadable_held_out_image_is_named_and_replaced(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ul_tokenizer.latents.encode import Summary
     from ul_tokenizer.media.transforms import Preprocessing
     from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-    from ul_tokenizer.sources.base import SampleSource
+    from ul_tokenizer.sources.base import Source as SampleSource
 
 
 class CropChoice(str, enum.Enum):
@@ -243,13 +243,13 @@ def load_encoder(
 
 def describe_job(preprocessing: Preprocessing, source: SampleSource, dtype: str, flip: bool) -> dict[str, Any]:
     """What a latent data set's header says of the job."""
-    from ul_tokenizer.sources.video import VideoSamples
+    from ul_tokenizer.sources.video import VideoSource
 
     return {
         "dtype": dtype,
         "class_names": list(source.class_names),
         "preprocessing": {"resolution": preprocessing.resolution, "crop": preprocessing.crop, "flip_views": flip},
-        **({"clips": source.settings} if isinstance(source, VideoSamples) else {}),
+        **({"clips": source.settings} if isinstance(source, VideoSource) else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures in memory, 8-bit as a file would hold them."""
+"""Labelled images in memory, as 8-bit values like in a file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ul_tokenizer.media.pixels import to_float, to_uint8
-from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.progress import track
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.folder import FolderSource
 
-MIN_SIDE, MAX_SIDE = 8, 128  # pixels; all of a set is held in memory, and the classifier is a small one
+MIN_SIDE, MAX_SIDE = 8, 128  # pixels: the classifier is a small network, and the whole data set is held in memory
 
 
 def to_stored(pixels: Tensor, grey: bool) -> Tensor:
-    """What a picture's file would hold.
+    """Converts floats to the values that an image file would hold.
 
     Args:
-        pixels: (B, 3, H, W) floats in [−1, 1]; what lies outside is clamped.
-        grey: one channel, by Pillow's weights for mode L, instead of three.
+        pixels: (B, 3, H, W) floats in [−1, 1]; values outside are clamped.
+        grey: Whether to return one channel, with Pillow's weights for mode L, instead of three.
 
     Returns:
         (B, 1 or 3, H, W), uint8.
@@ -33,31 +34,35 @@ def to_stored(pixels: Tensor, grey: bool) -> Tensor:
 
 
 def grey_of(rgb: Tensor) -> Tensor:
-    """(B, 3, H, W) → (B, 1, H, W), both uint8, to the bit as Pillow converts to mode L."""
+    """(B, 3, H, W) → (B, 1, H, W), both uint8, bit for bit as Pillow converts to mode L."""
     red, green, blue = rgb.int().split(1, dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
 
 
 def to_rgb_floats(images: Tensor) -> Tensor:
-    """uint8 (B, 1 or 3, H, W) → RGB floats (B, 3, H, W) in [−1, 1], as an autoencoder takes them."""
+    """uint8 (B, 1 or 3, H, W) → RGB floats (B, 3, H, W) in [−1, 1], the input of an autoencoder."""
     return to_float(images.expand(-1, 3, -1, -1))
 
 
 @dataclass
 class LabelledImages:
-    """A folder with a subfolder for each class; nothing is decoded before it is asked for.
+    """The images of a folder with one subfolder for each class; they are decoded when first used.
 
     Args:
-        root: the folder.
+        root: The folder.
+
+    Attributes:
+        class_names: Names of the subfolders, sorted.
 
     Raises:
-        ValueError: fewer than two classes or images, or images beside the subfolders.
+        ValueError: There are fewer than two classes, or images that lie in no subfolder.
     """
 
     root: Path
 
     def __post_init__(self) -> None:
-        self._source = ImageFolder(self.root)
+        self._source = FolderSource(self.root, keep_duplicates=True)
+        self._images = DecodedImages(self._source)
         self.class_names = self._source.class_names
         if len(self.class_names) < 2:
             raise ValueError(
@@ -71,43 +76,47 @@ class LabelledImages:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the listing: relative paths and sizes of the files, so that no file need be read."""
+        """sha256 of the list of relative paths and file sizes; no file is read."""
         source = self._source
-        lines = (f"{source.name(i)}\t{source.path(i).stat().st_size}\n" for i in range(len(source)))
+        lines = (f"{source.id(i)}\t{source.open(i).stat().st_size}\n" for i in range(len(source)))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @cached_property
     def labels(self) -> Tensor:
-        """(N,) int64, classes in sorted order."""
-        return torch.tensor([self._source.label(index) for index in range(len(self))])
+        """(N,) int64, indices into `class_names`.
+
+        Raises:
+            ValueError: An image has no label.
+        """
+        labels = [self._images.label(index) for index in range(len(self))]
+        if None in labels:
+            raise ValueError(f"images must all have a label, got none for {self._source.id(labels.index(None))}.")
+        return torch.tensor(labels)
 
     @cached_property
     def images(self) -> Tensor:
-        """(N, C, H, W), uint8; C = 1 if every picture is grey, else 3.
+        """(N, C, H, W), uint8; C = 1 if every image is grey, else 3.
 
         Raises:
-            ValueError: an image that can't be read, isn't square, or has another size than the first.
+            ValueError: An image can't be read, isn't square, or has another size than the first.
         """
-        arrays = [
-            self._read(index)
-            for index in tqdm(range(len(self)), desc=f"reading {self.root}", leave=False, disable=None)
-        ]
+        arrays = [self._read(index) for index in track(range(len(self)), f"reading {self.root}", len(self), "images")]
         odd = next((i for i, array in enumerate(arrays) if array.shape != arrays[0].shape), None)
         if odd is not None:
             raise ValueError(
-                f"images must all have one size, got {self._source.name(0)} with {_size(arrays[0])} and "
-                f"{self._source.name(odd)} with {_size(arrays[odd])} below {self.root}."
+                f"images must all have one size, got {self._source.id(0)} with {_size(arrays[0])} and "
+                f"{self._source.id(odd)} with {_size(arrays[odd])} below {self.root}."
             )
         rgb = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         is_grey = bool((rgb == rgb[:, :1]).all())
         return (rgb[:, :1] if is_grey else rgb).contiguous()
 
     def _read(self, index: int) -> np.ndarray:
-        array = np.asarray(self._source.read(index))
+        array = np.asarray(self._images.read(index))
         height, width, _ = array.shape
         if height != width or not MIN_SIDE <= height <= MAX_SIDE:
             raise ValueError(
-                f"images must be squares of {MIN_SIDE} to {MAX_SIDE} pixels a side, got {self._source.name(index)} "
+                f"images must be squares of {MIN_SIDE} to {MAX_SIDE} pixels a side, got {self._source.id(index)} "
                 f"with {_size(array)}."
             )
         return array
@@ -118,11 +127,15 @@ def _size(array: np.ndarray) -> str:
 
 
 def check_alike(train: LabelledImages, test: LabelledImages) -> None:
-    """Raises a ValueError if two sets don't have the same classes."""
-    if train.class_names != test.class_names:
-        only_train, only_test = set(train.class_names) - set(test.class_names), set(test.class_names)
-        only_test -= set(train.class_names)
+    """Checks that two data sets have the same classes.
+
+    Raises:
+        ValueError: They don't; the message has the classes that only one of them has.
+    """
+    only_train = sorted(set(train.class_names) - set(test.class_names))
+    only_test = sorted(set(test.class_names) - set(train.class_names))
+    if only_train or only_test:
         raise ValueError(
-            f"test must have the classes of train, got {sorted(only_test)} in {test.root} alone and "
-            f"{sorted(only_train)} in {train.root} alone."
+            f"test must have the classes of train, got {only_test} in {test.root} alone and {only_train} in "
+            f"{train.root} alone."
         )

@@ -23,7 +23,7 @@ from ul_tokenizer.files import write_whole
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.media.transforms import Preprocessing
-from ul_tokenizer.sources.base import SampleSource, SkippedSample
+from ul_tokenizer.sources.base import SkippedSample, Source
 
 FLIPPED = "#flipped"  # behind the id of a mirrored view
 QUEUED_BATCHES = 4  # encoded and not yet written
@@ -42,7 +42,7 @@ class Decoded:
     columns: dict[str, Any]
 
 
-def decode_sample(source: SampleSource, preprocessing: Preprocessing, index: int) -> Decoded | SkippedSample:
+def decode_sample(source: Source, preprocessing: Preprocessing, index: int) -> Decoded | SkippedSample:
     """Reads sample `index`; what goes wrong with it is a value, since an exception would end the job."""
     name = source.id(index)
     try:
@@ -120,7 +120,7 @@ class EncodingJob:
         world_size: how many processes share the source.
     """
 
-    source: SampleSource
+    source: Source
     preprocessing: Preprocessing
     encode: Encode
     batch_size: int = 32
@@ -201,7 +201,7 @@ class EncodingJob:
 class _DecodingDataset(Dataset[Any]):
     """The samples that are wanted, in processes that read and decode."""
 
-    def __init__(self, source: SampleSource, preprocessing: Preprocessing, indices: list[int]) -> None:
+    def __init__(self, source: Source, preprocessing: Preprocessing, indices: list[int]) -> None:
         self.source, self.preprocessing = source, preprocessing
         self.indices = torch.tensor(indices)  # one block of memory, which worker processes share
 

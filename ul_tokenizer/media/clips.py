@@ -1,4 +1,4 @@
-"""Clips: frames of a video that make one sample, and whether a new scene begins within them."""
+"""Clips: the frames of a video that form one sample, and the detection of cuts between scenes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ul_tokenizer.media.frame_times import Frame
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.videos import UnreadableVideoError, read_frames
 
-CUT = 0.18  # mean absolute change from frame to frame, of the range, above which a new scene begins
+CUT = 0.18  # a larger mean absolute change between two frames, as a fraction of the range, is a cut
 
 
 class ClipPart(NamedTuple):
-    """Frames of a video that are one sample."""
+    """The place of a clip in a video file."""
 
     path: Path
-    first: int  # frame, at the rate of the clips
+    first: int  # number of its first frame, counted at `fps`
     num_frames: int
     fps: float
-    without_cuts: bool
+    without_cuts: bool  # whether a clip with a cut counts as unreadable
 
     def read(self) -> list[Frame]:
-        """Its frames (H, W, 3).
+        """Decodes the clip's frames, each (H, W, 3).
 
         Raises:
-            UnreadableImageError: fewer than that can be read, or there is a cut in it.
+            UnreadableImageError: Fewer than `num_frames` can be read, or there is a cut and `without_cuts` is set.
         """
         try:
             frames = list(read_frames(self.path, self.first / self.fps, self.num_frames, self.fps, threads=1))
@@ -41,6 +41,6 @@ class ClipPart(NamedTuple):
 
 
 def has_cut(frames: Frame) -> bool:
-    """Whether a new scene begins within (T, H, W, 3)."""
+    """Whether a new scene begins within the frames (T, H, W, 3)."""
     small = frames[:, ::4, ::4].astype(np.float32) / 255
     return bool(len(small) > 1 and np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3)).max() > CUT)

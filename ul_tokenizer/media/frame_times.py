@@ -1,4 +1,4 @@
-"""Which frame is shown when: every frame from a moment on, or those at even times."""
+"""Which frames a video shows: every frame from a given time on, or the frames at evenly spaced times."""
 
 from __future__ import annotations
 
@@ -9,39 +9,46 @@ from typing import Any
 
 import numpy as np
 
-EXACT = 1e-6  # seconds; less than this, times differ by arithmetic only
+EXACT = 1e-6  # seconds; smaller differences between times come from floating-point arithmetic
 Frame = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
 
 
 @dataclass(eq=False)
 class Timed:
-    """A frame and its time."""
+    """A frame with its time; the pixels are converted only if they are used."""
 
     time: float  # seconds since the first one
     render: Callable[[], Frame]
-    slack: float = EXACT  # seconds by which the container may have rounded the time
+    slack: float = EXACT  # seconds by which the container may have rounded the time up
 
     @cached_property
     def pixels(self) -> Frame:
-        """Converted when they are asked for: of many frames only some are wanted."""
+        """The frame's pixels, (H, W, 3) RGB."""
         return self.render()
 
 
 def rounding(tick: float, period: float) -> float:
-    """By how many seconds the difference of two frames' times may be off.
+    """By how many seconds the difference between two frames' times may be off.
 
-    Matroska and WebM count milliseconds, so that frames at 30 a second lie at 0, 33, 67, 100: taken at its word, the
-    frame at 67 would not be there yet at 2/30 s. A tick as long as a frame (AVI) rounds nothing.
+    Matroska and WebM store whole milliseconds: at 30 frames per second the times are 0, 33, 67 and 100 ms. Compared
+    exactly, the frame at 67 ms would not be visible at 2/30 s. In AVI a tick lasts as long as a frame, so times are
+    exact.
 
     Args:
-        tick: seconds of the unit that times are counted in.
-        period: seconds from frame to frame.
+        tick: Length of the unit in which the container counts time, in seconds.
+        period: Time from one frame to the next, in seconds.
     """
     return EXACT if tick >= 0.9 * period else max(EXACT, min(tick, period / 4))
 
 
 def shown_from(frames: Iterator[Timed], start: float, period: float) -> Iterator[Timed]:
-    """Every frame once, from the one that is shown at `start` on; a file's only frame lasts one period."""
+    """Yields every frame once, starting with the one that is visible at `start`.
+
+    Args:
+        frames: All frames of a file from its first one on, or from any frame at or before `start`, by time.
+        start: Seconds since the file's first frame.
+        period: How many seconds a file's only frame is visible.
+    """
     first: Timed | None = None
     shown: Timed | None = None
     seen = 0
@@ -59,7 +66,15 @@ def shown_from(frames: Iterator[Timed], start: float, period: float) -> Iterator
 
 
 def shown_at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Timed]:
-    """The frame that is shown at each start + n / fps; the last one lasts as long as those before on average."""
+    """Yields the frame that is visible at each of the times start, start + 1 / fps, start + 2 / fps, …
+
+    The last frame is visible for as long as the frames before it on average. A frame may be repeated or left out.
+
+    Args:
+        frames: As in `shown_from`.
+        start: Seconds since the file's first frame.
+        fps: Frames per second of the result.
+    """
     first: Timed | None = None
     shown: Timed | None = None
     n, seen = 0, 0
@@ -78,5 +93,5 @@ def shown_at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Time
 
 
 def _end(first: Timed, last: Timed, count: int, period: float) -> float:
-    """When the last of so many frames is over: it lasts as long as those before on average, the only one a period."""
+    """When the last of `count` frames ends: it lasts as long as the others on average, a single one for `period`."""
     return last.time + ((last.time - first.time) / (count - 1) - last.slack if count > 1 else period)

@@ -1,7 +1,7 @@
-"""Reads images of every format that Pillow knows as 8-bit RGB, and finds them below a folder.
+"""Reads images of all formats that Pillow supports as 8-bit RGB, and finds image files below a folder.
 
-An image that can't be read is an `UnreadableImageError` that says which one and why; whoever walks over many of them
-catches it, counts it and goes on.
+An image that can't be read raises an `UnreadableImageError` with the path and the reason. Code that reads many images
+catches it, counts it and continues.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Stubs that identify a file and can't decode it, and EPS, which would run Ghostscript on it.
+# Formats that Pillow identifies but can't decode, and EPS, for which it would run Ghostscript.
 _REFUSED_FORMATS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 IMAGE_SUFFIXES = frozenset(
     suffix
     for suffix, name in Image.registered_extensions().items()
-    if (name in Image.OPEN and name not in _REFUSED_FORMATS) or name == "MPO"  # which JPEG's plugin opens
+    if (name in Image.OPEN and name not in _REFUSED_FORMATS) or name == "MPO"  # opened by the plugin for JPEG
 )
-"""Suffixes, in lower case and with their dot, of the files that are taken for images."""
+"""Suffixes of image files, in lower case and with the dot."""
 _FORMATS = sorted(set(Image.OPEN) - _REFUSED_FORMATS)  # after registered_extensions(), which loads the plugins
-MAX_PIXELS = 89_000_000  # just under the size from which Pillow itself warns of decompression bombs
+MAX_PIXELS = 89_000_000  # just below the size at which Pillow warns of decompression bombs
 
 
 class UnreadableImageError(ValueError):
-    """An image that can't be read: `path` says which, `reason` why."""
+    """An image can't be read.
+
+    Attributes:
+        path: The file, or another name of the image.
+        reason: Why it can't be read, without a full stop.
+    """
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"Image {path} can't be read: {reason}.")
@@ -35,7 +40,7 @@ class UnreadableImageError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
-        """Lets it travel out of a data loader's worker process."""
+        """Makes the error picklable, for data loaders' worker processes."""
         return type(self), (self.path, self.reason)
 
 
@@ -43,27 +48,27 @@ class UnreadableImageError(ValueError):
 
 
 class Skipped(NamedTuple):
-    """A file that is passed over, and why."""
+    """A file that is not an image, or a folder that can't be listed, with the reason."""
 
     path: Path
     reason: str
 
 
 class FoundImages(NamedTuple):
-    """What a folder holds: files with an image's suffix, and the others."""
+    """The files below a folder: those with the suffix of an image, and the others."""
 
     images: list[Path]
     skipped: list[Skipped]
 
 
 def find_images(root: str | Path) -> FoundImages:
-    """Lists all images below a folder, sorted; hidden files and folders are not looked at.
+    """Lists all images below a folder, sorted by path; hidden files and folders are ignored.
 
     Args:
-        root: a folder, whose links to other folders are followed, or a single image.
+        root: A folder, or a single image. Symbolic links to other folders are followed.
 
     Raises:
-        ValueError: if `root` doesn't exist.
+        ValueError: `root` doesn't exist.
     """
     root = Path(root)
     if not root.exists():
@@ -102,18 +107,18 @@ def read_image(
 ) -> Image.Image:
     """Reads one still image as 8-bit RGB.
 
-    EXIF rotation is applied, transparency composited on white, 16-bit grey scaled to 8 bits, and palettes, grey and
-    CMYK converted. The size is checked in the header, before anything is decoded.
+    EXIF rotation is applied and transparency is composited on white. 16-bit grey is scaled to 8 bits; palettes, grey
+    and CMYK are converted. The size is checked in the header, before anything is decoded.
 
     Args:
-        source: a path, the bytes of a file, or a file opened for reading, which stays open.
-        max_pixels: larger images are refused; Pillow has its own limit too, twice `PIL.Image.MAX_IMAGE_PIXELS`.
-        shorter_side: JPEGs that are twice as large or more are decoded at an eighth, a quarter or half of their size,
-            where both sides stay at least twice this long; `info["whole_size"]` is then their own (width, height).
+        source: A path, the bytes of a file, or a binary file, which stays open.
+        max_pixels: Images with more pixels are refused. Pillow refuses twice `PIL.Image.MAX_IMAGE_PIXELS` as well.
+        shorter_side: Decodes large JPEGs faster, at half, a quarter or an eighth of their size, as long as both sides
+            stay at least twice this long. `info["whole_size"]` is then the full (width, height).
 
     Raises:
-        UnreadableImageError: if it is missing, empty, truncated, animated, too large, of no known format, or has pixels
-            without a known range (floats).
+        UnreadableImageError: The image is missing, empty, truncated, animated, too large, of an unknown format, or
+            has pixels without a known range (floats).
     """
     name = _name_of(source)
     try:
@@ -128,7 +133,7 @@ def read_image(
 
 
 class _RefusalError(Exception):
-    """Our own reasons, apart from Pillow's."""
+    """We refuse an image that Pillow could read."""
 
 
 def _name_of(source: str | Path | bytes | IO[bytes]) -> str:
@@ -153,7 +158,7 @@ def _decode(file: IO[bytes], max_pixels: int, shorter_side: int | None) -> Image
     if not file.read(1):
         raise _RefusalError("the file is empty")
     file.seek(start)
-    # Closing the image would close the caller's file; that is left to whoever opened it.
+    # The image is not closed, since that would close the caller's file.
     image = Image.open(file, formats=_FORMATS)
     _check_header(image, max_pixels)
     whole_size = image.size
@@ -174,7 +179,7 @@ def _is_wide(size: tuple[int, int]) -> bool:
 def _check_header(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise _RefusalError(f"{image.width}×{image.height} is more than the {max_pixels:,} pixels that are allowed")
-    # The further pictures of these two are previews and layers; the first one is the photograph.
+    # In these two formats the first image is the photograph, and the others are previews or layers.
     if image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):
         raise _RefusalError(f"it is animated or has several pages ({getattr(image, 'n_frames', 'many')} frames)")
 
@@ -182,7 +187,7 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data; the pixels were decoded before and are good
+    except Exception:  # the EXIF data are damaged, but the pixels have been decoded already
         return image
 
 
@@ -202,7 +207,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise _RefusalError("its pixels are 32-bit integers, which have no known range")
     grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
-    grey[values == image.info.get("transparency", -1)] = 255  # on white, as everywhere
+    grey[values == image.info.get("transparency", -1)] = 255  # transparency is composited on white
     return Image.fromarray(grey)
 
 
@@ -210,15 +215,15 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def fit_to_multiple(image: Image.Image, multiple: int, mode: Literal["error", "pad", "crop"]) -> Image.Image:
-    """Makes height and width multiples of `multiple`.
+    """Makes an image's height and width multiples of `multiple`.
 
     Args:
-        image: RGB.
-        multiple: the autoencoder's compression ratio.
-        mode: what to do with other sizes: refuse, repeat the last row and column, or crop around the centre.
+        image: An RGB image.
+        multiple: The autoencoder's compression ratio.
+        mode: "pad" repeats the last row and column, "crop" cuts around the centre, "error" accepts no other sizes.
 
     Raises:
-        ValueError: in mode `error`, if a side is no multiple; in mode `crop`, if a side is shorter than `multiple`.
+        ValueError: A side is not a multiple (mode "error"), or is shorter than `multiple` (mode "crop").
     """
     extra = image.width % multiple, image.height % multiple
     if extra == (0, 0):

@@ -1,4 +1,4 @@
-"""Images of any size to the pixels that are encoded: scaling, cropping, and multiples of the compression ratio."""
+"""From an image of any size to the pixels that are encoded: scaling, and cropping to the compression ratio."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CROPS: tuple[CropRule, ...] = ("center", "multiple", "none")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes pixels.
+    """Scales and crops images and clips before they are encoded.
 
     Args:
-        resolution: length of the shorter side after scaling; None leaves the size as it is.
-        crop: "center" cuts a square of that side, "multiple" cuts what the compression ratio doesn't divide, around
-            the centre, and keeps the aspect, "none" refuses what the ratio doesn't divide.
-        multiple: the compression ratio.
+        resolution: Length of the shorter side after scaling, in pixels; None doesn't scale.
+        crop: "center" cuts a square with sides of `resolution`. "multiple" keeps the aspect ratio and cuts as few
+            pixels as needed to make both sides multiples of `multiple`. "none" doesn't crop: other sizes are an error.
+        multiple: The autoencoder's compression ratio.
 
     Raises:
-        ValueError: a resolution that the ratio doesn't divide, or a square of no size.
+        ValueError: `resolution` is not a multiple of `multiple`, or missing for the crop "center".
     """
 
     resolution: int | None = None
@@ -45,17 +45,22 @@ class Preprocessing:
             raise ValueError(f"resolution must be a positive multiple of {self.multiple}, got {self.resolution}.")
 
     def __call__(self, source: Path | bytes | ClipPart) -> tuple[Tensor, tuple[int, int]]:
-        """An encoded image → pixels (3, H, W) uint8, or a clip → (3, T, H, W), and its own height and width.
+        """Reads, scales and crops an image or a clip.
+
+        Args:
+            source: An image file, its bytes, or the place of a clip.
+
+        Returns:
+            Pixels, uint8, (3, H, W) of an image or (3, T, H, W) of a clip; and the (height, width) before scaling.
 
         Raises:
-            UnreadableImageError: it can't be read.
-            ValueError: its size is not allowed by the crop rule.
+            UnreadableImageError: The image or clip can't be read.
+            ValueError: The crop "none" doesn't allow its size.
         """
         if isinstance(source, ClipPart):
             frames = [Image.fromarray(frame) for frame in source.read()]
             pixels = torch.stack([frame_to_uint8(self._crop(self._scale(frame))) for frame in frames], dim=1)
             return pixels, (frames[0].height, frames[0].width)
-        # JPEGs are decoded at an eighth, a quarter or half of their size where that still is above the resolution.
         image, size = read_image_and_size(source, self.resolution)
         return frame_to_uint8(self._crop(self._scale(image))), size
 
@@ -75,7 +80,7 @@ class Preprocessing:
 
 
 def read_image_and_size(source: Path | bytes, shorter_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """An image, of a JPEG perhaps a smaller version whose sides are at least `shorter_side`, and its whole (H, W)."""
+    """Reads an image, large JPEGs at a reduced size as `read_image` does, and returns it with its full (H, W)."""
     image = read_image(source, shorter_side=shorter_side)
     width, height = image.info.get("whole_size", image.size)
     return image, (height, width)

@@ -1,4 +1,4 @@
-"""Videos to frames and back, on PyAV: exact frames, odd files, and what is wrong with them in one sentence."""
+"""Reads the frames of videos and writes videos, with PyAV; errors are one sentence about what is wrong with a file."""
 
 from __future__ import annotations
 
@@ -28,28 +28,33 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".ts", ".wmv", ".flv", ".3gp", ".y4m")
 )
 ANIMATION_SUFFIXES = frozenset((".gif", ".webp", ".apng"))
-DEFAULT_FPS = 25.0  # of what says nothing of it
-SEQUENCE_FPS = DEFAULT_FPS  # of images in a folder
-MAX_FPS, MAX_SECONDS = 1000.0, 48 * 3600.0  # beyond these a header is not believed
-MAX_GAP = 600.0  # seconds between frames
+DEFAULT_FPS = 25.0  # for files that have no rate
+SEQUENCE_FPS = DEFAULT_FPS  # for folders of images
+MAX_FPS, MAX_SECONDS = 1000.0, 48 * 3600.0  # larger values in a header are taken for errors
+MAX_GAP = 600.0  # seconds between two frames; a longer pause is removed
 MAX_PIXELS = 64_000_000  # of a frame
-MAX_CORRUPT = 1000  # packets in a row
+MAX_CORRUPT = 1000  # damaged packets in a row after which reading stops
 
 
 class UnreadableVideoError(ValueError):
-    """A file that gives no frames; `reason` says why."""
+    """No frame of a video can be read.
+
+    Attributes:
+        path: The file.
+        reason: Why it can't be read, without a full stop.
+    """
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"Video {path} can't be read: {reason}.")
         self.path, self.reason = Path(path), reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Exceptions travel from worker processes."""
+        """Makes the error picklable, for data loaders' worker processes."""
         return type(self), (self.path, self.reason)
 
 
 class VideoInfo(NamedTuple):
-    """What a file's headers say; what they don't, or absurdly, is None."""
+    """What a video's headers say; values that are missing or absurd are None."""
 
     width: int
     height: int  # both after rotation
@@ -60,7 +65,7 @@ class VideoInfo(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Frames per second: fps, or DEFAULT_FPS where nothing is said of it."""
+        """Frames per second: `fps`, or `DEFAULT_FPS` if it is unknown."""
         return self.fps or DEFAULT_FPS
 
 
@@ -68,17 +73,17 @@ class VideoInfo(NamedTuple):
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """What the headers say.
+    """Reads a video's headers and its first frame.
 
     Raises:
-        UnreadableVideoError: no such file, no video in it, or a damaged beginning.
+        UnreadableVideoError: The file doesn't exist, has no video stream, or its beginning is damaged.
     """
     if Path(path).is_dir():
         height, width = next(_sequence(Path(path))).pixels.shape[:2]
         return VideoInfo(width, height, SEQUENCE_FPS, None, "RGB", False)
     if Path(path).suffix.lower() in ANIMATION_SUFFIXES:
         with _animation(path) as image:
-            image.load()  # WebP says how long a frame lasts when it has read it
+            image.load()  # WebP has the duration of a frame only after it is read
             fps = 1000 / image.info["duration"] if image.info.get("duration") else None
             return VideoInfo(image.width, image.height, fps, None, image.mode, False)
     with _opened(path) as container:
@@ -105,26 +110,27 @@ def read_frames(
     threads: int = 0,
     notes: list[str] | None = None,
 ) -> Iterator[Frame]:
-    """Frames in the order of their times.
+    """Decodes frames in the order of their times.
 
-    Frames of another size than the first one are scaled to it, rotation is applied, transparency is put on white.
+    Rotation is applied, and transparency is composited on white. Frames of another size than the first one are scaled
+    to its size.
 
     Args:
-        path: a video file, an animated GIF, WebP or PNG, or a folder of images, whose names give their order, at
-            SEQUENCE_FPS.
-        start: seconds from the first frame; the first that is given is the one shown then.
-        num_frames: at most so many.
-        fps: of the result: frame n is the one shown at start + n / fps, so times that vary are evened out; None gives
-            every frame once.
-        threads: of the decoder; 0 leaves it to FFmpeg, 1 is right where processes run side by side.
-        notes: takes a sentence for each thing that was wrong and could be passed over.
+        path: A video file, an animated GIF, WebP or PNG, or a folder of images. Images are sorted by name and read at
+            `SEQUENCE_FPS`.
+        start: Seconds since the first frame. The result begins with the frame that is visible at this time.
+        num_frames: The largest number of frames to yield; None has no limit.
+        fps: Frames per second of the result: frame n is the one visible at start + n / fps. None yields every frame
+            once.
+        threads: Threads of the decoder. 0 lets FFmpeg choose; use 1 if several processes decode at once.
+        notes: A list to which a sentence is appended for each problem that could be worked around.
 
     Yields:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        ValueError: an fps that is not positive and finite.
-        UnreadableVideoError: not a single frame can be read.
+        ValueError: `fps` is not positive and finite.
+        UnreadableVideoError: Not a single frame can be read.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be positive and finite, got {fps}.")
@@ -133,15 +139,15 @@ def read_frames(
 
 
 def count_frames(path: str | Path, fps: float | None = None) -> int:
-    """How many frames `read_frames` gives, by decoding all; headers lie."""
+    """Number of frames that `read_frames` yields; all are decoded, since headers are often wrong."""
     return sum(1 for _ in _shown(path, 0.0, fps, 0, []))
 
 
 def expected_frames(path: str | Path, fps: float | None = None) -> int:
-    """How many frames `read_frames` gives of a file without damage, by the times in its packets: nothing is decoded.
+    """Number of frames that `read_frames` yields if the file is undamaged, from the packets' times without decoding.
 
     Raises:
-        UnreadableVideoError: nothing in it can be read.
+        UnreadableVideoError: Nothing in the file can be read.
     """
     if Path(path).is_dir() or Path(path).suffix.lower() in ANIMATION_SUFFIXES:
         return count_frames(path, fps)
@@ -170,7 +176,7 @@ def _shown(path: str | Path, start: float, fps: float | None, threads: int, note
 
 
 def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> Iterator[Timed]:
-    """All frames from the keyframe before `start` on, at least."""
+    """All frames from the first one on, or from a keyframe before `start` on, with their times."""
     if Path(path).is_dir():
         yield from _sequence(Path(path))
         return
@@ -187,7 +193,7 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
         first = next(frames)
         frames = itertools.chain([first], frames)
         origin, period, slack = _stamp(first, stream), _period(stream), _slack(stream)
-        if start > 2 and origin is not None:  # nearer than that, decoding is quicker than seeking
+        if start > 2 and origin is not None:  # below two seconds, decoding is faster than seeking
             try:
                 frames = _sought(container, path, origin + start + slack, notes)
             except (FFmpegError, UnreadableVideoError):
@@ -199,8 +205,8 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
             if stamp is None:
                 stamp = origin if before is None else origin + before + period
             time = stamp - origin
-            if before is not None and time - before > MAX_GAP:  # else evening out the rate would never end
-                notes.append(f"{path}: a pause of {time - before:.0f} seconds was taken out.")
+            if before is not None and time - before > MAX_GAP:  # a wrong time would otherwise repeat a frame for hours
+                notes.append(f"{path}: a pause of {time - before:.0f} seconds was removed.")
                 origin += time - before - period
                 time = before + period
             before = time
@@ -208,14 +214,14 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
 
 
 def _sought(container: Any, path: str | Path, stamp: float, notes: list[str]) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe at `stamp` or before on. In MPEG-TS a seek may end behind its aim; then it aims lower."""
+    """Frames from a keyframe at or before `stamp` on. In MPEG-TS a seek may end too late; earlier times are tried then."""
     stream = container.streams.video[0]
     for back in (0.0, 1.0, 4.0, 16.0, stamp):
         container.seek(int(max(0.0, stamp - back) / stream.time_base), stream=stream, backward=True)
         frames = _decoded(container, path, notes)
         try:
             first = next(frames)
-        except UnreadableVideoError:  # behind the last keyframe
+        except UnreadableVideoError:  # the seek ended after the last keyframe
             continue
         found = _stamp(first, stream)
         if found is None or found <= stamp:
@@ -224,7 +230,7 @@ def _sought(container: Any, path: str | Path, stamp: float, notes: list[str]) ->
 
 
 def _decoded(container: Any, path: str | Path, notes: list[str]) -> Iterator[av.VideoFrame]:
-    """Frames of the first video stream, past packets that can't be decoded."""
+    """Frames of the first video stream; packets that can't be decoded are skipped."""
     count, corrupt, in_a_row = 0, 0, 0
     packets = container.demux(container.streams.video[0])
     while in_a_row < MAX_CORRUPT:
@@ -242,7 +248,7 @@ def _decoded(container: Any, path: str | Path, notes: list[str]) -> Iterator[av.
     if not count:
         raise UnreadableVideoError(path, "there is no frame in it that can be decoded")
     if corrupt:
-        notes.append(f"{path}: {corrupt} damaged parts were passed over; {count} frames could be read.")
+        notes.append(f"{path}: {corrupt} damaged parts were skipped; {count} frames could be read.")
 
 
 @contextmanager
@@ -264,13 +270,13 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 
 def _stamp(frame: av.VideoFrame, stream: Any) -> float | None:
-    """Seconds. AVI knows no times of presentation: what FFmpeg makes of it is the order of decoding."""
+    """A frame's time in seconds. AVI stores the order of decoding only, from which FFmpeg makes `dts`."""
     ticks = frame.dts if stream.container.format.name == "avi" else frame.pts
     return None if ticks is None or not frame.time_base else float(ticks * frame.time_base)
 
 
 def _period(stream: Any) -> float:
-    """Seconds from frame to frame, by the header; a second at most, as headers lie."""
+    """Seconds from frame to frame according to the header, but at most one second, since headers are often wrong."""
     return min(1.0, 1 / (_believable(_rate(stream), MAX_FPS) or DEFAULT_FPS))
 
 
@@ -288,7 +294,7 @@ def _believable(value: float | None, most: float) -> float | None:
 
 
 def _pixels(frame: av.VideoFrame, size: tuple[int, int], notes: list[str]) -> Frame:
-    """RGB, upright, of the size (width, height)."""
+    """The frame as RGB, rotated upright and scaled to `size`, (width, height)."""
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba").astype(np.float32)
         alpha = rgba[..., 3:] / 255
@@ -307,7 +313,7 @@ def _pixels(frame: av.VideoFrame, size: tuple[int, int], notes: list[str]) -> Fr
 
 
 def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Width and height."""
+    """Width and height after rotation."""
     return (frame.height, frame.width) if _quarter_turns(frame) % 2 else (frame.width, frame.height)
 
 
@@ -337,7 +343,7 @@ def _animated(path: str | Path) -> Iterator[Timed]:
 
 
 def _sequence(folder: Path) -> Iterator[Timed]:
-    """The images of a folder, as frames."""
+    """The images of a folder as frames."""
     paths = find_images(folder).images
     if not paths:
         raise UnreadableVideoError(folder, "there is no image in the folder")
@@ -363,17 +369,20 @@ def _image(path: Path) -> Image.Image:
 
 
 class VideoWriter:
-    """Writes H.264 in MP4, under a temporary name until it is whole.
+    """Writes an MP4 file with H.264, under a temporary name until it is complete.
 
     Args:
-        path: the file, .mp4.
-        fps: frames per second.
-        audio_from: a file whose first audio stream is copied, if MP4 takes it.
-        crf: quality of H.264; 0 is lossless, 18 hardly visible, 51 the worst.
+        path: The file, whose name must end in .mp4.
+        fps: Frames per second.
+        audio_from: A file whose first audio stream is copied, if MP4 supports its codec.
+        crf: Quality of H.264: 0 is lossless, losses at 18 are hardly visible, 51 is the worst.
+
+    Attributes:
+        num_frames: Number of frames written so far.
 
     Raises:
-        ValueError: an fps that is not positive, or another suffix.
-        OSError: the file can't be written.
+        ValueError: `fps` is out of range, or `path` has another suffix.
+        OSError: The file can't be written.
     """
 
     def __init__(self, path: str | Path, fps: float, audio_from: str | Path | None = None, crf: int = 16) -> None:
@@ -396,7 +405,7 @@ class VideoWriter:
         return self
 
     def write(self, pixels: Frame) -> None:
-        """Appends a frame (H, W, 3) uint8; odd sizes get their last row or column twice, as the codec wants."""
+        """Appends a frame, (H, W, 3) uint8. H.264 needs even sizes, so the last row or column of odd ones is repeated."""
         height, width = pixels.shape[:2]
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._stream is None:
@@ -428,7 +437,7 @@ class VideoWriter:
 
 
 def _add_audio(video: Path, source: str | Path) -> None:
-    """Copies the first audio stream of another file into this one, if there is one that MP4 takes."""
+    """Copies the first audio stream of `source` into `video`, if there is one that MP4 supports."""
     both = video.with_name(f"{video.stem}.audio.mp4")
     try:
         with av.open(str(video)) as silent, av.open(str(source)) as sound, av.open(str(both), "w") as out:
@@ -443,6 +452,6 @@ def _add_audio(video: Path, source: str | Path) -> None:
                         out.mux(packet)
         os.replace(both, video)
     except (FFmpegError, ValueError, OSError):
-        return  # a codec that MP4 doesn't know: the video is worth more without sound than not at all
+        return  # MP4 doesn't support the codec; a video without sound is better than none
     finally:
         both.unlink(missing_ok=True)

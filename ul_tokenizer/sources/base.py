@@ -1,44 +1,95 @@
-"""Whole data sets, sample by sample: what a source is, and the one that a name stands for.
+"""What a source is: the numbered samples of a data set, which encoding and training read alike.
 
-A source is numbered, so that a job can be divided among processes, stopped and continued: sample i is the same for all.
+Samples are numbered so that a job can be divided among processes, stopped and continued: every process and every run
+gives the same number to the same sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from ul_tokenizer.media.clips import ClipPart
 
-RESERVED = ("id", "latent", "path")  # names that latent data sets have already
+RESERVED = ("id", "latent", "path")  # columns that every latent data set has
+MAX_CLASSES = 1 << 16  # larger numbers under "label" are taken for something other than classes
+
+EncodedSample: TypeAlias = "Path | bytes | ClipPart"
+"""The file of an image, its bytes, or the place of a clip in a video."""
 
 
 class SkippedSample(NamedTuple):
-    """A sample that is passed over, and why."""
+    """A sample that is left out, and the reason."""
 
     id: str
     reason: str
 
 
-class SampleSource(Protocol):
-    """Numbered samples."""
+class Source(Protocol):
+    """The numbered samples of a data set."""
 
-    class_names: tuple[str, ...]  # what integers under "label" stand for; empty if unknown
-    skipped: list[SkippedSample]  # what was left out before anything was read
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class; integers in the column "label" index it. Empty if the classes are unknown."""
+        ...
+
+    @property
+    def skipped(self) -> list[SkippedSample]:
+        """Files and samples that were left out when the source was opened."""
+        ...
 
     def __len__(self) -> int:
-        """Number of samples, readable or not."""
+        """Number of samples, including those that turn out to be unreadable."""
         ...
 
     def id(self, index: int) -> str:
-        """Unique, and the same in every run."""
+        """A name that is unique in the source and the same in every run."""
         ...
 
-    def open(self, index: int) -> Path | bytes | ClipPart:
-        """The encoded image, a file or its bytes, or where a clip is; raises `UnreadableImageError` or OSError."""
+    def open(self, index: int) -> EncodedSample:
+        """The encoded sample; nothing is decoded.
+
+        Raises:
+            UnreadableImageError: The sample holds no image.
+            OSError: The data can't be read.
+            ValueError: The data is damaged.
+        """
         ...
 
     def columns(self, index: int) -> dict[str, Any]:
-        """Label, caption and whatever else is known of the sample, in values that JSON holds."""
+        """What is known of the sample, such as "label" and "caption", as values that JSON can hold."""
         ...
+
+
+def label_of(source: Source, index: int) -> int | None:
+    """The class of a sample, or None if the source has no classes or the sample has no label.
+
+    Raises:
+        ValueError: The label is not below the number of classes.
+    """
+    if not source.class_names:
+        return None
+    label = source.columns(index).get("label")
+    if not isinstance(label, int) or label < 0:  # many data sets mark a missing label by -1
+        return None
+    if label >= len(source.class_names):
+        raise ValueError(f"labels must be below {len(source.class_names)}, got {label} for {source.id(index)}.")
+    return label
+
+
+def numbered_classes(labels: Iterable[Any]) -> tuple[str, ...]:
+    """Names for classes that only have numbers: "0", "1", … up to the largest label.
+
+    Returns:
+        The names; empty if there are no labels, if some are not integers, or if one is above `MAX_CLASSES`.
+    """
+    largest = -1
+    for label in labels:
+        if label is None or label == "":
+            continue
+        if type(label) is not int or label >= MAX_CLASSES:
+            return ()
+        largest = max(largest, label)
+    return tuple(map(str, range(largest + 1)))

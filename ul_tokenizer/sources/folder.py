@@ -1,4 +1,4 @@
-"""Image folders as sources of samples, with columns from a metadata file."""
+"""Image folders as sources, with columns from a metadata file."""
 
 from __future__ import annotations
 
@@ -10,71 +10,107 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ul_tokenizer.sources.base import RESERVED, SkippedSample
-from ul_tokenizer.sources.image_folder import ImageFolder
+from ul_tokenizer.media.images import Skipped, find_images
+from ul_tokenizer.sources.base import RESERVED, SkippedSample, numbered_classes
+from ul_tokenizer.sources.names import CompactNames
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
-_HEAD = 1 << 14  # bytes that two files must share to be compared whole
+_HEAD = 1 << 14  # files are compared completely only if their first bytes are equal
 
 
-class FolderSamples:
-    """Images below a folder, with classes by subfolder, and columns from a metadata.csv or metadata.jsonl in it.
+class FolderSource:
+    """All images below a folder, in the order of their paths.
 
-    Of files with the same content all but the first are left out.
+    The classes are the subfolders, if every image lies in one. Integers in a column "label" of metadata.csv or
+    metadata.jsonl take precedence; such classes are called "0", "1" and so on. The metadata's other columns are
+    columns of the samples.
 
     Args:
-        root: the folder.
-        keep_duplicates: whether files with the same content stay.
+        root: The folder, or a single image.
+        keep_duplicates: Whether to keep all of several files with the same content, instead of the first one only.
 
     Raises:
-        ValueError: no images, or metadata that can't be read.
+        ValueError: There is no image, or the metadata can't be read.
     """
 
     def __init__(self, root: str | Path, keep_duplicates: bool = False) -> None:
-        self._folder = ImageFolder(root)
-        self._metadata = read_metadata(Path(root))
-        has_labels = any("label" in row for row in self._metadata.values())
-        self.class_names = () if has_labels else self._folder.class_names
-        known = {path.name for path in map(Path, METADATA_FILES)}
-        self.skipped = [
-            SkippedSample(skip.path.relative_to(root).as_posix(), skip.reason)
-            for skip in self._folder.skipped
-            if skip.path.name not in known
-        ]
-        self._indices = list(range(len(self._folder)))
+        self.root = Path(root)
+        paths, skipped = find_images(self.root)
+        if not paths:
+            raise ValueError(f"root must hold at least one image, got {root} with {len(skipped)} other files.")
+        self._is_file = paths == [self.root]
+        self.skipped = [self._skipped_sample(skip) for skip in skipped if skip.path.name not in METADATA_FILES]
         if not keep_duplicates:
-            self._leave_out_duplicates()
+            paths = self._without_duplicates(paths)
+        self._names = CompactNames(map(self._name_of, paths))
+        self._metadata = read_metadata(self.root)
+        self.class_names, self._class_numbers = self._classes(paths)
 
-    def _leave_out_duplicates(self) -> None:
-        first_of = find_duplicates(list(map(self._folder.path, self._indices)))
+    def _classes(self, paths: Sequence[Path]) -> tuple[tuple[str, ...], dict[str, int]]:
+        """Names of the classes, and number of each subfolder if the subfolders are the classes."""
+        labels = [row["label"] for row in self._metadata.values() if "label" in row]
+        if labels:
+            return numbered_classes(labels), {}
+        folders = {_first_folder(self._name_of(path)) for path in paths}
+        if "" in folders:
+            return (), {}
+        names = tuple(sorted(folders))
+        return names, {name: number for number, name in enumerate(names)}
+
+    def _without_duplicates(self, paths: list[Path]) -> list[Path]:
+        first_of = find_duplicates(paths)
         for index, first in sorted(first_of.items()):
-            self.skipped.append(SkippedSample(self._folder.name(index), f"same content as {self._folder.name(first)}"))
-        self._indices = [index for index in self._indices if index not in first_of]
+            reason = f"same content as {self._name_of(paths[first])}"
+            self.skipped.append(SkippedSample(self._name_of(paths[index]), reason))
+        return [path for index, path in enumerate(paths) if index not in first_of]
+
+    def _skipped_sample(self, skip: Skipped) -> SkippedSample:
+        return SkippedSample(self._name_of(skip.path), skip.reason)
+
+    def _name_of(self, path: Path) -> str:
+        return path.name if self._is_file else path.relative_to(self.root).as_posix()
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self._indices)
+        """Number of images, including those that turn out to be unreadable."""
+        return len(self._names)
 
     def id(self, index: int) -> str:
-        """Path below the folder."""
-        return self._folder.name(self._indices[index])
+        """The image's path below the folder, with forward slashes."""
+        return self._names[index]
 
     def open(self, index: int) -> Path:
-        """Its file."""
-        return self._folder.path(self._indices[index])
+        """The image's file."""
+        return self.root if self._is_file else self.root / self._names[index]
 
     def columns(self, index: int) -> dict[str, Any]:
-        """The class, and the metadata's columns."""
-        label = self._folder.label(self._indices[index]) if self.class_names else None
-        row = self._metadata.get(self.id(index), {})
-        return row if label is None else {"label": label, **row}
+        """The class under "label", if there are classes, and the image's columns in the metadata."""
+        name = self._names[index]
+        row = self._metadata.get(name, {})
+        if not self._class_numbers:
+            return dict(row)
+        return {"label": self._class_numbers[_first_folder(name)], **row}
+
+
+def _first_folder(name: str) -> str:
+    """The first part of a path with slashes; empty if it has one part only."""
+    folder, slash, _ = name.partition("/")
+    return folder if slash else ""
+
+
+# ---------------------------------------------------------------- metadata
 
 
 def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
-    """File name below the folder → columns, from metadata.csv or metadata.jsonl, as the library `datasets` has them.
+    """Columns by file name from metadata.csv and metadata.jsonl, in the format of the library `datasets`.
+
+    Args:
+        root: The folder; a folder without such files has no metadata.
+
+    Returns:
+        Path below the folder → columns.
 
     Raises:
-        ValueError: a row without a `file_name`, a line that is no JSON object, or a column with a reserved name.
+        ValueError: A row without `file_name`, a line that is not a JSON object, or a column with a reserved name.
     """
     rows: dict[str, dict[str, Any]] = {}
     for path in (root / name for name in METADATA_FILES):
@@ -108,14 +144,24 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _number_or_text(value: str | None) -> Any:
-    """Labels of a CSV are numbers again."""
+    """CSV has no types: what looks like an integer becomes one."""
     if value is not None and value.lstrip("-").isdecimal():
         return int(value)
     return value
 
 
+# ---------------------------------------------------------------- duplicates
+
+
 def find_duplicates(paths: Sequence[Path]) -> dict[int, int]:
-    """Index of each file whose content an earlier one has → index of that one; unreadable files are left alone."""
+    """Finds files with the same content.
+
+    Args:
+        paths: The files; those that can't be read count as different from all others.
+
+    Returns:
+        Index of each file that repeats an earlier one → index of the earliest.
+    """
     by_size: defaultdict[int, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         try:
@@ -131,7 +177,7 @@ def find_duplicates(paths: Sequence[Path]) -> dict[int, int]:
 
 
 def _grouped(paths: Sequence[Path], indices: Sequence[int], num_bytes: int | None) -> list[list[int]]:
-    """Indices of files whose first bytes are equal, where there are several."""
+    """Groups of at least two files whose first bytes are equal; None compares complete files."""
     if len(indices) < 2:
         return []
     groups: defaultdict[bytes, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Parquet files, here or on the hub, as sources of samples: rows are read where they lie, nothing is copied first."""
+"""The rows of parquet files, on this machine or on the hub, read in place: nothing is copied first."""
 
 from __future__ import annotations
 
@@ -10,145 +10,154 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from ul_tokenizer.media.images import UnreadableImageError
-from ul_tokenizer.sources.base import RESERVED, SkippedSample
-from ul_tokenizer.sources.table import classes_of, need_datasets
+from ul_tokenizer.sources.base import SkippedSample
+from ul_tokenizer.sources.hub import need_datasets
 
 _OPENING_THREADS = 8
-_KEPT_GROUPS = 2  # of rows, in memory: a batch may reach from one into the next
+_KEPT_GROUPS = 2  # row groups in memory; two, since a batch may reach from one into the next
 
 
 class _Group(NamedTuple):
-    """Rows that are read together."""
+    """Rows that parquet stores, and we read, together."""
 
     file: int
     number: int  # in its file
 
 
-class ParquetSamples:
-    """The rows of parquet files, numbered through.
+class ParquetRows:
+    """The rows of several parquet files, numbered consecutively; see `Rows`.
 
-    Of each file the footer is read at once; then a row costs the reading of its row group, which is kept while its
-    neighbours are asked for. On the hub that is a request for a part of the file.
+    The footers of all files are read at once. Reading a row then reads its whole row group, which is kept while its
+    neighbours are read. Rows should therefore be read in order; on the hub every row group is a request.
 
     Args:
-        files: paths, or addresses as fsspec knows them (`hf://datasets/owner/name@commit/data/0.parquet`).
-        name: what ids begin with.
-        image_column: the column with the images: bytes, or the struct that the library `datasets` stores them as.
+        files: Paths, or addresses for fsspec (`hf://datasets/owner/name@commit/data/0.parquet`).
+        name: What error messages call the table.
 
     Raises:
-        ValueError: no such column, one that holds no images, or no file that can be read.
-        ImportError: the extra `data` is not installed.
+        ValueError: None of the files can be read.
+        ImportError: The extra `data` is not installed.
     """
 
-    def __init__(self, files: Sequence[str], name: str, image_column: str = "image") -> None:
-        need_datasets()
-        self._name, self._column = name, image_column
-        self.skipped: list[SkippedSample] = []
-        self._files, footers = self._open_all(files)
-        schema = footers[0].schema.to_arrow_schema()
-        self.class_names = classes_of(schema, image_column)
-        self._plain = [field.name for field in schema if field.name not in RESERVED and _is_plain(field.type)]
+    def __init__(self, files: Sequence[str], name: str) -> None:
+        datasets = need_datasets()
+        self._files, footers, self.skipped = _sound_files(files, name)
+        self.features: Any = datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema())
         self._groups = [_Group(n, g) for n, footer in enumerate(footers) for g in range(footer.num_row_groups)]
         sizes = [footers[group.file].row_group(group.number).num_rows for group in self._groups]
         self._ends = list(accumulate(sizes))
-        self._forget()
+        self._image_column, self._columns = "", list[str]()
+        self._start_in_process()
 
-    def _open_all(self, files: Sequence[str]) -> tuple[list[str], list[Any]]:
-        """Files that are parquet, and their footers."""
-        with ThreadPoolExecutor(_OPENING_THREADS, "footers") as pool:
-            footers = list(pool.map(_footer, files))
-        for file, footer in zip(files, footers, strict=True):
-            if isinstance(footer, str):
-                self.skipped.append(SkippedSample(file.rpartition("/")[2], f"the file can't be read: {footer}"))
-        sound = [(file, footer) for file, footer in zip(files, footers, strict=True) if not isinstance(footer, str)]
-        if not sound:
-            raise ValueError(f"SRC {self._name} can't be loaded: {self.skipped[0].reason if files else 'no file'}.")
-        return [file for file, _ in sound], [footer for _, footer in sound]
-
-    def _forget(self) -> None:
-        """Open files and locks stay in their process."""
+    def _start_in_process(self) -> None:
+        """Makes what can't be shared between processes: open files, and the lock around them."""
         self._process, self._lock = os.getpid(), threading.Lock()
         self._readers: dict[int, Any] = {}
         self._kept: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to other processes."""
+        """The attributes that other processes can receive."""
         return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_readers", "_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """There."""
+        """Restores the rows in another process."""
         self.__dict__.update(state)
-        self._forget()
+        self._start_in_process()
 
     def __len__(self) -> int:
         """Number of rows."""
         return self._ends[-1] if self._ends else 0
 
-    def id(self, index: int) -> str:
-        """Name and number of the row."""
-        return f"{self._name}[{index}]"
+    def select(self, image_column: str, columns: list[str]) -> None:
+        """Chooses which columns `image` and `values` read."""
+        self._image_column, self._columns = image_column, columns
 
-    def open(self, index: int) -> bytes:
-        """The image's bytes."""
-        cell = self._cell(index, self._column)
+    def image(self, index: int) -> bytes | None:
+        """The bytes of a row's image; a path without bytes means nothing here."""
+        table, row = self._group_of(index)
+        cell = table.column(self._image_column)[row].as_py()
         content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not content:
-            raise UnreadableImageError(self.id(index), "the row holds no image")
-        return bytes(content)
+        return bytes(content) if content else None
 
-    def columns(self, index: int) -> dict[str, Any]:
-        """The other columns, as far as JSON holds them."""
-        return {name: self._cell(index, name) for name in self._plain if name != self._column}
+    def values(self, index: int) -> dict[str, Any]:
+        """The chosen columns of a row."""
+        table, row = self._group_of(index)
+        return {name: table.column(name)[row].as_py() for name in self._columns}
 
-    def _cell(self, index: int, column: str) -> Any:
+    def column(self, name: str) -> list[Any]:
+        """All values of one column."""
+        return [value for file in self._files for value in _open(file).read(columns=[name]).column(0).to_pylist()]
+
+    def _group_of(self, index: int) -> tuple[Any, int]:
+        """The row group that holds a row, as an arrow table, and the row's number in it."""
         number = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[number - 1] if number else 0)
-        return self._table(number).column(column)[row].as_py()
+        return self._table(number), index - (self._ends[number - 1] if number else 0)
 
     def _table(self, number: int) -> Any:
-        """The rows of a group."""
-        if self._process != os.getpid():  # forked
-            self._forget()
+        if self._process != os.getpid():  # this is a forked process
+            self._start_in_process()
         with self._lock:
             if number not in self._kept:
                 while len(self._kept) >= _KEPT_GROUPS:
                     del self._kept[next(iter(self._kept))]
                 group = self._groups[number]
-                wanted = list(dict.fromkeys([self._column, *self._plain]))
+                wanted = list(dict.fromkeys([self._image_column, *self._columns]))
                 self._kept[number] = self._reader(group.file).read_row_group(group.number, columns=wanted)
             return self._kept[number]
 
     def _reader(self, file: int) -> Any:
         if file not in self._readers:
-            self._readers.clear()  # rows come in order: one file is open at a time
+            self._readers.clear()  # rows come in order, so one open file is enough
             self._readers[file] = _open(self._files[file])
         return self._readers[file]
 
 
+def find_sound_files(files: Sequence[str], name: str) -> tuple[list[str], list[SkippedSample]]:
+    """The files whose footers can be read, and the others with the reasons.
+
+    Args:
+        files: As in `ParquetRows`.
+        name: What error messages call the table.
+
+    Raises:
+        ValueError: None of the files can be read.
+        ImportError: The extra `data` is not installed.
+    """
+    need_datasets()
+    sound, _, skipped = _sound_files(files, name)
+    return sound, skipped
+
+
+def _sound_files(files: Sequence[str], name: str) -> tuple[list[str], list[Any], list[SkippedSample]]:
+    with ThreadPoolExecutor(_OPENING_THREADS, "footers") as pool:
+        footers = list(pool.map(_footer, files))
+    pairs = list(zip(files, footers, strict=True))
+    sound = [(file, footer) for file, footer in pairs if not isinstance(footer, str)]
+    skipped = [
+        SkippedSample(file.rpartition("/")[2], f"the file can't be read: {footer}")
+        for file, footer in pairs
+        if isinstance(footer, str)
+    ]
+    if not sound:
+        raise ValueError(f"source {name} can't be loaded: {skipped[0].reason if files else 'it has no file'}.")
+    return [file for file, _ in sound], [footer for _, footer in sound], skipped
+
+
 def _open(file: str) -> Any:
-    """A `pyarrow.parquet.ParquetFile`, of the hub too."""
+    """A file, on this machine or on the hub, as a `pyarrow.parquet.ParquetFile`."""
     import fsspec
     import pyarrow.parquet
 
     if "://" not in file:
         return pyarrow.parquet.ParquetFile(file)
-    # pyarrow knows which bytes it needs, and asks for a row group's columns at once.
+    # pyarrow knows which bytes it needs and requests a row group's columns at once, so fsspec need not read ahead.
     system, path = fsspec.url_to_fs(file)
     return pyarrow.parquet.ParquetFile(system.open(path, "rb", cache_type="none"), pre_buffer=True)
 
 
 def _footer(file: str) -> Any:
-    """A file's metadata, or why it can't be read."""
+    """A file's metadata, or the reason why it can't be read."""
     try:
         return _open(file).metadata
     except (OSError, ValueError) as error:
         return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _is_plain(kind: Any) -> bool:
-    """Whether values of an arrow type are numbers, words or truth values of JSON."""
-    import pyarrow.types as types
-
-    tests = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string)
-    return any(test(kind) for test in tests)

@@ -1,82 +1,130 @@
-"""Data sets of the hub that are not parquet, which the library `datasets` fetches and reads, as sources of samples."""
+"""Tables with a column of images as sources: what their columns mean, wherever the rows are stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.sources.base import RESERVED, SkippedSample
 
+LABEL = "label"
+_PLAIN_DTYPES = ("bool", "int", "uint", "float", "string", "large_string")
 
-class TableSamples:
-    """Rows of a table that the library `datasets` loads.
+
+class Rows(Protocol):
+    """The rows of a table, stored in parquet files or loaded by the library `datasets`."""
+
+    @property
+    def features(self) -> Any:
+        """The columns' types, as `datasets.Features`."""
+        ...
+
+    @property
+    def skipped(self) -> list[SkippedSample]:
+        """Files of the table that can't be read."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def select(self, image_column: str, columns: list[str]) -> None:
+        """Chooses which columns `image` and `values` read; called once, before both."""
+        ...
+
+    def image(self, index: int) -> Path | bytes | None:
+        """The encoded image in a row, or None if there is none."""
+        ...
+
+    def values(self, index: int) -> dict[str, Any]:
+        """The chosen columns of a row."""
+        ...
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column."""
+        ...
+
+
+class TableSource:
+    """The rows of a table, with an image each.
 
     Args:
-        rows: a `datasets.Dataset`.
-        name: what ids begin with.
-        image_column: the column with the images.
+        rows: The table.
+        name: What the ids begin with.
+        image_column: The column with the images.
+        label_column: The column with the classes, which must be a `ClassLabel` of `datasets`; the samples have it
+            under "label". None takes a column "label", if there is one, as it is.
 
     Raises:
-        ValueError: no such column, or one that holds no images.
+        ValueError: There is no such column, or it doesn't hold images or class labels.
     """
 
-    def __init__(self, rows: Any, name: str, image_column: str = "image") -> None:
-        import datasets
+    def __init__(self, rows: Rows, name: str, image_column: str = "image", label_column: str | None = None) -> None:
+        self._rows, self._name, self._label_column = rows, name, label_column
+        self._check_images(image_column)
+        names = getattr(rows.features.get(label_column or LABEL), "names", None)
+        self.class_names: tuple[str, ...] = tuple(names or ())
+        if label_column is not None:
+            self._check_labels(label_column)
+        plain = [column for column, feature in rows.features.items() if _is_plain(feature)]
+        rows.select(image_column, [column for column in plain if column not in RESERVED or column == label_column])
 
-        self.class_names = _checked(rows.features, image_column)
-        # Undecoded, so that a damaged image is one that we name and not an exception inside `datasets`.
-        self._rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        self._others = rows.remove_columns([image_column])
-        self._name, self._column = name, image_column
-        self.skipped: list[SkippedSample] = []
+    def _check_images(self, image_column: str) -> None:
+        features = self._rows.features
+        if image_column not in features:
+            raise ValueError(f"image_column must be one of {list(features)}, got {image_column!r}.")
+        if not _may_hold_images(features[image_column]):
+            raise ValueError(f"image_column must hold images, got {image_column!r} with {features[image_column]}.")
+
+    def _check_labels(self, label_column: str) -> None:
+        features = self._rows.features
+        if label_column not in features:
+            raise ValueError(f"label_column must be one of {list(features)}, got {label_column!r}.")
+        if not self.class_names:
+            raise ValueError(
+                f"label_column must hold class labels, got {label_column!r} with {features[label_column]}."
+            )
+        for label in self._rows.column(label_column):
+            if label is None or not 0 <= label < len(self.class_names):
+                raise ValueError(f"label_column must hold labels from 0 to {len(self.class_names) - 1}, got {label}.")
+
+    @property
+    def skipped(self) -> list[SkippedSample]:
+        """Files of the table that can't be read."""
+        return self._rows.skipped
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self._rows)
 
     def id(self, index: int) -> str:
-        """Name and number of the row."""
+        """The table's name with the number of the row in brackets."""
         return f"{self._name}[{index}]"
 
     def open(self, index: int) -> Path | bytes:
-        """The image's bytes, or its file."""
-        cell = self._rows[index][self._column]
-        if not cell or not (cell.get("bytes") or cell.get("path")):
+        """The image's bytes, or its file.
+
+        Raises:
+            UnreadableImageError: The row has no image.
+            OSError: The data can't be read.
+            ValueError: The data is damaged.
+        """
+        content = self._rows.image(index)
+        if content is None:
             raise UnreadableImageError(self.id(index), "the row holds no image")
-        return cell["bytes"] or Path(cell["path"])
+        return content
 
     def columns(self, index: int) -> dict[str, Any]:
-        """The other columns, as far as JSON holds them."""
-        row = self._others[index]
-        return {key: value for key, value in row.items() if key not in RESERVED and _is_plain(value)}
-
-
-def classes_of(schema: Any, image_column: str) -> tuple[str, ...]:
-    """The names of the classes under "label", of an arrow schema that has a column of images.
-
-    Raises:
-        ValueError: no such column, or one that holds no images.
-    """
-    import datasets
-
-    return _checked(datasets.Features.from_arrow_schema(schema), image_column)
-
-
-def _checked(features: Any, image_column: str) -> tuple[str, ...]:
-    if image_column not in features:
-        raise ValueError(f"image_column must be one of {list(features)}, got {image_column!r}.")
-    feature = features[image_column]
-    if not _may_hold_images(feature):
-        raise ValueError(f"image_column must hold images, got {image_column!r} with {feature}.")
-    names = getattr(features.get("label"), "names", None)
-    return tuple(names or ())
+        """The columns that hold numbers, texts or truth values."""
+        values = self._rows.values(index)
+        if self._label_column is not None:
+            values[LABEL] = values.pop(self._label_column)
+        return values
 
 
 def _may_hold_images(feature: Any) -> bool:
-    """An image, its bytes, or the struct that images are stored as."""
+    """Whether a type is an image, bytes, or the struct that images are stored as."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -86,59 +134,10 @@ def _may_hold_images(feature: Any) -> bool:
     return isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
+def _is_plain(feature: Any) -> bool:
+    """Whether JSON can hold the values of a type."""
+    import datasets
 
-
-# ---------------------------------------------------------------- the library
-
-
-def need_datasets() -> Any:
-    """The library `datasets`; raises ImportError where the extra is not installed."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            "Parquet files and data sets of the hub need an extra: pip install ul_tokenizer[data]."
-        ) from error
-    return datasets
-
-
-def find_hub_files(name: str, config: str | None, split: str, revision: str | None) -> list[str] | None:
-    """Addresses of a hub data set's parquet files, at one commit; None if it is stored otherwise.
-
-    Raises:
-        ValueError: it can't be found, or has no such split.
-        ImportError: the extra `data` is not installed.
-    """
-    datasets = need_datasets()
-    with _one_sentence(name):
-        builder = datasets.load_dataset_builder(name, config, revision=revision)
-    files = builder.config.data_files or {}
-    if "packaged_modules.parquet" not in type(builder).__module__:
-        return None
-    if split not in files:
-        raise ValueError(f"--split must be one of {', '.join(files)}, got {split}.")
-    return [str(file) for file in files[split]]
-
-
-def load_table(name: str, config: str | None, split: str, revision: str | None) -> Any:
-    """`datasets.load_dataset`, with what goes wrong in one sentence.
-
-    Raises:
-        ValueError: it can't be loaded.
-        ImportError: the extra `data` is not installed.
-    """
-    datasets = need_datasets()
-    with _one_sentence(name):
-        return datasets.load_dataset(name, config, split=split, revision=revision)
-
-
-@contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
-    datasets = need_datasets()
-    try:
-        yield
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise ValueError(f"SRC {name} can't be loaded: {reason}.") from error
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in _PLAIN_DTYPES

@@ -1,4 +1,4 @@
-"""Where a stage's images come from: a folder or a hub data set, and the part that is held out for validation."""
+"""The images that a stage trains on and those that it holds out for validation, from any source."""
 
 from __future__ import annotations
 
@@ -10,32 +10,67 @@ import torch
 from accelerate import PartialState
 
 from ul_tokenizer.media.images import UnreadableImageError
-from ul_tokenizer.sources.image_folder import HubImages, ImageFolder, ImageSource, SubsetOfImages
+from ul_tokenizer.sources.base import Source
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.open import open_source
+from ul_tokenizer.sources.subset import Subset
 from ul_tokenizer.training.arguments import TrainingArguments
 
 MIN_HELD_OUT = 2  # readable images: validation compares two of them
 
 
-def make_sources(args: TrainingArguments) -> tuple[ImageSource, ImageSource]:
-    """Training and held-out images, disjoint.
+def make_sources(args: TrainingArguments) -> tuple[DecodedImages, DecodedImages]:
+    """Opens the training images and the held-out images, which have no image in common.
+
+    `--train_data_dir` and `--validation_data_dir` take everything that `open_source` finds on this machine,
+    `--dataset_name` takes data sets of the hub as well.
+
+    Returns:
+        Training images, of which decoded ones are cached, and held-out images.
 
     Raises:
-        ValueError: too few readable images.
-        ImportError: a hub data set without the extra that reads it.
+        ValueError: A source can't be opened or has too few readable images.
+        ImportError: Parquet files or a hub data set without the extra `data`.
     """
-    train = _make_source(args)
-    if not args.validation_data_dir:
-        return _split(train, args.validation_fraction)
-    held_out = _make_folder("validation_data_dir", args.validation_data_dir)
-    for flag, source in (("--train_data_dir or --dataset_name", train), ("--validation_data_dir", held_out)):
-        if not any(_is_readable(source, index) for index in range(len(source))):
-            raise ValueError(f"{flag} must hold readable images, got none among {len(source)}.")
-    return train, held_out
+    source = _open(args, "dataset_name" if args.dataset_name else "train_data_dir")
+    if args.validation_data_dir:
+        train, held_out = source, _open(args, "validation_data_dir")
+        for flag, part in (("--train_data_dir or --dataset_name", train), ("--validation_data_dir", held_out)):
+            if not any(_is_readable(DecodedImages(part), index) for index in range(len(part))):
+                raise ValueError(f"{flag} must hold readable images, got none among {len(part)}.")
+    else:
+        train, held_out = _split(source, args.validation_fraction)
+    return DecodedImages(train, int(args.cache_images_gb * 1e9)), DecodedImages(held_out)
 
 
-def _split(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
-    readable = (place for place, index in enumerate(order, 1) if _is_readable(source, index))
+def _open(args: TrainingArguments, flag: str) -> Source:
+    """The source that a flag names; what it leaves out is reported."""
+    name = getattr(args, flag)
+    if flag != "dataset_name" and not Path(name).exists():
+        raise ValueError(f"--{flag} must be a folder, an archive or a parquet file that exists, got {name}.")
+    try:
+        source = open_source(
+            name,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            config=args.dataset_config_name if flag == "dataset_name" else None,
+            keep_duplicates=True,
+            random_access=True,
+        )
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from error
+    for sample, reason in source.skipped:
+        say(f"skipped {sample}: {reason}")
+    if source.skipped:
+        say(f"--{flag}: {len(source.skipped)} files skipped, {len(source)} images.")
+    return source
+
+
+def _split(source: Source, fraction: float) -> tuple[Subset, Subset]:
+    """Training and held-out samples; the split depends on nothing but the number of samples and the fraction."""
+    images = DecodedImages(source)
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).numpy()
+    readable = (place for place, index in enumerate(order, 1) if _is_readable(images, int(index)))
     places = list(itertools.islice(readable, MIN_HELD_OUT + 1))  # one more, for training
     held_out = max([round(len(source) * fraction), *places[:MIN_HELD_OUT]])
     if len(places) <= MIN_HELD_OUT or held_out >= len(source):
@@ -43,42 +78,18 @@ def _split(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSour
             f"--train_data_dir or --dataset_name must hold more than {MIN_HELD_OUT} readable images, as some are held "
             f"out for validation, got {len(places)} among {len(source)} with --validation_fraction {fraction}."
         )
-    return SubsetOfImages(source, order[held_out:]), SubsetOfImages(source, order[:held_out])
+    return Subset(source, order[held_out:]), Subset(source, order[:held_out])
 
 
-def _is_readable(source: ImageSource, index: int) -> bool:
+def _is_readable(images: DecodedImages, index: int) -> bool:
     try:
-        source.read(index)
+        images.read(index)
     except UnreadableImageError:
         return False
     return True
 
 
-def _make_source(args: TrainingArguments) -> ImageSource:
-    if args.dataset_name:
-        return HubImages(
-            args.dataset_name,
-            args.dataset_config_name,
-            image_column=args.image_column,
-            label_column=args.label_column,
-        )
-    assert args.train_data_dir is not None  # the stage's arguments see to it that one of the two is given
-    return _make_folder("train_data_dir", args.train_data_dir, int(args.cache_images_gb * 1e9))
-
-
-def _make_folder(flag: str, path: str, cache_bytes: int = 0) -> ImageFolder:
-    try:
-        source = ImageFolder(Path(path), cache_bytes=cache_bytes)
-    except ValueError as error:
-        raise ValueError(f"--{flag}: {error}") from None
-    for skipped in source.skipped:
-        say(f"skipped {skipped.path}: {skipped.reason}")
-    if source.skipped:
-        say(f"--{flag}: {len(source.skipped)} files skipped, {len(source)} images.")
-    return source
-
-
 def say(message: str, everywhere: bool = False) -> None:
-    """A note on standard error, from the main process or from all."""
+    """Prints a note on standard error, from the main process only or from every process."""
     if everywhere or PartialState().is_main_process:
         print(message, file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
-from ul_tokenizer.sources.image_folder import ImageSource
+from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.arguments import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
 from ul_tokenizer.training.base_validation import HeldOutLatents, validate_base
 from ul_tokenizer.training.data import make_sources, say
@@ -153,7 +153,7 @@ class Stage2:
                 f"--resolution must be a multiple of {multiple} for these networks, got {self.args.resolution}."
             )
 
-    def _crops(self, source: ImageSource, seed: int) -> RandomCropDataset:
+    def _crops(self, source: DecodedImages, seed: int) -> RandomCropDataset:
         args = self.args
         scale = (args.scale_min, 1.0)
         return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop)
@@ -205,7 +205,7 @@ class Stage2:
             try:
                 batch.append((index, crops.crop_of(index)))
             except UnreadableImageError as error:
-                say(f"skipped {crops.source.name(index)}: {error.reason}", everywhere=True)
+                say(f"skipped {crops.source.id(index)}: {error.reason}", everywhere=True)
         return batch
 
     def collate(self, samples: list[Any]) -> Any:
@@ -325,7 +325,7 @@ def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
 
 def _make_data(
     args: Stage2Arguments, autoencoder: FrozenAutoencoder
-) -> tuple[tuple[str, ...], ImageSource | None, ImageSource | None, Any]:
+) -> tuple[tuple[str, ...], DecodedImages | None, DecodedImages | None, Any]:
     """Class names, training images and held-out images or, in place of images, a latent data set."""
     if args.latent_dataset is None:
         train, held_out = make_sources(args)

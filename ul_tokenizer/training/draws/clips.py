@@ -1,4 +1,4 @@
-"""Training clips: parts of videos, and pans over photographs, each a pure function of the number of its draw."""
+"""Training clips: parts of videos and pans over photographs, as a pure function of the number of the draw."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ul_tokenizer.randomness import Stream, numpy_generator
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, index_of_draw
 from ul_tokenizer.training.draws.video_pool import VideoFolder
 
-MAX_SPEED, MAX_ZOOM = 2.0, 0.01  # of pans: pixels, and relative change of scale, a frame
+MAX_SPEED, MAX_ZOOM = 2.0, 0.01  # of a pan, per frame: pixels, and relative change of the scale
 
 
 class RandomClipDataset(Dataset[CropSample]):
-    """Clips of random parts of videos and of pans over images, in turns with single crops; item n is draw n.
+    """Parts of videos, pans over images, and single crops; item n is draw n since the start of the training.
 
-    All draws of a step are of one kind, so that they can be stacked.
+    All draws of a step have the same shape, so that they can be stacked: a step holds either clips or single crops.
 
     Args:
-        crops: of the images; single crops come from it, and pans over the same images.
-        videos: None for pans only.
-        num_frames: of a clip.
-        draws_per_step: of the training.
-        image_fraction: of the steps, that have single crops.
-        pan_fraction: of the clips, that are pans although there are videos.
-        max_stride: frames of a video that a clip may step over, less one.
+        crops: Single crops are taken from it, and pans move over its images.
+        videos: The videos; None makes every clip a pan.
+        num_frames: Number of frames in a clip.
+        draws_per_step: Number of samples in a training step, on all processes together.
+        image_fraction: Fraction of the steps that hold single crops.
+        pan_fraction: Fraction of the clips that are pans, if there are videos.
+        max_stride: A clip takes every frame of a video, every second one, and so on up to this number.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class RandomClipDataset(Dataset[CropSample]):
         self.pan_fraction, self.max_stride = 1.0 if videos is None else pan_fraction, max_stride
 
     def __len__(self) -> int:
-        """Draws of an epoch, which is one through the images."""
+        """Number of draws in an epoch, which is the number of images."""
         return len(self.crops)
 
     def __getitem__(self, n: int) -> CropSample:
-        """Draw n: `pixel_values` (3, T, r, r), or (3, r, r) in steps of single crops."""
+        """Draw n; `pixel_values` is (3, T, r, r), or (3, r, r) in steps of single crops."""
         step = numpy_generator(self.crops.seed, Stream.CLIP_KIND, n // self.draws_per_step)
         if step.random() < self.image_fraction:
             return self.crops[n]
         return self.clip(n)
 
     def clip(self, n: int) -> CropSample:
-        """A clip, by draw n."""
+        """The clip of draw n, also in steps that hold single crops."""
         random = numpy_generator(self.crops.seed, Stream.CLIP, n)
         if self.videos is None or random.random() < self.pan_fraction:
             frames, skipped = self._pan(n, random)
@@ -82,13 +82,13 @@ class RandomClipDataset(Dataset[CropSample]):
                 image = source.read(index)
                 return pan(image, self.crops.resolution, self.num_frames, self.crops.scale, random), tuple(failures)
             except UnreadableImageError as error:
-                failures.append(f"{source.name(index)}: {error.reason}")
+                failures.append(f"{source.id(index)}: {error.reason}")
                 index = int(random.integers(len(source)))
         raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
 
 
 def _cropped(frames: Sequence[Image.Image], side: int, random: np.random.Generator) -> Tensor:
-    """(3, T, side, side): one square for all frames, of a random scale between the crop's size and the whole height."""
+    """(3, T, side, side): the same random square of all frames, between `side` and the shorter side of a frame."""
     width, height = frames[0].size
     largest = min(width, height)
     box_side = side * (largest / side) ** random.random() if largest > side else largest
@@ -102,7 +102,18 @@ def _cropped(frames: Sequence[Image.Image], side: int, random: np.random.Generat
 def pan(
     image: Image.Image, side: int, num_frames: int, scale: tuple[float, float], random: np.random.Generator
 ) -> Tensor:
-    """(3, T, side, side): a square that moves and grows over an image at a steady rate, within its borders."""
+    """A square that moves over an image, and grows or shrinks, at a steady rate and within the image's borders.
+
+    Args:
+        image: The image.
+        side: Height and width of the result, in pixels.
+        num_frames: Number of frames T.
+        scale: Lowest and highest factor by which the image is scaled, as in `RandomCropDataset`.
+        random: Source of place, direction, speed and zoom.
+
+    Returns:
+        (3, T, side, side) float32 in [−1, 1].
+    """
     low, high = scale
     factor = max(low * (high / low) ** random.random(), side / min(image.size))
     zoom = 1 + MAX_ZOOM * (2 * random.random() - 1)

@@ -1,4 +1,7 @@
-"""Random crops as a pure function of (seed, number of the draw), so that a resumed or distributed run repeats none."""
+"""Random crops as a pure function of the seed and the number of the draw.
+
+A resumed run therefore continues with the crops that it would have drawn, and processes never draw the same one.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,22 @@ from torch.utils.data import Dataset, Sampler
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.randomness import Stream, numpy_generator
-from ul_tokenizer.sources.image_folder import ImageSource
+from ul_tokenizer.sources.decoded import DecodedImages
 
-SUBSTITUTES = 100  # tries to find a readable image in place of an unreadable one
+SUBSTITUTES = 100  # other images that are tried in place of an unreadable one
 NO_LABEL = -1
 
 
 class CropSample(TypedDict):
-    """One sample."""
+    """One training sample."""
 
     pixel_values: Tensor  # (3, r, r), float32, [-1, 1]
-    class_label: int  # NO_LABEL where images have none
-    skipped: tuple[str, ...]  # "name: reason" of each unreadable image that this one stands in for
+    class_label: int  # NO_LABEL if the image has none
+    skipped: tuple[str, ...]  # "id: reason" of each unreadable image that this one replaces
 
 
 class CropBatch(TypedDict):
-    """What `collate_crops` makes of a list of samples."""
+    """A batch of samples, made by `collate_crops`."""
 
     pixel_values: Tensor  # (B, 3, r, r), float32, [-1, 1]
     class_labels: Tensor  # (B,) int64
@@ -40,25 +43,25 @@ class CropBatch(TypedDict):
 class RandomCropDataset(Dataset[CropSample]):
     """Square crops at random places and scales; item n is draw n since the start of the training.
 
-    Each epoch (n // len(source)) goes once through the source in an order of its own. An unreadable image is replaced
-    by another one and named in `skipped`.
+    Every epoch, n // len(source), draws each image once, in a new order. An unreadable image is replaced by another
+    one and reported in `skipped`.
 
     Args:
-        source: where the images come from.
-        resolution: side r of a crop.
-        seed: of all choices.
-        scale: lowest and highest factor by which an image is scaled before cropping, drawn log-uniformly; raised
-            where the crop would not fit otherwise, above 1 only for images smaller than the crop.
-        random_flip: whether half of the crops are mirrored.
-        center_crop: whether crops are taken from the centre; their scale is still drawn.
+        source: The images.
+        resolution: Side r of a crop, in pixels.
+        seed: Seed of the order and of all crops.
+        scale: Lowest and highest factor by which an image is scaled before it is cropped, drawn log-uniformly. The
+            factor is raised if the crop would not fit otherwise; only images smaller than the crop are enlarged.
+        random_flip: Whether to mirror half of the crops.
+        center_crop: Whether to crop at the centre; the scale is still random.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
         self,
-        source: ImageSource,
+        source: DecodedImages,
         resolution: int,
         seed: int = 0,
         scale: tuple[float, float] = (1.0, 1.0),
@@ -79,10 +82,10 @@ class RandomCropDataset(Dataset[CropSample]):
         return len(self.source)
 
     def __getitem__(self, n: int) -> CropSample:
-        """Draw n, from anywhere and in any order.
+        """The crop of draw n; draws may be read in any order.
 
         Raises:
-            ValueError: if n is negative, or no readable image could be found.
+            ValueError: n is negative, or no readable image was found.
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}.")
@@ -90,10 +93,10 @@ class RandomCropDataset(Dataset[CropSample]):
         return self._sample(*self._read(n, random), random)
 
     def crop_of(self, index: int) -> CropSample:
-        """The crop of one image of the source, by draw number `index`.
+        """The crop of image `index` of the source, with the random numbers of draw number `index`.
 
         Raises:
-            UnreadableImageError: it can't be read; nothing takes its place.
+            UnreadableImageError: The image can't be read; it is not replaced by another one.
         """
         random = numpy_generator(self.seed, Stream.CROP, index)
         return self._sample(self.source.read(index), index, (), random)
@@ -109,14 +112,14 @@ class RandomCropDataset(Dataset[CropSample]):
         }
 
     def _read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, int, tuple[str, ...]]:
-        """An image, its index and what could not be read in its place."""
+        """The image of draw n, its index, and "id: reason" of each image that was tried before it."""
         index = index_of_draw(n, len(self.source), self.seed)
         failures: list[str] = []
         for _ in range(1 + SUBSTITUTES):
             try:
                 return self.source.read(index), index, tuple(failures)
             except UnreadableImageError as error:
-                failures.append(f"{self.source.name(index)}: {error.reason}")
+                failures.append(f"{self.source.id(index)}: {error.reason}")
                 index = int(random.integers(len(self.source)))
         raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
 
@@ -124,10 +127,10 @@ class RandomCropDataset(Dataset[CropSample]):
         draw_scale, draw_x, draw_y, draw_flip = random.random(4)
         lowest, highest = self.scale
         scale = max(lowest * (highest / lowest) ** draw_scale, self.resolution / min(image.size))
-        side = min(self.resolution / scale, *image.size)  # of the box in the image; min() against rounding
+        side = min(self.resolution / scale, *image.size)  # of the box in the image; min() guards against rounding
         if self.center_crop:
             draw_x = draw_y = 0.5
-        # Whole pixels, so that a crop at scale 1 is not interpolated.
+        # The corner is a whole pixel, so that a crop at scale 1 is not interpolated.
         left = int(draw_x * (int(image.width - side) + 1))
         top = int(draw_y * (int(image.height - side) + 1))
         box = (left, top, left + side, top + side)
@@ -138,27 +141,30 @@ class RandomCropDataset(Dataset[CropSample]):
 
 
 def index_of_draw(n: int, length: int, seed: int) -> int:
-    """Which of `length` samples draw n is: each epoch, n // length, goes once through all in an order of its own."""
+    """Which of `length` samples draw n takes.
+
+    Every epoch, n // length, takes each sample once, in a new random order.
+    """
     epoch, position = divmod(n, length)
     return int(_permutation(length, seed, epoch)[position])
 
 
-@lru_cache(maxsize=4)  # epochs overlap where workers or processes cross their border
+@lru_cache(maxsize=4)  # workers and processes reach the next epoch at different times
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return numpy_generator(seed, Stream.EPOCH_ORDER, epoch).permutation(length)
 
 
 class DrawSampler(Sampler[int]):
-    """The draws of one process: `start + process_index`, every `num_processes`-th from there, below `stop`.
+    """The draws of one process: every `num_processes`-th number from `start + process_index` on, below `stop`.
 
     Args:
-        start: first draw, of all processes together; where a resumed run goes on.
-        stop: the draw before which to end.
-        num_processes: how many processes share the draws.
-        process_index: which of them this is.
+        start: First draw of all processes together. A resumed run starts where the earlier one ended.
+        stop: The draws end before this one.
+        num_processes: Number of processes that share the draws.
+        process_index: Number of this process.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, start: int, stop: int, num_processes: int = 1, process_index: int = 0) -> None:
@@ -169,16 +175,16 @@ class DrawSampler(Sampler[int]):
         self.draws = range(start + process_index, stop, num_processes)
 
     def __iter__(self) -> Iterator[int]:
-        """The draws, in order."""
+        """The numbers of this process's draws, in ascending order."""
         return iter(self.draws)
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of draws of this process."""
         return len(self.draws)
 
 
 def collate_crops(crops: Sequence[CropSample]) -> CropBatch:
-    """Stacks samples into a batch."""
+    """Stacks samples of the same shape into a batch."""
     return {
         "pixel_values": torch.stack([crop["pixel_values"] for crop in crops]),
         "class_labels": torch.tensor([crop["class_label"] for crop in crops]),

@@ -1,4 +1,4 @@
-"""Ready latents as the draws of a training run."""
+"""Latents that are already encoded, as the draws of a training run."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from ul_tokenizer.training.draws.crops import NO_LABEL, index_of_draw
 
 
 class LatentSource(Protocol):
-    """A numbered collection of latents: `LatentDataset`, or one in memory."""
+    """A numbered collection of latents, such as `LatentDataset` or `LatentsInMemory`."""
 
     def __len__(self) -> int:
         """Number of samples."""
         ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """A sample: "latent", z_clean (c, h, w) fp32, and "label" where there are labels."""
+        """A sample: "latent", z_clean (c, h, w) fp32, and "label" if there are labels."""
         ...
 
 
 class LatentBatch(TypedDict):
-    """What `collate_latents` makes of a list of samples."""
+    """A batch of samples, made by `collate_latents`."""
 
     latents: Tensor  # (B, c, h, w), z_clean
     class_labels: Tensor  # (B,) int64
-    skipped: list[str]  # always empty: what could not be read was left out of the data set
+    skipped: list[str]  # always empty, since unreadable images are not in a latent data set
 
 
 class LatentDraws:
-    """Item n is draw n since the start of the training; each epoch goes once through all in an order of its own.
+    """Item n is draw n since the start of the training; every epoch draws each sample once, in a new order.
 
     Args:
-        source: where the latents come from.
-        seed: of the orders.
+        source: The latents.
+        seed: Seed of the order.
     """
 
     def __init__(self, source: LatentSource, seed: int) -> None:
@@ -47,12 +47,12 @@ class LatentDraws:
         return len(self.source)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        """Draw n, from anywhere and in any order."""
+        """The sample of draw n; draws may be read in any order."""
         return self.source[index_of_draw(n, len(self.source), self.seed)]
 
 
 def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
-    """Stacks samples into a batch."""
+    """Stacks samples of the same shape into a batch."""
     labels = [sample.get("label") for sample in samples]
     return {
         "latents": torch.stack([sample["latent"] for sample in samples]).float(),
@@ -62,7 +62,7 @@ def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
 
 
 class LatentsInMemory:
-    """Latents (N, c, h, w) and labels (N,), or None, as a `LatentSource`."""
+    """A `LatentSource` of latents (N, c, h, w) and labels (N,), or None for no labels."""
 
     def __init__(self, latents: Tensor, labels: Tensor | None = None) -> None:
         self.latents, self.labels = latents, labels

@@ -1,4 +1,4 @@
-"""Which draws a micro-batch holds, and the noise of each: a resumed run repeats it on any number of processes."""
+"""The draws of a micro-batch and their noise, which don't depend on the number of processes or on resuming."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def sample_noise(
     """Standard normal noise of several shapes for each draw.
 
     Args:
-        shapes: per-sample shapes.
-        draws: the number of each sample since the start of training.
-        seed: the run's.
-        device: where.
+        shapes: Shapes of the noise of one sample.
+        draws: Number of each sample since the start of training.
+        seed: Seed of the run.
+        device: Device on which the noise is drawn.
 
     Returns:
-        a (B, *shape) fp32 tensor per shape; row i depends on draws[i] alone.
+        One fp32 tensor (B, *shape) for each shape. Row i depends on the seed and on draws[i] alone.
     """
     noise = [torch.empty(len(draws), *shape, device=device) for shape in shapes]
     generator = torch.Generator(device)
@@ -37,10 +37,10 @@ def sample_noise(
 
 @dataclass(frozen=True)
 class Draws:
-    """Which samples of the run a micro-batch holds, by their numbers since the start of training.
+    """The samples of a micro-batch, as numbers since the start of training.
 
-    All that is random about a sample follows from its number and its step's first one, so that neither the number of
-    processes nor that of micro-batches changes it.
+    Everything random about a sample follows from its number and from the number of the first sample of its step. So
+    neither the number of processes nor the number of micro-batches changes it.
     """
 
     step: int
@@ -49,13 +49,21 @@ class Draws:
 
     @classmethod
     def of(cls, step: int, micro_step: int, accelerator: Accelerator, batch_size: int, micro_steps: int) -> Draws:
-        """Of a micro-batch; processes take turns at the samples."""
+        """The draws of a micro-batch; consecutive samples go to different processes.
+
+        Args:
+            step: Number of the optimiser step.
+            micro_step: Number of the micro-batch in the step.
+            accelerator: Has the number of processes and the number of this one.
+            batch_size: Samples in a micro-batch, per process.
+            micro_steps: Micro-batches in a step.
+        """
         processes = accelerator.num_processes
         first = (step * micro_steps + micro_step) * batch_size * processes
         of_step = range(batch_size * processes * micro_steps * step, batch_size * processes * micro_steps * (step + 1))
         return cls(step, of_step, range(first + accelerator.process_index, first + batch_size * processes, processes))
 
     def pick(self, values_of_step: Tensor) -> Tensor:
-        """This micro-batch's entries of a tensor over the step's samples."""
+        """This micro-batch's entries of a tensor that has one entry for each sample of the step."""
         start = self.of_step.start
         return values_of_step[self.local.start - start : self.local.stop - start : self.local.step]

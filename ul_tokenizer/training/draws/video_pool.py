@@ -1,4 +1,4 @@
-"""Videos below a folder, of which parts are asked for: kept decoded while they fit into memory, else read in place."""
+"""The videos below a folder, from which training draws parts; decoded videos are kept in memory if all of them fit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ul_tokenizer.media.videos import (
     read_frames,
 )
 
-TRIES = 8  # for a part without a cut
+TRIES = 8  # attempts to find a part without a cut
 
 
 class Film(NamedTuple):
-    """A video."""
+    """A video, decoded or not."""
 
     path: Path
     num_frames: int
     fps: float
     short_side: int
-    frames: Frame | None = None  # (T, H, W, 3), all of them, if they are kept
+    frames: Frame | None = None  # (T, H, W, 3), all frames, if they are kept in memory
 
     def part(self, first: int, num_frames: int, step: int) -> Frame:
-        """Frames (T, H, W, 3), every `step`th from `first` on.
+        """Every `step`-th frame from frame `first` on, (T, H, W, 3).
 
         Raises:
-            UnreadableVideoError: there are fewer of them.
+            UnreadableVideoError: Fewer than `num_frames` can be read.
         """
         if self.frames is not None:
             return self.frames[first : first + step * (num_frames - 1) + 1 : step]
@@ -43,31 +43,31 @@ class Film(NamedTuple):
         frames = [scaled(frame, self.short_side) for frame in found]
         if len(frames) < num_frames:
             raise UnreadableVideoError(
-                self.path, f"only {len(frames)} of {num_frames} frames are there from {first} on"
+                self.path, f"only {len(frames)} of {num_frames} frames can be read from frame {first} on"
             )
         return np.stack(frames)
 
 
 class VideoFolder:
-    """All videos below a folder, as small as training wants them.
+    """All videos below a folder, scaled down for training.
 
-    If all of them fit into `max_bytes`, they are decoded once and kept. Else each part is read from its file, for which
-    worker processes are worth their memory.
+    If all decoded frames fit into `max_bytes`, they are decoded once and kept. Otherwise each part is read from its
+    file, which several worker processes speed up.
 
     Args:
-        root: the folder, or a single file.
-        short_side: frames are scaled to at most so many pixels on their shorter side.
-        fps: to which rates are evened out; None leaves them.
-        min_frames: shorter videos are left out.
-        max_bytes: of decoded frames, per process.
+        root: The folder, or a single file.
+        short_side: Frames with a longer shorter side are scaled down to this many pixels.
+        fps: Frames per second to which all videos are converted; None keeps each video's own rate.
+        min_frames: Videos with fewer frames are left out.
+        max_bytes: How much memory decoded frames may take, per process.
 
     Attributes:
-        films: the videos.
+        films: The videos.
         skipped: "name: reason" of each file that was left out.
-        is_in_memory: whether the frames are kept.
+        is_in_memory: Whether the decoded frames are kept in memory.
 
     Raises:
-        ValueError: no video that can be used.
+        ValueError: No video can be used.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class VideoFolder:
             raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
 
     def _add(self, film: Film, min_frames: int) -> bool:
-        """Whether it is long enough."""
+        """Adds a video if it is long enough; returns whether it is."""
         if film.num_frames < min_frames:
             self.skipped.append(f"{film.path.name}: it has {film.num_frames} frames, fewer than {min_frames}")
             return False
@@ -114,12 +114,18 @@ class VideoFolder:
         return film._replace(num_frames=len(frames), frames=np.stack(frames))
 
     def part(self, num_frames: int, stride: int, random: np.random.Generator) -> tuple[Frame, tuple[str, ...]]:
-        """Frames (T, H, W, 3) of a random part, of a film by its length, without a cut if one is found.
+        """Draws a random part, without a cut if `TRIES` attempts find one. Long videos are drawn more often.
 
-        Also "name: reason" of each part that could not be read, for which another one stands in.
+        Args:
+            num_frames: Number of frames T.
+            stride: Take every `stride`-th frame; fewer are left out in videos that are too short for it.
+            random: Source of the choice.
+
+        Returns:
+            Frames (T, H, W, 3), and "name: reason" of each part that was tried before and could not be read.
 
         Raises:
-            UnreadableVideoError: none of some that were tried can be read.
+            UnreadableVideoError: None of the parts that were tried can be read.
         """
         lengths = np.array([film.num_frames for film in self.films], float)
         part: Frame | None = None
@@ -148,7 +154,7 @@ def _scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def scaled(frame: Frame, short_side: int) -> Frame:
-    """A frame with at most so many pixels on its shorter side."""
+    """The frame (H, W, 3), scaled down so that its shorter side has at most `short_side` pixels."""
     height, width = frame.shape[:2]
     size = _scaled_size(width, height, short_side)
     if size == (width, height):
