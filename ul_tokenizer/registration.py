@@ -76,3 +76,8 @@ class _AfterImport(MetaPathFinder):
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
+
+
+def our_class(name: str) -> Any:
+    """Our class of this name in a saved config, imported if needed; None for any other name."""
+    return getattr(import_module("ul_tokenizer"), name) if name in OUR_CLASSES else None

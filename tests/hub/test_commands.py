@@ -72,7 +72,7 @@ def test_info_describes_a_model_of_the_hub(hub: LoopbackHub, login: str, folder:
     ul("push", folder, "model", "--license", "mit")
     facts = json.loads(ul("info", "tester/model", "--json").stdout)
     assert (facts["from"], facts["revision"]) == ("hub", hub.repo("tester/model").head.oid)
-    assert facts["licence"] == "mit"
+    assert facts["license"] == "mit"
 
 
 def test_the_list_has_bundled_and_cached_models(hub: LoopbackHub, login: str, folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_list_has_bundled_and_cached_models(hub: LoopbackHub, login: str, fo
     rows = {row["name"]: row for row in json.loads(ul("hub", "list", "--json").stdout)}
     assert {"ul-photo-f8", "ul-fashion", "ul-video", "tester/model"} == set(rows)
     row = rows["tester/model"]
-    assert (row["origin"], row["licence"], row["revision"]) == ("cached", "mit", hub.repo("tester/model").head.oid)
+    assert (row["origin"], row["license"], row["revision"]) == ("cached", "mit", hub.repo("tester/model").head.oid)
     assert row["bytes"] > 100_000
     table = ul("hub", "list").stdout
     assert "ul-fashion" in table and "tester/model" in table
@@ -126,9 +126,9 @@ def test_a_data_set_of_the_hub_is_encoded_by_threads_and_by_processes_alike(
         (["push", "nowhere", "model"], "SRC must be a folder that exists or a bundled name"),
         (["push", ".", "model"], "holds no model"),
         (["pull", "a b/c", "-o", "new"], "no hub id"),
-        (["pull", "owner/none", "-o", "new"], "no repository of the hub"),
+        (["pull", "owner/none", "-o", "new"], "neither a local folder nor a repository of the hub"),
         (["latents", "push", ".", "x"], "holds no latent data set"),
-        (["latents", "pull", "owner/none", "-o", "new"], "no repository of the hub"),
+        (["latents", "pull", "owner/none", "-o", "new"], "neither a local folder nor a repository of the hub"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
@@ -142,4 +142,4 @@ def test_what_is_wrong_is_one_sentence(
 
 
 def test_without_a_token_the_way_is_told(hub: LoopbackHub, folder: Path) -> None:
-    assert "refuses this" in ul("push", folder, "model", status=1).stderr
+    assert "log in with `hf auth login`" in ul("push", folder, "model", status=1).stderr

@@ -272,7 +272,7 @@ def test_three_processes_fill_one_cache(hub: LoopbackHub, model: str, tmp_path: 
 
 def test_a_missing_repository_is_named(hub: LoopbackHub, load: Any) -> None:
     with pytest.raises(
-        errors.RepositoryMissingError, match="owner/none is no folder that exists, and no repository"
+        errors.RepositoryMissingError, match="owner/none is neither a local folder nor a repository of the hub"
     ) as error:
         load("owner/none")
     sentence(error.value)
@@ -280,7 +280,7 @@ def test_a_missing_repository_is_named(hub: LoopbackHub, load: Any) -> None:
 
 def test_a_private_repository_needs_its_token(hub: LoopbackHub, saved: dict[str, bytes], load: Any) -> None:
     hub.add("owner/secret", saved, is_private=True)
-    with pytest.raises(errors.RepositoryMissingError, match="unless it needs `hf auth login`"):
+    with pytest.raises(errors.RepositoryMissingError, match="a private repository needs `hf auth login`"):
         load("owner/secret")
     assert load("owner/secret", token=hub.read_token).commit_hash == hub.repo("owner/secret").head.oid
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from tests.hub.loopback_hub import LoopbackHub
 from ul_tokenizer import (
@@ -22,7 +21,7 @@ from ul_tokenizer import (
     UnifiedLatentsTransformer,
 )
 from ul_tokenizer.hub import errors
-from ul_tokenizer.hub.upload import Target, repository_files, stale_weights
+from ul_tokenizer.hub.upload import Target, stale_weights
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.publish.mixin import push_folder
 
@@ -178,28 +177,6 @@ def test_a_pipelines_cache_works_offline(
     assert hub.log == []
 
 
-def test_diffusers_own_loader_takes_it_where_we_were_imported(
-    hub: LoopbackHub, login: str, pipeline: UnifiedLatentsPipeline, tmp_path: Path
-) -> None:
-    pipeline.push_to_hub("tester/pipeline")
-    back = DiffusionPipeline.from_pretrained("tester/pipeline", cache_dir=tmp_path)
-    assert isinstance(back, UnifiedLatentsPipeline)
-    assert torch.equal(images_of(back), images_of(pipeline))
-
-
-def test_diffusers_takes_it_where_nobody_imported_us_if_code_is_trusted(
-    hub: LoopbackHub, login: str, pipeline: UnifiedLatentsPipeline, tmp_path: Path
-) -> None:
-    pipeline.push_to_hub("tester/pipeline")
-    code = (
-        "import sys; from diffusers import DiffusionPipeline as P; assert 'ul_tokenizer' not in sys.modules;"
-        "r = 'tester/pipeline';"
-        "print(type(P.from_pretrained(r, custom_pipeline=r, trust_remote_code=True, cache_dir=sys.argv[1])).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
-    assert done.stdout.strip() == "UnifiedLatentsPipeline", done.stderr[-2000:]
-
-
 def test_an_index_that_names_code_of_the_repository_is_refused(
     hub: LoopbackHub, login: str, pipeline: UnifiedLatentsPipeline, tmp_path: Path
 ) -> None:
@@ -235,7 +212,6 @@ def test_a_trainings_folder_is_pushed_without_its_checkpoints(
     (tmp_path / "samples").mkdir()
     for name in ("samples/1.png", "checkpoint-5/random_states_0.pkl", "metrics.jsonl", "notes.pkl", ".secret.json"):
         (tmp_path / name).write_text("{}")
-    assert sorted(repository_files(tmp_path)) == ["config.json", WEIGHTS, "prior/config.json", f"prior/{WEIGHTS}"]
     push_folder(tmp_path, Target("tester/run"))
     assert sorted(hub.repo("tester/run").head.files) == [
         ".gitattributes",
@@ -261,7 +237,7 @@ def test_without_a_token_or_with_one_that_only_reads_nothing_is_pushed(
     hub: LoopbackHub, model: UnifiedLatentsAutoencoder
 ) -> None:
     for token in (None, hub.read_token, "hf_wrong"):
-        with pytest.raises(errors.NoAccessError, match="refuses this") as error:
+        with pytest.raises(errors.NoAccessError, match="was denied") as error:
             model.push_to_hub("tester/model", token=token)
         assert "\n" not in str(error.value)
     assert hub.repos == {}
@@ -311,87 +287,6 @@ for name, revision in (("tester/none", None), ("tester/model", "v9")):
     written += [repr(hub.repo("tester/model").commits).encode(), repr(hub.log).encode()]
     written += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(hub.token.encode() in text for text in written)
-
-
-# ---------------------------------------------------------------- cards
-
-
-def test_the_card_says_what_is_known(
-    hub: LoopbackHub, login: str, model: UnifiedLatentsAutoencoder, tmp_path: Path
-) -> None:
-    model.save_pretrained(tmp_path)
-    (tmp_path / "config.yaml").write_text(
-        "output_dir: /home/me/run\ntrain_data_dir: /home/me/photos\nseed: 3\nresolution: 64\n"
-        "num_validation_images: 16\nuse_ema: true\npretrained_model_name_or_path: owner/base\nhub_token: secret\n"
-    )
-    rows = [{"step": 10, "loss": 1.0}, {"step": 10, "validation/psnr_1_step": 25.5, "validation/bits_per_pixel": 0.25}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "val')
-    push_folder(tmp_path, Target("tester/run"), "apache-2.0")
-    card = card_of(hub, "tester/run")
-    for text in (
-        "license: apache-2.0",
-        "library_name: ul_tokenizer",
-        "base_model: owner/base",
-        "type: psnr_1_step",
-        "value: 25.5",
-        'UnifiedLatentsAutoencoder.from_pretrained("tester/run")',
-        "| latent channels | 4 |",
-        "| psnr 1 step | 25.5 dB |",
-        "On 16 held-out crops of 64×64, seed 3, after step 10, averaged weights.",
-        "train_data_dir: photos",
-    ):
-        assert text in card, text
-    for text in ("/home/me", "secret", "output_dir"):
-        assert text not in card
-
-
-def test_a_second_push_renews_the_card_and_leaves_what_a_person_wrote(
-    hub: LoopbackHub, login: str, model: UnifiedLatentsAutoencoder, tmp_path: Path
-) -> None:
-    model.save_pretrained(tmp_path)
-    push_folder(tmp_path, Target("tester/run"))
-    repo = hub.repo("tester/run")
-    assert "Nothing was measured yet." in card_of(hub, "tester/run")
-    text = card_of(hub, "tester/run")
-    text = text.replace("An image tokenizer", "My own tokenizer").replace("# run\n", "# run\n\nWritten by hand.\n")
-    text = text.replace("library_name", "license: mit\nlibrary_name")
-    file = repo.head.files["README.md"]
-    repo.commit("main", "edited", {**repo.head.files, "README.md": type(file)(text.encode(), False)})
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "validation/psnr_1_step": 25.5}\n')
-    push_folder(tmp_path, Target("tester/run"), "apache-2.0")
-    card = card_of(hub, "tester/run")
-    for text in ("My own tokenizer", "Written by hand.", "license: mit", "| psnr 1 step | 25.5 dB |", "value: 25.5"):
-        assert text in card, text
-    assert "apache" not in card
-    assert "Nothing was measured yet." not in card
-
-
-def test_a_card_that_a_person_wrote_is_left_alone(
-    hub: LoopbackHub, login: str, model: UnifiedLatentsAutoencoder
-) -> None:
-    hub.add("tester/mine", {"README.md": b"---\nlicense: mit\n---\n\n# Mine\n\nAll by hand.\n"})
-    model.push_to_hub("tester/mine")
-    card = card_of(hub, "tester/mine")
-    assert card.endswith("# Mine\n\nAll by hand.\n")
-    assert "license: mit" in card
-    assert "library_name: ul_tokenizer" in card
-
-
-def test_a_folders_own_card_is_pushed_as_it_is(
-    hub: LoopbackHub, login: str, model: UnifiedLatentsAutoencoder, tmp_path: Path
-) -> None:
-    model.save_pretrained(tmp_path)
-    (tmp_path / "README.md").write_text("# Mine, and no metadata\n")
-    push_folder(tmp_path, Target("tester/run"))
-    assert card_of(hub, "tester/run") == "# Mine, and no metadata\n"
-
-
-def test_broken_metadata_of_a_card_is_replaced_and_its_text_kept(
-    hub: LoopbackHub, login: str, model: UnifiedLatentsAutoencoder
-) -> None:
-    hub.add("tester/broken", {"README.md": b"---\nlicense: [\n---\n# Mine\n"})
-    model.push_to_hub("tester/broken")
-    assert card_of(hub, "tester/broken").endswith("# Mine\n")
 
 
 @pytest.fixture(autouse=True)

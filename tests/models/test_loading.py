@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer, __version__
 from ul_tokenizer.hub.download import Access
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
-from ul_tokenizer.models.repository import MissingPriorError, licence_and_metrics, load_autoencoder, load_prior, locate
+from ul_tokenizer.models.repository import MissingPriorError, license_and_metrics, load_autoencoder, load_prior, locate
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -272,17 +272,17 @@ def test_cached_weights_that_are_cut_short_are_damaged(cache: Path) -> None:
 # ---------------------------------------------------------------- cards
 
 
-def test_licence_and_metrics_come_from_the_card(repository: Path) -> None:
+def test_license_and_metrics_come_from_the_card(repository: Path) -> None:
     (repository / "README.md").write_text(
         "---\nlicense: apache-2.0\nmodel-index:\n- name: m\n  results:\n  - task: {type: image-to-image}\n"
         "    dataset: {name: photos, type: photos}\n    metrics: [{type: psnr, value: 25.5}]\n---\n# Card\n"
     )
-    assert licence_and_metrics(locate(str(repository))) == ("apache-2.0", {"psnr": 25.5})
+    assert license_and_metrics(locate(str(repository))) == ("apache-2.0", {"psnr": 25.5})
 
 
 def test_without_a_card_the_last_validation_speaks(repository: Path) -> None:
-    assert licence_and_metrics(locate(str(repository))) == (None, {})
+    assert license_and_metrics(locate(str(repository))) == (None, {})
     curve = {"training": [], "validation": [{"step": 1}, {"step": 2, "validation/psnr_1_step": 20.0}]}
     (repository / "training_curve.json").write_text(json.dumps(curve))
-    _, metrics = licence_and_metrics(locate(str(repository)))
+    _, metrics = license_and_metrics(locate(str(repository)))
     assert metrics == {"step": 2, "validation/psnr_1_step": 20.0}

@@ -71,7 +71,7 @@ def test_without_the_right_to_write_nothing_is_trained(
     flags = smallest_flags(tmp_path / "run", push_to_hub=True, hub_token=hub.read_token)
     assert train_autoencoder(flags) == 1
     said = capsys.readouterr().err
-    assert "error: Hub repository run refuses this" in said
+    assert "error: Access to hub repository run was denied" in said
     assert "step 1" not in said
     assert hub.read_token not in said
 

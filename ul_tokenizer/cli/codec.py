@@ -31,7 +31,7 @@ from ul_tokenizer.models.repository import (
     PRIOR,
     MissingPriorError,
     ModelFiles,
-    licence_and_metrics,
+    license_and_metrics,
     load_autoencoder,
     load_prior,
     locate,
@@ -296,7 +296,7 @@ def describe(name: str, revision: str | None) -> dict[str, Any]:
     parameters = codec.autoencoder.num_parameters_by_part()
     if prior is not None:
         parameters[PRIOR] = sum(p.numel() for p in prior.parameters())
-    licence, metrics = licence_and_metrics(codec.files)
+    license, metrics = license_and_metrics(codec.files)
     weights = codec.files.weights() + codec.files.weights(PRIOR)
     return {
         "model": name,
@@ -310,6 +310,6 @@ def describe(name: str, revision: str | None) -> dict[str, Any]:
         "decoding_steps": config.num_inference_steps,
         "bytes": sum(path.stat().st_size for path in weights),
         "weights_sha256": codec.weights_sha256,
-        "licence": licence,
+        "license": license,
         "metrics": metrics,
     }

@@ -71,14 +71,14 @@ def pull(
     Safetensors, configs and cards come; pickled weights and code stay where they are.
     """
     from ul_tokenizer.hub.download import fetch
-    from ul_tokenizer.hub.upload import is_of_a_repository
     from ul_tokenizer.models.loading import check_hub_id
+    from ul_tokenizer.publish.repository_files import belongs_in_repository
 
     check_hub_id(repo)
     if output.exists():
         raise ValueError(f"--output must be a new folder, got {output}, which exists.")
     snapshot = fetch(
-        repo, lambda files: [f for f in files if is_of_a_repository(f) and not f.endswith(".py")], revision
+        repo, lambda files: [f for f in files if belongs_in_repository(f) and not f.endswith(".py")], revision
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     code = shutil.ignore_patterns("*.py", "*.bin")  # that something else may have brought into the cache
@@ -99,8 +99,8 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         rows = [{**model._asdict(), "folder": str(model.folder)} for model in models]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("name", "class", "from", "MB", "revision", "licence")
+    table = Table("name", "class", "from", "MB", "revision", "license")
     for model in models:
         size, commit = f"{model.bytes / 1e6:.1f}", (model.revision or "-")[:12]
-        table.add_row(model.name, model.kind, model.origin, size, commit, model.licence or "-")
+        table.add_row(model.name, model.kind, model.origin, size, commit, model.license or "-")
     Console(file=sys.stdout, soft_wrap=True).print(table)

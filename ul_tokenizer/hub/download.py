@@ -1,4 +1,4 @@
-"""Files of a hub repository at one commit: from the cache where it has them, checked against their hashes.
+"""Files of a hub repository at one commit: taken from the cache or downloaded, and compared with their hashes.
 
 ```
 revision ─ commit: one request, none for a commit's own hash ─ files ─ in the cache? ─ download ─ sha256 ─ folder
@@ -7,11 +7,11 @@ revision ─ commit: one request, none for a commit's own hash ─ files ─ in 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,17 +22,21 @@ from huggingface_hub import constants
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
 from ul_tokenizer.files import write_whole
-from ul_tokenizer.hub.errors import DamagedDownloadError, explain, explained, is_unreachable
+from ul_tokenizer.hub.errors import DamagedDownloadError, explained, is_unreachable, offline_error
 
 RepoType = Literal["model", "dataset"]
 Wanted = Callable[[Sequence[str]], Sequence[str]]  # a repository's files → those that are needed; may raise ValueError
-RECORDS = "ul_tokenizer"  # folder in a repository's cache
+# Layout of the client's cache: <cache>/models--owner--name/{refs/<revision>, snapshots/<commit>/<file>, blobs/<hash>}
+REPO_FOLDER = "{repo_type}s--{name}"
+REFS, SNAPSHOTS = "refs", "snapshots"
+BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # the hash of its content
+RECORDS = "ul_tokenizer"  # our own folder in a repository's cache
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _THREADS = 8
 
 
 class Snapshot(NamedTuple):
-    """A repository's files on this machine."""
+    """Files of a repository on this machine."""
 
     folder: Path
     commit: str
@@ -40,13 +44,13 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True)
 class Access:
-    """How the hub is asked; names and defaults are the client's.
+    """How to access the hub; names and defaults are those of huggingface_hub.
 
     Args:
-        token: None for the stored one, False for none.
-        cache_dir: None for the hub's.
-        local_files_only: ask nothing of the network.
-        force_download: fetch files that are there already.
+        token: None for the stored token, False for no token.
+        cache_dir: folder of the cache; None for the hub's default.
+        local_files_only: use the cache alone and send no request.
+        force_download: download files even if they are cached.
     """
 
     token: str | bool | None = field(default=None, repr=False)
@@ -56,14 +60,14 @@ class Access:
 
     @classmethod
     def taken_from(cls, kwargs: dict[str, Any]) -> Access:
-        """Of the arguments of a `from_pretrained`, from which they are removed."""
+        """Removes its arguments from the keyword arguments of a `from_pretrained` and returns them as one object."""
         kwargs.pop("proxies", None)  # the client takes them from the environment
         taken = {name: kwargs.pop(name) for name in cls.__dataclass_fields__ if name in kwargs}
         return cls(**{name: value for name, value in taken.items() if value is not None})
 
     @property
     def is_offline(self) -> bool:
-        """Whether nothing may be asked."""
+        """Whether no request may be sent."""
         return self.local_files_only or constants.HF_HUB_OFFLINE
 
 
@@ -74,89 +78,90 @@ def fetch(
     repo_type: RepoType = "model",
     access: Access | None = None,
 ) -> Snapshot:
-    """Brings the wanted files of one commit onto this machine.
+    """Downloads the wanted files of one commit, unless they are cached.
 
-    A cached copy costs one request, which says what commit the revision is today; none if `revision` is the hash of a
-    commit. Without a network it is the commit that the revision last was. What is downloaded is compared with the
-    repository's hashes, once.
+    If all files are cached, one request asks for the current commit of the revision; a commit's own hash needs no
+    request. If the hub can't be reached, the last known commit of the revision is used. Each file is compared with its
+    hash in the repository once.
 
     Args:
         repo_id: owner/name.
-        wanted: picks from the repository's files.
+        wanted: selects from the names of the repository's files.
         revision: branch, tag or commit; None for `main`.
         repo_type: "model" or "dataset".
-        access: token, cache and whether to ask at all.
+        access: token, cache and whether to send requests.
 
     Raises:
-        HubError: a subclass says what is wrong.
-        ValueError: what `wanted` raises.
+        HubError: the request failed; the subclass names the cause.
+        ValueError: raised by `wanted`.
         OSError: the cache can't be written.
     """
     access = access or Access()
     with explained(repo_id, revision):
         validate_repo_id(repo_id)
         cache = _Cache(repo_id, repo_type, access)
-        if not access.force_download and (found := cache.find(revision, wanted)):
-            return found
+        if access.is_offline:
+            return cache.find(revision, wanted)
         return cache.fill(cache.listing(revision), wanted)
 
 
 @dataclass
 class _Record:
-    """What is known of a commit for good: its files' hashes, and which of them were seen to have theirs."""
+    """What is known about a commit and never changes: hashes of its files, and which files were compared with them."""
 
     commit: str
     digests: dict[str, str]  # sha256 of large files, git's blob id of others
     verified: list[str] = field(default_factory=list)
-    is_whole: bool = True  # the hub's own list; what a cache happens to have must not be taken for it later
+    is_whole: bool = True  # False: made from cached files, which can be a part of the commit; never written to disk
 
 
 class _Cache:
-    """A repository's part of the hub's cache."""
+    """The part of the hub's cache that belongs to one repository."""
 
     def __init__(self, repo_id: str, repo_type: RepoType, access: Access) -> None:
         self.repo_id, self.repo_type, self.access = repo_id, repo_type, access
         root = Path(access.cache_dir or constants.HF_HUB_CACHE).expanduser()
-        self.folder = root / f"{repo_type}s--{repo_id.replace('/', '--')}"
+        self.folder = root / REPO_FOLDER.format(repo_type=repo_type, name=repo_id.replace("/", "--"))
 
-    # ------------------------------------------------------------------------------------------------ without asking
+    # ------------------------------------------------------------------------------------------- without requests
 
-    def find(self, revision: str | None, wanted: Wanted) -> Snapshot | None:
-        """What the cache has, where nothing may be asked; None where it may."""
-        if not self.access.is_offline:
-            return None
-        commit = _as_commit(revision) or self._read_ref(revision)
-        record = self._read_record(commit) or self._as_found(commit)
+    def find(self, revision: str | None, wanted: Wanted) -> Snapshot:
+        """Returns cached files; raises `OfflineError` if one is missing."""
+        record = self._last_known(revision)
         if record is None:
-            raise self._not_here()
+            raise offline_error(self.repo_id)
         names = wanted(list(record.digests))
-        if not all((self.snapshot(record.commit) / name).is_file() for name in names):
-            raise self._not_here()
+        if self._lacking(record.commit, names):
+            raise offline_error(self.repo_id)
         return self._checked(record, names)
 
+    def _last_known(self, revision: str | None) -> _Record | None:
+        """The commit that a revision was when the hub was last asked."""
+        commit = _as_commit(revision) or self._read_ref(revision)
+        return self._read_record(commit) or self._as_found(commit)
+
     def _as_found(self, commit: str | None) -> _Record | None:
-        """What a snapshot that something else filled has, which may be a part of the commit."""
+        """The record of a snapshot that another program filled, perhaps with a part of the commit only."""
         if commit is None or not (folder := self.snapshot(commit)).is_dir():
             return None
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         return _Record(commit, {name: _digest_in_cache(folder / name) for name in names}, is_whole=False)
 
-    def _not_here(self) -> Exception:
-        return explain(huggingface_hub.errors.OfflineModeIsEnabled(""), self.repo_id, None)
-
     def snapshot(self, commit: str) -> Path:
-        """Where a commit's files lie."""
-        return self.folder / "snapshots" / commit
+        """The folder of a commit's files."""
+        return self.folder / SNAPSHOTS / commit
 
-    # ------------------------------------------------------------------------------------------------ asking
+    def _lacking(self, commit: str, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not (self.snapshot(commit) / name).is_file()]
+
+    # ------------------------------------------------------------------------------------------- with requests
 
     def listing(self, revision: str | None) -> _Record:
-        """The commit that a revision is today, with its files; the one it last was if the hub doesn't answer."""
+        """The current commit of a revision with its files, or the last known commit if the hub can't be reached."""
         if known := self._read_record(_as_commit(revision)):
             return known
-        api = huggingface_hub.HfApi(token=self.access.token)
         try:
-            info = api.repo_info(
+            info = huggingface_hub.HfApi(token=self.access.token).repo_info(
                 self.repo_id,
                 revision=revision,
                 repo_type=self.repo_type,
@@ -164,87 +169,79 @@ class _Cache:
                 files_metadata=True,
             )
         except Exception as error:
-            if not is_unreachable(error):
-                raise
-            return self._last_known(revision, error)
+            if is_unreachable(error) and (record := self._last_known(revision)):
+                return record
+            raise
         known = self._read_record(info.sha)
         digests = {file.rfilename: _digest_of(file) for file in getattr(info, "siblings", None) or []}
         record = _Record(str(info.sha), digests, known.verified if known else [])
         self._write_ref(revision, record.commit)
         return record
 
-    def _last_known(self, revision: str | None, error: BaseException) -> _Record:
-        commit = _as_commit(revision) or self._read_ref(revision)
-        record = self._read_record(commit) or self._as_found(commit)
-        if record is None:
-            raise explain(error, self.repo_id, revision)
-        return record
-
     def fill(self, record: _Record, wanted: Wanted) -> Snapshot:
-        """Downloads what is lacking, and checks it."""
+        """Downloads the wanted files that are not cached, and checks them."""
         names = wanted(list(record.digests))
-        self._download(record.commit, names, self.access.force_download)
+        lacking = list(names) if self.access.force_download else self._lacking(record.commit, names)
+        self._download(record.commit, lacking)
         return self._checked(record, names)
 
-    def _download(self, commit: str, names: Sequence[str], force: bool) -> None:
-        def get(name: str) -> None:
-            huggingface_hub.hf_hub_download(
-                self.repo_id,
-                name,
-                repo_type=self.repo_type,
-                revision=commit,
-                token=self.access.token,
-                cache_dir=self.access.cache_dir,
-                force_download=force,
-                local_files_only=self.access.local_files_only,
-                library_name="ul_tokenizer",
-            )
+    def _download(self, commit: str, names: Sequence[str], force: bool = False) -> None:
+        if not names:
+            return
+        huggingface_hub.snapshot_download(
+            self.repo_id,
+            repo_type=self.repo_type,
+            revision=commit,
+            token=self.access.token,
+            cache_dir=self.access.cache_dir,
+            force_download=force or self.access.force_download,
+            allow_patterns=[glob.escape(name) for name in names],
+            max_workers=_THREADS,
+            library_name="ul_tokenizer",
+        )
+        # The client returns an incomplete folder if the hub fails before it lists the commit.
+        if self._lacking(commit, names):
+            raise offline_error(self.repo_id)
 
-        folder = self.snapshot(commit)
-        lacking = [name for name in names if force or not (folder / name).is_file()]
-        with ThreadPoolExecutor(_THREADS, "download") as pool:
-            list(pool.map(get, lacking))
+    # ------------------------------------------------------------------------------------------- hashes
 
-    # ------------------------------------------------------------------------------------------------ checking
-
+    # Not `HfApi.verify_repo_checksums`: it needs requests, and reads the whole snapshot again for each new shard.
     def _checked(self, record: _Record, names: Sequence[str]) -> Snapshot:
-        """The snapshot, if its files have the hashes that they should have; what has not is fetched once more."""
-        folder = self.snapshot(record.commit)
+        """Returns the snapshot if its files have the right hashes; a damaged file is downloaded once more."""
         new = [name for name in names if name not in record.verified or self.access.force_download]
-        damaged = self._damaged(record, new)
+        damaged = self._remove_damaged(record, new)
+        if damaged and not self.access.is_offline:
+            self._download(record.commit, damaged, force=True)
+            damaged = self._remove_damaged(record, damaged)
         if damaged:
-            for name in damaged:
-                _remove(folder / name)
-            if not self.access.is_offline:
-                self._download(record.commit, damaged, True)
-                damaged = self._damaged(record, damaged)
-        if damaged:
-            for name in damaged:
-                _remove(folder / name)
             raise DamagedDownloadError(
-                f"File {damaged[0]} of hub repository {self.repo_id} arrived with another hash than the repository "
-                "says, twice; it was removed."
+                f"File {damaged[0]} of hub repository {self.repo_id} differs from its hash in the repository; the copy "
+                "in the cache was removed."
             )
         if new:
             record.verified = sorted({*record.verified, *new})
             if record.is_whole:
                 self._write_record(record)
-        return Snapshot(folder, record.commit)
+        return Snapshot(self.snapshot(record.commit), record.commit)
 
-    def _damaged(self, record: _Record, names: Iterable[str]) -> list[str]:
+    def _remove_damaged(self, record: _Record, names: Iterable[str]) -> list[str]:
+        """Removes the files that differ from their hashes, and returns their names."""
         folder = self.snapshot(record.commit)
-        return [name for name in names if not _has_digest(folder / name, record.digests[name])]
+        damaged = [name for name in names if not _has_digest(folder / name, record.digests[name])]
+        for name in damaged:
+            _remove(folder / name)
+        return damaged
 
-    # ------------------------------------------------------------------------------------------------ small files
+    # ------------------------------------------------------------------------------------------- small files
 
     def _read_ref(self, revision: str | None) -> str | None:
-        path = self.folder / "refs" / (revision or constants.DEFAULT_REVISION)
+        path = self.folder / REFS / (revision or constants.DEFAULT_REVISION)
         text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         return text if _COMMIT.fullmatch(text) else None
 
     def _write_ref(self, revision: str | None, commit: str) -> None:
         if revision != commit:
-            _write(self.folder / "refs" / (revision or constants.DEFAULT_REVISION), commit)
+            _write(self.folder / REFS / (revision or constants.DEFAULT_REVISION), commit)
 
     def _read_record(self, commit: str | None) -> _Record | None:
         if commit is None:
@@ -259,25 +256,22 @@ class _Cache:
         _write(self.folder / RECORDS / f"{record.commit}.json", json.dumps(asdict(record)))
 
 
-# ---------------------------------------------------------------- hashes
-
-
 def _as_commit(revision: str | None) -> str | None:
-    """The revision, if it is the hash of a commit."""
+    """The revision if it is the hash of a commit, else None."""
     return revision if _COMMIT.fullmatch(revision or "") else None
 
 
 def _digest_of(file: Any) -> str:
-    """What the hub says of a file: 64 hex digits for large ones, 40 for those in git itself, "" if nothing."""
+    """The hub's hash of a file: 64 hex digits for large files, 40 for those in git itself, "" if it has none."""
     lfs = file.lfs
     sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     return str(sha256 or file.blob_id or "")
 
 
 def _digest_in_cache(path: Path) -> str:
-    """The same, of a cached file: the hub's cache names its blobs so."""
+    """The hash of a cached file, which is the name of the blob that it links to; "" if it is no link."""
     name = path.resolve().name
-    return name if path.is_symlink() and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else ""
+    return name if path.is_symlink() and BLOB_NAME.fullmatch(name) else ""
 
 
 def _has_digest(path: Path, digest: str) -> bool:
@@ -292,12 +286,12 @@ def _has_digest(path: Path, digest: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """A file of a snapshot, with the blob that it may be a link to."""
+    """Removes a file of a snapshot and the blob that it links to."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; a cache that can't be written is used as it is."""
+    """Writes a file, or does nothing if the cache is read-only."""
     with suppress(OSError):
         write_whole(path, text)

@@ -1,4 +1,4 @@
-"""What goes wrong with the hub: one class and one sentence each."""
+"""Errors of the hub: one class and one sentence for each cause."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from huggingface_hub import errors
 
 
 class HubError(ValueError):
-    """Something about a repository of the hub; the message is one sentence for the user."""
+    """A request about a hub repository failed; the message is one sentence for the user."""
 
 
 class RepositoryMissingError(HubError):
-    """No such repository, or a private one of which this user must not know."""
+    """The repository does not exist, or it is private and the user may not see it."""
 
 
 class RepositoryGatedError(HubError):
-    """The repository's terms have to be accepted first."""
+    """The user must first accept the terms of the repository."""
 
 
 class NoAccessError(HubError):
-    """The token is wrong, or doesn't allow this."""
+    """The token is missing or wrong, or it does not allow the request."""
 
 
 class RevisionMissingError(HubError):
@@ -33,69 +33,82 @@ class FileMissingError(HubError):
 
 
 class OfflineError(HubError):
-    """The hub can't be reached, and the cache doesn't have it."""
+    """The hub can't be reached, and the files are not in the cache."""
 
 
 class DamagedDownloadError(HubError):
-    """What arrived is not what the repository has."""
+    """A downloaded file differs from the file in the repository."""
+
+
+# The first class that fits decides: for the client, a gated repository is also a missing one.
+_SENTENCES: tuple[tuple[type[Exception], type[HubError], str], ...] = (
+    (errors.HFValidationError, HubError, "Hub id must be of the form owner/name, got {repo_id!r}."),
+    (
+        errors.GatedRepoError,
+        RepositoryGatedError,
+        "Hub repository {repo_id} is gated: accept its terms on its web page, then log in with `hf auth login`.",
+    ),
+    (
+        errors.RepositoryNotFoundError,
+        RepositoryMissingError,
+        "{repo_id} is neither a local folder nor a repository of the hub; a private repository needs `hf auth login`.",
+    ),
+    (errors.RevisionNotFoundError, RevisionMissingError, "Hub repository {repo_id} has no revision {revision!r}."),
+    (
+        errors.RemoteEntryNotFoundError,
+        FileMissingError,
+        "A file of hub repository {repo_id} is missing although the hub lists it.",
+    ),
+    (errors.FileMetadataError, HubError, "The hub's answer about {repo_id} can't be understood."),
+)
+_UNREACHABLE = "{repo_id} is neither a local folder nor in the hub's cache, and the hub can't be reached."
+_DENIED = "Access to hub repository {repo_id} was denied: log in with `hf auth login`, with a token that allows this."
+_REFUSED = "The hub refused a request about {repo_id} with status {status}."
 
 
 @contextmanager
 def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turns errors of the hub's client into a `HubError`; tokens and addresses are not repeated."""
+    """Turns errors of the hub's client into a `HubError` with the original as its cause.
+
+    Other errors pass unchanged, for example a full disk. Messages contain neither tokens nor addresses.
+    """
     try:
         yield
-    except HubError:
-        raise
-    except errors.HFValidationError as error:
-        raise HubError(f"Hub id must be of the form owner/name, got {repo_id!r}.") from error
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.FileMetadataError, OSError) as error:
-        raise explain(error, repo_id, revision) from error
     except Exception as error:
-        if not is_unreachable(error):
+        explanation = _explain(error, repo_id, revision)
+        if explanation is None:
             raise
-        raise explain(error, repo_id, revision) from error
+        raise explanation from error
+
+
+def offline_error(repo_id: str) -> OfflineError:
+    """The error for files that are not cached while the hub can't be asked."""
+    return OfflineError(_UNREACHABLE.format(repo_id=repo_id))
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether there was no answer, or only that of a server in trouble."""
+    """Whether the hub did not answer, or answered with a server error."""
     if isinstance(error, errors.HfHubHTTPError):
         return _status(error) >= 500
-    # The client's HTTP library has another name in each of its major versions; so have its classes' modules.
+    # The client's HTTP library has a different name in each major version, so its errors are known by a base's name.
     names = {cls.__name__ for cls in type(error).__mro__}
     known = errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | ConnectionError | TimeoutError
     return isinstance(error, known) or "TransportError" in names
 
 
-def explain(error: BaseException, repo_id: str, revision: str | None) -> Exception:
-    """The sentence for an error of the client; OSErrors of this machine stay what they are."""
-    # Order matters: a gated repository counts as a missing one, too.
-    if isinstance(error, errors.GatedRepoError):
-        return RepositoryGatedError(
-            f"Hub repository {repo_id} is gated: accept its terms on the hub and log in with `hf auth login`."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return RepositoryMissingError(
-            f"{repo_id} is no folder that exists, and no repository of the hub either unless it needs `hf auth login`."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return RevisionMissingError(f"Hub repository {repo_id} has no revision {revision!r}.")
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return FileMissingError(f"Hub repository {repo_id} lacks a file that it should have.")
+def _explain(error: Exception, repo_id: str, revision: str | None) -> HubError | None:
+    """The `HubError` for an error of the client; None for any other error."""
+    for client_class, our_class, sentence in _SENTENCES:
+        if isinstance(error, client_class):
+            return our_class(sentence.format(repo_id=repo_id, revision=revision))
     if is_unreachable(error):
-        return OfflineError(
-            f"{repo_id} is no folder that exists, it is not in the hub's cache, and the hub can't be reached."
-        )
+        return offline_error(repo_id)
     if isinstance(error, errors.HfHubHTTPError):
         status = _status(error)
         if status in (401, 403):
-            return NoAccessError(
-                f"Hub repository {repo_id} refuses this: log in with `hf auth login`, and a token that may do it."
-            )
-        return HubError(f"The hub refuses what was asked of {repo_id}, with status {status}.")
-    if isinstance(error, errors.FileMetadataError):
-        return HubError(f"The hub's answer about {repo_id} can't be understood.")
-    return error if isinstance(error, Exception) else HubError(str(error))
+            return NoAccessError(_DENIED.format(repo_id=repo_id))
+        return HubError(_REFUSED.format(repo_id=repo_id, status=status))
+    return None
 
 
 def _status(error: errors.HfHubHTTPError) -> int:

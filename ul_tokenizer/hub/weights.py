@@ -1,4 +1,4 @@
-"""Names of weight files, as diffusers gives them: single or in shards, with or without a variant, and their index."""
+"""Names of weight files in diffusers' scheme: one file or shards with an index, each with or without a variant."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(?:\.([\w-]+))?
 
 
 def is_weights(name: str) -> bool:
-    """Whether it is a file of weights; their index is none."""
+    """Whether a file of this name holds weights; an index of shards does not."""
     return bool(_FILE.fullmatch(name))
 
 
 def variant_of(name: str) -> str | None:
-    """The variant of weights or of their index, "" for none; None for any other file."""
+    """The variant of a weight file or of an index, "" for the plain one; None for any other file."""
     found = _FILE.fullmatch(name) or _INDEX.fullmatch(name)
     return (found[1] or "") if found else None

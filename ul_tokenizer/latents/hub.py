@@ -12,19 +12,19 @@ from ul_tokenizer.hub.upload import Target, push
 from ul_tokenizer.latents.integrity import verify
 from ul_tokenizer.latents.manifest import HEADER, is_shard, manifests, read_header, read_shards
 from ul_tokenizer.latents.shards import described
-from ul_tokenizer.publish.card_merge import Card, card_maker
+from ul_tokenizer.publish.card_merge import Card, card_reviser
 from ul_tokenizer.publish.cards import CARD, latents_card
 
 SKIPPED = "skipped.jsonl"
 
 
-def push_latents(folder: str | Path, target: Target, licence: str | None = None) -> str:
+def push_latents(folder: str | Path, target: Target, license: str | None = None) -> str:
     """Pushes a data set in one commit, with a card; returns the commit's sha.
 
     Args:
         folder: of the data set.
         target: where; its type is "dataset" whatever it says.
-        licence: the hub's identifier, for the card.
+        license: for the card, the hub's identifier, e.g. "cc0-1.0"; None for no entry.
 
     Raises:
         ValueError: no data set, an empty one, or one that is not whole.
@@ -46,9 +46,10 @@ def push_latents(folder: str | Path, target: Target, licence: str | None = None)
         own = folder / CARD
         if own.is_file():
             return Card.parsed(own.read_text(encoding="utf-8"))
-        return latents_card(header, repo_id, samples, shapes, licence)
+        return latents_card(header, repo_id, samples, shapes, license)
 
-    return push(target._replace(repo_type="dataset"), {name: folder / name for name in names}, card_maker(make_card))
+    files = {name: folder / name for name in names}
+    return push(target._replace(repo_type="dataset"), files, {CARD: card_reviser(make_card)})
 
 
 def pull_latents(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -24,6 +24,7 @@ from ul_tokenizer.models.loading import BundledNamesMixin
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.streaming import DecodeWindow, StreamingMixin, TileCaches, decoded_in_windows, part_lengths
 from ul_tokenizer.models.tiling import TilingMixin, blend_tiles
+from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.schedulers.log_snr import Generators, LogSNRScheduler
 
 if TYPE_CHECKING:
@@ -95,6 +96,24 @@ class UnifiedLatentsAutoencoder(
     # latent_embedding is called from outside of its decoder, so it must bring its own weights.
     _group_offload_block_modules = ["encoder", "decoder", "transformer", "latent_embedding"]
     _skip_keys = ["latent_features"]
+    card_facts: ClassVar[ModelFacts] = ModelFacts(
+        role="An image tokenizer: encoder and diffusion decoder",
+        usage=(
+            'vae = UnifiedLatentsAutoencoder.from_pretrained("{repo_id}")\n'
+            "z = vae.encode(x).latent_dist.sample()  # x: (B, 3, H, W) in [−1, 1]\n"
+            "y = vae.decode(z).sample"
+        ),
+        pipeline_tag="image-to-image",
+        tags=("image-tokenizer",),
+        config_facts={
+            "spatial_compression_ratio": "pixels per latent, a side",
+            "temporal_compression_ratio": "frames per latent",
+            "latent_channels": "latent channels",
+            "latent_logsnr": "log-SNR of z_0",
+            "num_inference_steps": "decoding steps",
+        },
+        training_stage="autoencoder",
+    )
 
     @register_to_config
     def __init__(

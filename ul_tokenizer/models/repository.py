@@ -114,7 +114,7 @@ def locate(name: str, *, revision: str | None = None, access: Access | None = No
     return ModelFiles("hub", folder, commit)
 
 
-def licence_and_metrics(files: ModelFiles) -> tuple[str | None, dict[str, Any]]:
+def license_and_metrics(files: ModelFiles) -> tuple[str | None, dict[str, Any]]:
     """What the model's card says; where it has no metrics, the last ones of the training curve."""
     path = next((path for path in map(files.folder.joinpath, ("README.md", "MODEL_CARD.md")) if path.is_file()), None)
     metadata = Card.parsed(path.read_text(encoding="utf-8", errors="replace")).metadata if path else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ from ul_tokenizer.models.limits import (
     check_weights,
 )
 from ul_tokenizer.models.loading import BundledNamesMixin
+from ul_tokenizer.publish.facts import ModelFacts
 
 
 @dataclass
@@ -79,6 +81,11 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
     """
 
     _pipeline_part = "transformer"
+    card_facts: ClassVar[ModelFacts] = ModelFacts(
+        role="A diffusion transformer on latents",
+        usage='model = UnifiedLatentsTransformer.from_pretrained("{repo_id}")',
+        config_facts={"latent_logsnr": "log-SNR of z_0", "num_class_embeds": "classes"},
+    )
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerBlock"]
     _repeated_blocks = ["TransformerBlock"]

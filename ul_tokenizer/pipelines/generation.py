@@ -29,6 +29,7 @@ from ul_tokenizer.pipelines.checks import (
 from ul_tokenizer.pipelines.clips import ClipPlan, plan_clip
 from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
 from ul_tokenizer.pipelines.repository import find_pipeline
+from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.publish.mixin import PushToHubMixin
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
@@ -80,6 +81,12 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    card_facts: ClassVar[ModelFacts] = ModelFacts(
+        role="An image generator: base model, scheduler and autoencoder",
+        usage='pipe = UnifiedLatentsPipeline.from_pretrained("{repo_id}")\nimage = pipe().images[0]',
+        pipeline_tag="unconditional-image-generation",
+        training_stage="base",
+    )
 
     transformer: UnifiedLatentsTransformer
     scheduler: LogSNRScheduler

@@ -1,4 +1,4 @@
-"""Models on this machine: those in the package, and those of ours in the hub's cache."""
+"""Models on this machine: the bundled ones, and models of our classes in the hub's cache."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import huggingface_hub
 
 from ul_tokenizer.pretrained import ROOT, bundled_names
 from ul_tokenizer.publish.card_merge import Card
-from ul_tokenizer.publish.cards import CARD, class_name
-
-OURS = ("UnifiedLatentsAutoencoder", "UnifiedLatentsTransformer", "UnifiedLatentsPipeline", "LogSNRScheduler")
+from ul_tokenizer.publish.cards import CARD
+from ul_tokenizer.publish.records import class_name
+from ul_tokenizer.registration import OUR_CLASSES
 
 
 class ListedModel(NamedTuple):
@@ -22,13 +22,17 @@ class ListedModel(NamedTuple):
     kind: str  # its class
     origin: Literal["bundled", "cached"]
     bytes: int
-    revision: str | None  # commit
-    licence: str | None
+    revision: str | None  # the commit; None for bundled models
+    license: str | None
     folder: Path
 
 
 def list_models(cache_dir: str | Path | None = None) -> list[ListedModel]:
-    """All of them, the bundled ones first; of the hub's every commit that is cached."""
+    """Lists the bundled models, then every cached commit of models on the hub.
+
+    Args:
+        cache_dir: folder of the hub's cache; None for its default.
+    """
     return [*_bundled(), *_cached(cache_dir)]
 
 
@@ -36,7 +40,7 @@ def _bundled() -> Iterator[ListedModel]:
     for name in bundled_names():
         folder = ROOT / name
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        yield ListedModel(name, class_name(folder), "bundled", size, None, _licence(folder), folder)
+        yield ListedModel(name, class_name(folder), "bundled", size, None, _license(folder), folder)
 
 
 def _cached(cache_dir: str | Path | None) -> Iterator[ListedModel]:
@@ -47,14 +51,14 @@ def _cached(cache_dir: str | Path | None) -> Iterator[ListedModel]:
     for repo in sorted(cache.repos, key=lambda repo: repo.repo_id):
         for snapshot in sorted(repo.revisions, key=lambda snapshot: snapshot.last_modified, reverse=True):
             kind = class_name(snapshot.snapshot_path)
-            if repo.repo_type == "model" and kind in OURS:
+            if repo.repo_type == "model" and kind in OUR_CLASSES:
                 folder, size = snapshot.snapshot_path, snapshot.size_on_disk
-                yield ListedModel(repo.repo_id, kind, "cached", size, snapshot.commit_hash, _licence(folder), folder)
+                yield ListedModel(repo.repo_id, kind, "cached", size, snapshot.commit_hash, _license(folder), folder)
 
 
-def _licence(folder: Path) -> str | None:
+def _license(folder: Path) -> str | None:
     path = folder / CARD
     if not path.is_file():
         return None
-    licence = Card.parsed(path.read_text(encoding="utf-8", errors="replace")).metadata.get("license")
-    return None if licence is None else str(licence)
+    license = Card.parsed(path.read_text(encoding="utf-8", errors="replace")).metadata.get("license")
+    return None if license is None else str(license)

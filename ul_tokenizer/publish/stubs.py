@@ -1,25 +1,25 @@
-"""One-line modules in pushed pipelines, for users of diffusers who never import us.
+"""One-line modules in pushed pipelines, for users of diffusers who never import `ul_tokenizer`.
 
-diffusers takes `pipeline.py` and `<component>/ul_tokenizer.py` for the classes that `model_index.json` names, if its
-user allows code of the repository by `trust_remote_code=True`. That code only imports the installed library.
+diffusers looks for the classes in `model_index.json` in `pipeline.py` and `<component>/ul_tokenizer.py`, if the user
+allows code from the repository with `trust_remote_code=True`. These modules only import the installed library.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from ul_tokenizer.publish.records import read_config
 
 _INDEX = "model_index.json"
 
 
 def stubs(folder: Path) -> dict[str, bytes]:
-    """Path → content, for a pipeline's folder; nothing for anything else."""
-    index = folder / _INDEX
-    if not index.is_file():
+    """The modules for a pipeline's folder, as path → content; empty for any other folder."""
+    index = read_config(folder / _INDEX)
+    if not index:
         return {}
-    values = json.loads(index.read_text(encoding="utf-8"))
-    files = {"pipeline.py": _import_of(values["_class_name"])}
-    for component, entry in values.items():
+    files = {"pipeline.py": _import_of(index["_class_name"])}
+    for component, entry in index.items():
         if isinstance(entry, list) and entry[0] == "ul_tokenizer":
             files[f"{component}/ul_tokenizer.py"] = _import_of(entry[1])
     return files

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args, overload
+from typing import ClassVar, Literal, cast, get_args, overload
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ul_tokenizer.diffusion.parameterization import PredictionType, broadcast_to_rank, to_x, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, ScheduleKind, alpha_sigma
+from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.publish.mixin import PushToHubMixin
 
 AlgorithmType = Literal["ddim", "ddpm", "dpmsolver++"]
@@ -61,6 +62,11 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
 
     _compatibles: list[str] = []  # noqa: RUF012 (as diffusers declares it)
     order = 1
+    card_facts: ClassVar[ModelFacts] = ModelFacts(
+        role="A scheduler in log-SNR",
+        usage='scheduler = LogSNRScheduler.from_pretrained("{repo_id}")',
+        has_weights=False,
+    )
 
     @register_to_config
     def __init__(
