@@ -16,7 +16,7 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 from safetensors import SafetensorError
 
-from ul_tokenizer import __version__
+from ul_tokenizer import __version__, _compat
 from ul_tokenizer.hub.download import Access, fetch
 from ul_tokenizer.hub.weights import is_weights, variant_of
 from ul_tokenizer.models.single_file import load_single_file
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 PIPELINE_INDEX = "model_index.json"
 DESCRIPTIONS = ("README.md", "class_names.json", "training_curve.json")  # small, and of use without a network
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What diffusers itself writes into a config.json: the state of `EMAModel`, and how weights were quantised.
-_FOREIGN_KEYS = {
-    "decay",
-    "min_decay",
-    "optimization_step",
-    "update_after_step",
-    "use_ema_warmup",
-    "inv_gamma",
-    "power",
-    "quantization_config",
-}
 
 
 class NoModelError(ValueError):
@@ -238,7 +227,7 @@ def _check_config(cls: type[Any], config: Any, path: Path) -> None:
     made_for = config.get("_class_name", cls.__name__)
     if made_for not in {base.__name__ for base in cls.__mro__}:
         raise ValueError(f"{path} must be the config of a {cls.__name__}, got one of {made_for!r}.")
-    legal = cls._get_init_keys(cls) | _FOREIGN_KEYS
+    legal = _compat.init_keys(cls) | _compat.FOREIGN_CONFIG_KEYS
     unknown = sorted(key for key in config if key not in legal and not key.startswith("_"))
     if unknown:
         raise ValueError(
