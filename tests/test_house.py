@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "progress": set(),
     "_compat": set(),
-    "registration": set(),
+    "registration": {"pretrained"},
     "diffusion": set(),
     "media": set(),
     "hub": set(),

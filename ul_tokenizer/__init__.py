@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ul_tokenizer.registration import HOST_CLASSES, register_when_imported, register_with_diffusers
+from ul_tokenizer.registration import HOST_CLASSES, register_with_diffusers
 
 if TYPE_CHECKING:
     from ul_tokenizer.latents.dataset import LatentDataset
@@ -47,4 +47,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
-register_when_imported()
+register_with_diffusers()

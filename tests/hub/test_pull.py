@@ -18,7 +18,7 @@ from tests.hub.loopback_hub import Fault, LoopbackHub
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer
 from ul_tokenizer.hub import errors
 from ul_tokenizer.hub.download import Access, fetch
-from ul_tokenizer.models.loading import NoModelError
+from ul_tokenizer.models.checkpoint import NoModelError
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.models.repository import MissingPriorError, load_prior, locate
 

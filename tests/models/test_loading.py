@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsTransformer, __version__
 from ul_tokenizer.hub.download import Access
+from ul_tokenizer.models.checkpoint import check_checkpoint
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.models.repository import MissingPriorError, license_and_metrics, load_autoencoder, load_prior, locate
 
@@ -236,8 +239,9 @@ def test_a_config_value_out_of_range_is_one_sentence_and_leaves_the_default_dtyp
 def test_weights_of_another_width_dont_fit(repository: Path) -> None:
     edit_config(repository, latent_channels=8, z_dim=8, latents_mean=None, latents_std=None)
     text = sentence(repository)
-    assert "don't fit its config.json" in text
-    assert "expected shape" in text
+    assert "don't fit its config.json: encoder." in text
+    assert "must have the shape (8, " in text
+    assert ", got (4, " in text
 
 
 def test_a_missing_weight_is_named(repository: Path) -> None:
@@ -248,6 +252,58 @@ def test_a_missing_weight_is_named(repository: Path) -> None:
 def test_a_weight_too_many_is_named(repository: Path) -> None:
     edit_weights(repository, lambda weights: weights.update({"surplus": torch.zeros(1), "z": torch.zeros(1)}))
     assert "surplus and 1 more unexpected" in sentence(repository)
+
+
+def test_a_missing_variant_or_model_is_an_os_error_too_as_diffusers_has_it(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"holds no weights of the variant 'fp16'"):
+        UnifiedLatentsAutoencoder.from_pretrained(repository, variant="fp16")
+    with pytest.raises(OSError, match=r"there is no config\.json in it"):
+        UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
+    (repository / WEIGHTS).unlink()
+    with pytest.raises(OSError, match=r"holds no weights: there is no diffusion_pytorch_model"):
+        UnifiedLatentsAutoencoder.from_pretrained(repository)
+
+
+def test_a_damaged_file_is_found_without_diffusers(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelMixin, "from_pretrained", lambda *a, **k: pytest.fail("asked"))
+    edit_config(repository, latent_channels=8, z_dim=8, latents_mean=None, latents_std=None)
+    assert "don't fit" in sentence(repository)
+    (repository / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "git-lfs pointer" in sentence(repository)
+    (repository / "config.json").write_text("{")
+    assert "is no JSON" in sentence(repository)
+
+
+def test_errors_keep_their_cause(repository: Path) -> None:
+    (repository / WEIGHTS).write_bytes((repository / WEIGHTS).read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged") as error:
+        UnifiedLatentsAutoencoder.from_pretrained(repository)
+    assert isinstance(error.value.__cause__, SafetensorError)
+    (repository / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON") as error:
+        UnifiedLatentsAutoencoder.from_pretrained(repository)
+    assert isinstance(error.value.__cause__, json.JSONDecodeError)
+    (repository / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no index of weights") as error:
+        UnifiedLatentsAutoencoder.from_pretrained(repository)
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+def test_the_checks_draw_no_random_numbers(repository: Path) -> None:
+    state = torch.random.get_rng_state()
+    check_checkpoint(UnifiedLatentsAutoencoder, "model", repository, None)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_sharded_weights_load_and_a_missing_shard_is_named(repository: Path) -> None:
+    model = UnifiedLatentsAutoencoder.from_pretrained(repository)
+    (repository / WEIGHTS).unlink()
+    model.save_pretrained(repository, max_shard_size="100KB")
+    loaded = UnifiedLatentsAutoencoder.from_pretrained(repository)
+    assert all(torch.equal(weight, loaded.state_dict()[key]) for key, weight in model.state_dict().items())
+    shard = sorted(repository.glob("*-of-*.safetensors"))[1]
+    shard.unlink()
+    assert f"are not complete: {shard.name} is missing" in sentence(repository)
 
 
 def test_a_dtype_that_is_none_is_refused(repository: Path) -> None:

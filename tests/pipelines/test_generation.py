@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from ul_tokenizer.models.loading import NoModelError
+from ul_tokenizer.models.checkpoint import NoModelError
 from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler

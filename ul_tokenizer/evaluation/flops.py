@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+from ul_tokenizer import _compat
 
 
 def _linear_flops(x_shape: list[int], weight_shape: list[int], *args: Any, out_shape: list[int], **kwargs: Any) -> int:
@@ -34,5 +33,5 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
     """FLOPs of operators that torch's counter does not know, where this build of torch has them."""
-    known = ((torch.ops.mkldnn, "_linear_pointwise", _linear_flops), (torch.ops.aten, CPU_ATTENTION, _attention_flops))
-    return {getattr(room, name): flops for room, name, flops in known if hasattr(room, name)}
+    known = {_compat.onednn_linear_operator(): _linear_flops, _compat.cpu_attention_operator(): _attention_flops}
+    return {operator: flops for operator, flops in known.items() if operator is not None}

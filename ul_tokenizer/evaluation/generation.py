@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ul_tokenizer import _compat
 from ul_tokenizer.diffusion.guidance import Guidance
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import alpha_sigma
@@ -179,7 +180,7 @@ def _labels(pipeline: UnifiedLatentsPipeline, reference: Reference, sampling: Sa
 @contextmanager
 def _prepared(pipeline: UnifiedLatentsPipeline, solver: AlgorithmType) -> Iterator[None]:
     """The pipeline with another solver, and without a progress bar per batch."""
-    scheduler, bar = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", {})
+    scheduler, bar = pipeline.scheduler, _compat.progress_bar_config(pipeline)
     pipeline.scheduler = LogSNRScheduler.from_config(scheduler.config, algorithm_type=solver)
     pipeline.set_progress_bar_config(disable=True)
     try:

@@ -21,15 +21,12 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
+from ul_tokenizer import _compat
 from ul_tokenizer.files import write_whole
 from ul_tokenizer.hub.errors import DamagedDownloadError, explained, is_unreachable, offline_error
 
 RepoType = Literal["model", "dataset"]
 Wanted = Callable[[Sequence[str]], Sequence[str]]  # a repository's files → those that are needed; may raise ValueError
-# Layout of the client's cache: <cache>/models--owner--name/{refs/<revision>, snapshots/<commit>/<file>, blobs/<hash>}
-REPO_FOLDER = "{repo_type}s--{name}"
-REFS, SNAPSHOTS = "refs", "snapshots"
-BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # the hash of its content
 RECORDS = "ul_tokenizer"  # our own folder in a repository's cache
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _THREADS = 8
@@ -121,7 +118,7 @@ class _Cache:
     def __init__(self, repo_id: str, repo_type: RepoType, access: Access) -> None:
         self.repo_id, self.repo_type, self.access = repo_id, repo_type, access
         root = Path(access.cache_dir or constants.HF_HUB_CACHE).expanduser()
-        self.folder = root / REPO_FOLDER.format(repo_type=repo_type, name=repo_id.replace("/", "--"))
+        self.folder = _compat.cached_repository(root, repo_id, repo_type)
 
     # ------------------------------------------------------------------------------------------- without requests
 
@@ -145,11 +142,11 @@ class _Cache:
         if commit is None or not (folder := self.snapshot(commit)).is_dir():
             return None
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        return _Record(commit, {name: _digest_in_cache(folder / name) for name in names}, is_whole=False)
+        return _Record(commit, {name: _compat.cached_digest(folder / name) for name in names}, is_whole=False)
 
     def snapshot(self, commit: str) -> Path:
         """The folder of a commit's files."""
-        return self.folder / SNAPSHOTS / commit
+        return _compat.cached_snapshot(self.folder, commit)
 
     def _lacking(self, commit: str, names: Iterable[str]) -> list[str]:
         return [name for name in names if not (self.snapshot(commit) / name).is_file()]
@@ -235,13 +232,13 @@ class _Cache:
     # ------------------------------------------------------------------------------------------- small files
 
     def _read_ref(self, revision: str | None) -> str | None:
-        path = self.folder / REFS / (revision or constants.DEFAULT_REVISION)
+        path = _compat.cached_ref(self.folder, revision or constants.DEFAULT_REVISION)
         text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         return text if _COMMIT.fullmatch(text) else None
 
     def _write_ref(self, revision: str | None, commit: str) -> None:
         if revision != commit:
-            _write(self.folder / REFS / (revision or constants.DEFAULT_REVISION), commit)
+            _write(_compat.cached_ref(self.folder, revision or constants.DEFAULT_REVISION), commit)
 
     def _read_record(self, commit: str | None) -> _Record | None:
         if commit is None:
@@ -266,12 +263,6 @@ def _digest_of(file: Any) -> str:
     lfs = file.lfs
     sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     return str(sha256 or file.blob_id or "")
-
-
-def _digest_in_cache(path: Path) -> str:
-    """The hash of a cached file, which is the name of the blob that it links to; "" if it is no link."""
-    name = path.resolve().name
-    return name if path.is_symlink() and BLOB_NAME.fullmatch(name) else ""
 
 
 def _has_digest(path: Path, digest: str) -> bool:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ul_tokenizer import _compat
+
 # ----------------------------------------------------------------------------------------------------------------
 # Shapes
 # ----------------------------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ class OutputConv(nn.Conv2d):
         """(N, C, H, W), any float dtype → (N, C', H, W), fp32."""
         bias = None if self.bias is None else self.bias.float()
         with without_autocast(x):
-            return self._conv_forward(x.float(), self.weight.float(), bias)
+            return _compat.conv2d_with(self, x.float(), self.weight.float(), bias)
 
 
 class Fp32Linear(nn.Linear):
@@ -124,7 +126,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C')."""
         if _takes_onednn(x, self.weight):
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return _compat.onednn_linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -142,7 +144,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and _compat.onednn_linear_operator() is not None
     )
 
 

@@ -1,10 +1,9 @@
-"""`from_pretrained` by bundled name, local folder or hub id; whatever is wrong is one sentence."""
+"""`from_pretrained` by bundled name, local folder or hub id; every fault is reported in one sentence."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,9 +15,15 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 from safetensors import SafetensorError
 
-from ul_tokenizer import __version__
 from ul_tokenizer.hub.download import Access, fetch
-from ul_tokenizer.hub.weights import is_weights, variant_of
+from ul_tokenizer.models.checkpoint import (
+    NoModelError,
+    check_checkpoint,
+    check_config,
+    first_line,
+    no_weights,
+    weight_files,
+)
 from ul_tokenizer.models.single_file import load_single_file
 from ul_tokenizer.pretrained import bundled_names, bundled_path
 from ul_tokenizer.publish.mixin import PushToHubMixin
@@ -28,31 +33,15 @@ if TYPE_CHECKING:
 
 PIPELINE_INDEX = "model_index.json"
 DESCRIPTIONS = ("README.md", "class_names.json", "training_curve.json")  # small, and of use without a network
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What diffusers itself writes into a config.json: the state of `EMAModel`, and how weights were quantised.
-_FOREIGN_KEYS = {
-    "decay",
-    "min_decay",
-    "optimization_step",
-    "update_after_step",
-    "use_ema_warmup",
-    "inv_gamma",
-    "power",
-    "quantization_config",
-}
-
-
-class NoModelError(ValueError):
-    """The repository or folder exists and holds no model (where a subfolder was asked for: not there)."""
 
 
 class BundledNamesMixin(PushToHubMixin, ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
     """Loads from a bundled name, a local folder or a hub id, in this order; safetensors only.
 
-    Of a pipeline's folder, the part that the class is.
+    From the folder of a pipeline it loads the part that is of this class.
 
     Attributes:
-        commit_hash: of the hub repository that the weights came from; None for others.
+        commit_hash: commit of the hub repository that the weights came from; None for bundled and local models.
     """
 
     _pipeline_part: ClassVar[str]  # the folder of such a model in a pipeline
@@ -67,17 +56,18 @@ class BundledNamesMixin(PushToHubMixin, ModelMixin, ConfigMixin):  # type: ignor
             **kwargs: diffusers' (`revision`, `subfolder`, `torch_dtype`, `device_map`, `local_files_only`, …).
 
         Raises:
-            NoModelError: a folder or repository without the model.
-            HubError: what the hub says; a subclass for each of missing, gated, no access, no such revision, offline.
+            NoModelError: a folder or repository without the model; an OSError, too.
+            NoWeightsError: one without weights, or without those of the variant; an OSError, too.
+            HubError: what the hub answers; a subclass for each of missing, gated, no access, no such revision, offline.
             ValueError: a damaged file, a config or weights of another class, pickled weights.
         """
         name = os.fspath(pretrained_model_name_or_path)
         _check_options(kwargs)
         source, commit = _resolve(name, kwargs, cls._pipeline_part)
         wants_info = kwargs.pop("output_loading_info", False)
+        check_checkpoint(cls, name, source, kwargs.get("variant"))
         with _one_sentence(name):
             model, info = super().from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
-        _check_fit(name, info)
         model.register_to_config(_name_or_path=name)
         model.commit_hash = commit
         loaded: Any = (model, info) if wants_info else model
@@ -106,7 +96,7 @@ class BundledNamesMixin(PushToHubMixin, ModelMixin, ConfigMixin):  # type: ignor
         """
         loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
-        _check_config(cls, config, Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json"))
+        check_config(cls, config, Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json"))
         return loaded
 
 
@@ -122,7 +112,7 @@ def _check_options(kwargs: dict[str, Any]) -> None:
 
 
 def _resolve(name: str, kwargs: dict[str, Any], part: str) -> tuple[Path, str | None]:
-    """The folder that holds the model, and its commit if it is the hub's; takes what is used up out of `kwargs`."""
+    """The folder that holds the model, and its commit on the hub or None; removes from `kwargs` what it uses."""
     revision, subfolder, commit = kwargs.pop("revision", None), kwargs.pop("subfolder", None), None
     access = Access.taken_from(kwargs)
     folder = local_folder(name)
@@ -133,9 +123,7 @@ def _resolve(name: str, kwargs: dict[str, Any], part: str) -> tuple[Path, str | 
         wanted = _ModelFiles(name, subfolder, part, kwargs.get("variant"))
         folder, commit = fetch(name, wanted, revision, access=access)
     # diffusers would take weights at the root of a local repository before those of the subfolder.
-    folder = model_folder(folder, subfolder, part)
-    _check_folder(folder, kwargs.get("variant"))
-    return folder, commit
+    return model_folder(folder, subfolder, part), commit
 
 
 def local_folder(name: str) -> Path | None:
@@ -145,7 +133,7 @@ def local_folder(name: str) -> Path | None:
 
 
 class _ModelFiles:
-    """Which files of a repository a model is made of."""
+    """Chooses the files of a repository that belong to one model."""
 
     def __init__(self, name: str, subfolder: str | None, part: str, variant: str | None) -> None:
         self.name, self.subfolder, self.part, self.variant = name, subfolder, part, variant
@@ -159,20 +147,14 @@ class _ModelFiles:
             raise NoModelError(f"Hub repository {self.name} holds no such model: there is no config.json for it.")
         weights = weight_files(here, self.variant)
         if not weights:
-            raise _no_weights(f"Hub repository {self.name}", here, self.variant)
+            raise no_weights(f"Hub repository {self.name}", here, self.variant)
         # By its index the part of a pipeline is found again.
         beside = [file for file in (*DESCRIPTIONS, PIPELINE_INDEX) if file in files]
         return [*beside, here["config.json"], *(here[file] for file in weights)]
 
 
-def weight_files(names: Iterable[str], variant: str | None) -> list[str]:
-    """Of a folder's files, the weights of a variant and their index, sorted."""
-    chosen = sorted(name for name in names if variant_of(name) == (variant or ""))
-    return chosen if any(name.endswith(".safetensors") for name in chosen) else []
-
-
 def model_folder(folder: Path, subfolder: str | None, part: str) -> Path:
-    """Where a model lies: in a subfolder, at the root, or, in a pipeline's folder, in the folder of its part."""
+    """The folder of a model: the subfolder, or the root, or in a pipeline's folder the one of this part."""
     if subfolder:
         return folder / subfolder
     is_pipeline = (folder / PIPELINE_INDEX).is_file() and not (folder / "config.json").exists()
@@ -180,7 +162,11 @@ def model_folder(folder: Path, subfolder: str | None, part: str) -> Path:
 
 
 def check_hub_id(name: str) -> None:
-    """Refuses, before anything is asked of the network, what can't be the id of a trained model."""
+    """Refuses names that can't be hub ids, before any request is sent.
+
+    Raises:
+        ValueError: lists the kinds of names that are legal.
+    """
     try:
         validate_repo_id(name)
         legal = name.count("/") == 1 and not os.path.exists(name)
@@ -193,110 +179,13 @@ def check_hub_id(name: str) -> None:
         )
 
 
-def _check_folder(folder: Path, variant: str | None) -> None:
-    if not (folder / "config.json").is_file():
-        raise NoModelError(f"Folder {folder} holds no model: there is no config.json in it.")
-    names = [path.name for path in folder.iterdir()]
-    weights = weight_files(names, variant)
-    if not weights:
-        raise _no_weights(f"Folder {folder}", names, variant)
-    for name in weights:
-        if name.endswith(".json"):
-            _check_index(folder / name)
-
-
-def _no_weights(where: str, names: Iterable[str], variant: str | None) -> ValueError:
-    pickled = sorted(name for name in names if name.endswith(_PICKLED))
-    if pickled:
-        return ValueError(
-            f"{where} has pickled weights ({pickled[0]}), which can run code when read; only safetensors are read."
-        )
-    of_variant = f" of the variant {variant!r}" if variant else ""
-    return ValueError(f"{where} holds no weights{of_variant}: there is no diffusion_pytorch_model.safetensors in it.")
-
-
-def _check_index(path: Path) -> None:
-    """Shards lie beside their index, whatever it says, and are all there."""
-    try:
-        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        is_plain = all(map(is_weights, shards))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged: it is no index of weights.") from None
-    if not is_plain:
-        raise ValueError(f"{path} names a file that is none of this folder's weights.")
-    lacking = sorted(shard for shard in shards if not (path.parent / shard).is_file())
-    if lacking:
-        raise ValueError(f"The weights in {path.parent} are not all there: {lacking[0]} is missing.")
-
-
-# ---------------------------------------------------------------- what
-
-
-def _check_config(cls: type[Any], config: Any, path: Path) -> None:
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(config).__name__}.")
-    made_for = config.get("_class_name", cls.__name__)
-    if made_for not in {base.__name__ for base in cls.__mro__}:
-        raise ValueError(f"{path} must be the config of a {cls.__name__}, got one of {made_for!r}.")
-    legal = cls._get_init_keys(cls) | _FOREIGN_KEYS
-    unknown = sorted(key for key in config if key not in legal and not key.startswith("_"))
-    if unknown:
-        raise ValueError(
-            f"{path} has the key {unknown[0]!r}, which {cls.__name__} of ul_tokenizer {__version__} doesn't know; "
-            "was it written by a newer version?"
-        )
-
-
-def _check_fit(name: str, info: dict[str, list[str]]) -> None:
-    """Every weight of the network came from the file, and every one of the file went into the network."""
-    for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(map(str, info[f"{kind}_keys"]))
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"The weights of {name} don't fit its config.json: {keys[0]}{more} {kind}.")
-
-
-# ---------------------------------------------------------------- what went wrong
-
-
 @contextmanager
 def _one_sentence(name: str) -> Iterator[None]:
-    """Turns the errors of diffusers and safetensors into a ValueError; ours pass."""
+    """Turns what the checks did not foresee into one ValueError, and puts torch's default dtype back."""
     default_dtype = torch.get_default_dtype()
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        reason = _explain(name, list(_chain(error)))
-        if reason is None and isinstance(error, ValueError):
-            raise
-        raise ValueError(reason or f"Model {name} can't be loaded: {_first_line(error)}.") from error
+    except (TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"Model {name} can't be loaded: {first_line(error)}.") from error
     finally:
-        torch.set_default_dtype(default_dtype)  # diffusers leaves torch_dtype behind if the network can't be built
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _explain(name: str, chain: list[BaseException]) -> str | None:
-    """What is known to go wrong; None for anything else."""
-    texts = " ".join(map(str, chain))
-    if "git-lfs" in texts:
-        return f"The weights of {name} are a git-lfs pointer; run `git lfs pull` in its folder."
-    for error in chain:
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) and "config file" in texts:
-            return f"The config.json of {name} is damaged: it is no JSON."
-        if isinstance(error, SafetensorError):
-            return f"The weights of {name} are damaged or cut short: {_first_line(error)}."
-    if "expected shape" in texts:
-        return (
-            f"The weights of {name} don't fit its config.json: {texts.partition('because ')[2].partition('. If')[0]}."
-        )
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")
+        torch.set_default_dtype(default_dtype)  # diffusers leaves torch_dtype behind after an error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ul_tokenizer import _compat
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
@@ -217,7 +218,7 @@ def check_config_keys(cls: type[Any], changes: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the first.
     """
-    legal = cls._get_init_keys(cls)
+    legal = _compat.init_keys(cls)
     for key in changes:
         if key not in legal:
             raise ValueError(f"{cls.__name__} has no config key {key!r}.")

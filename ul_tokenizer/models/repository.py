@@ -15,13 +15,12 @@ import torch
 from ul_tokenizer.files import sha256_of
 from ul_tokenizer.hub.download import Access, fetch
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.checkpoint import NoModelError, weight_files
 from ul_tokenizer.models.loading import (
     DESCRIPTIONS,
     PIPELINE_INDEX,
-    NoModelError,
     check_hub_id,
     model_folder,
-    weight_files,
 )
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pretrained import bundled_path

@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from ul_tokenizer import _compat
 from ul_tokenizer.diffusion.guidance import Guidance
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_normalization import denormalize_latents
@@ -187,7 +188,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs must be ['latents'], got {sorted(unknown)}.")
         guidance = Guidance(guidance_scale, guidance_interval)
-        device = self._execution_device
+        device = _compat.execution_device(self)
         text = self._encode_text(prompt, prompt_embeds, prompt_attention_mask, device)
         conditions = make_conditions(self.transformer, class_labels, text, num_images_per_prompt, device)
         check_generators(generator, conditions.batch_size)
@@ -293,7 +294,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         """
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(f"prompt must be None, this pipeline has no text encoder, got {prompt!r}.")
-        device = device or self._execution_device
+        device = device or _compat.execution_device(self)
         tokens = self.tokenizer(
             [prompt] if isinstance(prompt, str) else list(prompt), padding=True, truncation=True, return_tensors="pt"
         ).to(device)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ul_tokenizer.hub.download import Access, fetch
+from ul_tokenizer.models.checkpoint import NoModelError, weight_files
 from ul_tokenizer.models.loading import (
     DESCRIPTIONS,
     PIPELINE_INDEX,
-    NoModelError,
     check_hub_id,
     local_folder,
-    weight_files,
 )
 
 LIBRARIES = {"ul_tokenizer", "diffusers", "transformers"}
@@ -69,8 +68,8 @@ def _check_index(path: Path) -> None:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         parts = {key: value for key, value in index.items() if not key.startswith("_")}
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is damaged: it is no index of a pipeline.") from None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: it is no index of a pipeline.") from error
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(f"{path} names code of the repository for the pipeline itself, which is not run.")
     for name, entry in parts.items():

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
+from ul_tokenizer import _compat
 from ul_tokenizer.training.optimization import is_trained
 
 
@@ -63,12 +63,9 @@ class Averages:
                 raise ValueError(f"{folder} has no averaged weights: resume with --no-use_ema.")
             tensors = load_file(path / SAFETENSORS_WEIGHTS_NAME)
             # In place, and so in the same memory layout: the next steps then round as without a stop.
-            torch._foreach_copy_(
-                average.shadow_params, [tensors[key] for key, _ in self.models[name].named_parameters()]
-            )
-            average.optimization_step = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))[
-                "optimization_step"
-            ]
+            weights = [tensors[key] for key, _ in self.models[name].named_parameters()]
+            config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+            _compat.restore_average(average, weights, config["optimization_step"])
 
 
 def _average(model: ModelMixin, decay: float) -> EMAModel:

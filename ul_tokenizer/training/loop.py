@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ul_tokenizer import _compat
 from ul_tokenizer.randomness import Stream, derived_seed
 from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.averages import Averages
@@ -469,8 +470,7 @@ def precision_warning(mixed_precision: str, device: torch.device) -> str | None:
     """Says so where a precision is emulated: on such CPUs bf16 takes many times as long as fp32."""
     if mixed_precision == "no" or device.type != "cpu":
         return None
-    is_native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{mixed_precision}_supported", None)
-    if is_native is None or is_native():
+    if _compat.is_native_on_cpu(mixed_precision) is not False:
         return None
     return f"this CPU has no {mixed_precision} arithmetic, --mixed_precision no will be many times as fast."
 

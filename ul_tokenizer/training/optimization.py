@@ -9,6 +9,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ul_tokenizer import _compat
 from ul_tokenizer.training.arguments import TrainingArguments
 
 
@@ -30,7 +31,8 @@ def apply_arguments(args: TrainingArguments, optimizer: torch.optim.Optimizer, l
     rate = args.learning_rate * lr_scheduler.lr_lambdas[0](lr_scheduler.last_epoch)
     for group in optimizer.param_groups:
         group.update(_hyperparameters(args), lr=rate, initial_lr=args.learning_rate)
-    lr_scheduler.base_lrs, lr_scheduler._last_lr = [args.learning_rate], [rate]
+    lr_scheduler.base_lrs = [args.learning_rate]
+    _compat.set_last_rates(lr_scheduler, [rate])
 
 
 def is_trained(part: nn.Module) -> bool:
@@ -41,7 +43,7 @@ def is_trained(part: nn.Module) -> bool:
 def gradient_norm(part: nn.Module) -> Tensor:
     """L2 norm of a trained module's gradients."""
     gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return torch.linalg.vector_norm(torch.stack(_compat.norms(gradients)))
 
 
 def _hyperparameters(args: TrainingArguments) -> dict[str, Any]:
