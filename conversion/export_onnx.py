@@ -44,7 +44,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes single frames."""
-        return self.encoder(x.unsqueeze(2)).squeeze(2)
+        return self.encoder(x.unsqueeze(2))[0].squeeze(2)
 
 
 class DecoderGraph(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
+from ul_tokenizer.diffusion.solver import Level
 from ul_tokenizer.models.attention import RotaryAttention
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
@@ -205,9 +206,9 @@ def test_slicing_does_not_change_the_noise(model: UnifiedLatentsAutoencoder, mon
     seen: list[Tensor] = []
     denoise = model._denoise
 
-    def noted(z: Tensor, x: Tensor, steps: int) -> Tensor:
-        seen.append(x)
-        return denoise(z, x, steps)
+    def noted(z: Tensor, x_1: Tensor, levels: list[Level]) -> Tensor:
+        seen.append(x_1)
+        return denoise(z, x_1, levels)
 
     monkeypatch.setattr(model, "_denoise", noted)
     for slicing in (False, True):

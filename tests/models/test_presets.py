@@ -110,7 +110,7 @@ def test_encoder_and_decoder_have_the_parameters_of_their_tables(model: UnifiedL
 
 
 def test_512_pixels_become_a_latent_of_32_by_32_by_32(model: UnifiedLatentsAutoencoder) -> None:
-    assert model.encoder(IMAGE).shape == LATENT.shape
+    assert model.encoder(IMAGE)[0].shape == LATENT.shape
     assert model.spatial_compression_ratio == 16
     assert model.decoder(IMAGE, LOGSNR, model.decoder.embed_latents(LATENT)).shape == IMAGE.shape
 

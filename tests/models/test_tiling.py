@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.tiling import Axis, blend_tiles
-
-CPU = torch.device("cpu")
+from ul_tokenizer.models.tiling import Axis, TileGrid
 
 
 @st.composite
@@ -30,7 +28,7 @@ def axes(draw: st.DrawFn) -> Axis:
 @given(axis=axes(), scale=st.sampled_from([1, 2, 8]))
 def test_weights_sum_to_one_everywhere_and_are_never_negative(axis: Axis, scale: int) -> None:
     total = torch.zeros(axis.length * scale)
-    for span, weight in zip(axis.spans, axis.weights(scale, CPU), strict=True):
+    for span, weight in zip(axis.spans, axis.weights(scale), strict=True):
         assert (weight >= 0).all()
         total[span.start * scale : span.stop * scale] += weight
     torch.testing.assert_close(total, torch.ones_like(total))
@@ -54,13 +52,13 @@ def test_there_are_no_more_tiles_than_needed(axis: Axis) -> None:
 
 
 def test_the_ramp_of_an_overlap_is_linear() -> None:
-    left, right = Axis(14, 9, 4).weights(1, CPU)
+    left, right = Axis(14, 9, 4).weights(1)
     torch.testing.assert_close(left, torch.tensor([1.0, 1, 1, 1, 1, 0.875, 0.625, 0.375, 0.125]))
     torch.testing.assert_close(right, left.flip(0))
 
 
 def test_a_single_tile_weighs_exactly_one() -> None:
-    (weight,) = Axis(7, 9, 2).weights(8, CPU)
+    (weight,) = Axis(7, 9, 2).weights(8)
     assert torch.equal(weight, torch.ones(56))
 
 
@@ -72,19 +70,14 @@ def test_an_overlap_of_half_a_tile_or_more_is_refused(overlap: int) -> None:
 
 def test_blending_tiles_of_one_picture_gives_that_picture() -> None:
     picture = torch.randn(2, 3, 26, 34)
-    rows, columns = Axis(13, 6, 2), Axis(17, 5, 1)
-
-    def tile(r: slice, c: slice) -> Tensor:
-        return picture[..., 2 * r.start : 2 * r.stop, 2 * c.start : 2 * c.stop]
-
-    torch.testing.assert_close(blend_tiles(tile, rows, columns, scale=2), picture)
+    grid = TileGrid(Axis(13, 6, 2), Axis(17, 5, 1))
+    torch.testing.assert_close(grid.blend([tile.of(picture, 2) for tile in grid.tiles], scale=2), picture)
 
 
 def test_the_blend_passes_smoothly_between_tiles_that_disagree() -> None:
     """Tiles of constants: no step on the canvas is larger than the ramp's."""
-    rows, columns = Axis(4, 4, 0), Axis(40, 16, 6)
-    levels = {span.start: float(i % 2) for i, span in enumerate(columns.spans)}
-    canvas = blend_tiles(lambda r, c: torch.full((1, 4 * 8, 16 * 8), levels[c.start]), rows, columns, scale=8)
+    grid = TileGrid(Axis(4, 4, 0), Axis(40, 16, 6))
+    canvas = grid.blend((torch.full((1, 4 * 8, 16 * 8), float(i % 2)) for i in range(len(grid.tiles))), scale=8)
     assert canvas.min() >= 0
     assert canvas.max() <= 1
     assert canvas.diff(dim=-1).abs().max() < 1.5 / (6 * 8)
@@ -137,7 +130,7 @@ def test_there_is_no_seam_at_the_borders_of_tiles(model: UnifiedLatentsAutoencod
     whole = model.decode(latent, noise=noise).sample
     model.enable_tiling(64, 64, 0.25)
     steps = (model.decode(latent, noise=noise).sample - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))
-    _, columns = model._axes(8, 32)
+    columns = model._tile_grid(8, 32).columns
     assert len(columns.spans) > 3
     borders = [8 * s.start - 1 for s in columns.spans[1:]] + [8 * s.stop - 1 for s in columns.spans[:-1]]
     elsewhere = torch.ones(255, dtype=torch.bool)
@@ -149,7 +142,7 @@ def test_the_noise_is_one_canvas_whatever_the_tiles(
     model: UnifiedLatentsAutoencoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A denoiser that returns its noise gives back the untiled canvas."""
-    monkeypatch.setattr(model, "_denoise", lambda z, x, steps: x)
+    monkeypatch.setattr(model, "_denoise", lambda z, x_1, levels: x_1)
     z = torch.randn(1, 4, 9, 17)
     canvas = model.decode(z, generator=torch.Generator().manual_seed(0)).sample
     model.enable_tiling(32, 40, 0.25)

@@ -118,7 +118,7 @@ def test_inflated_latents_hold_those_of_every_frame() -> None:
 def test_image_weights_are_not_on_a_saddle_where_motion_has_no_gradient() -> None:
     video = inflate(image_model(), RATIO, temporal_downsample="features")
     x = clip(8)
-    features = video.decoder.embed_latents(video.encoder(x))
+    features = video.decoder.embed_latents(video.encoder(x)[0])
     still_noise = torch.randn(1, 3, 1, 16, 16).expand_as(x)
     frames = video.decoder(still_noise, torch.full((1,), -5.0), features)
     assert not torch.allclose(frames[:, :, 4], frames[:, :, 7], rtol=0, atol=1e-3)

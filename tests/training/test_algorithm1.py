@@ -29,8 +29,8 @@ class FixedEncoder(nn.Module):
         super().__init__()
         self.z_clean = z_clean
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.z_clean.unsqueeze(2)
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[()]]:
+        return self.z_clean.unsqueeze(2), ()
 
 
 class DetachedEncoder(nn.Module):
@@ -38,9 +38,9 @@ class DetachedEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, x: Tensor) -> Tensor:
-        latent: Tensor = self.encoder(x).detach()
-        return latent
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        latent, cache = self.encoder(x)
+        return latent.detach(), cache
 
 
 class DecoderSpy(nn.Module):

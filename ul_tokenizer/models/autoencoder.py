@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,17 +14,19 @@ from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.diffusion.solver import Level, evenly_spaced, extrapolated, levels_at, ode_step
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
-from ul_tokenizer.models.decoder import Decoder
-from ul_tokenizer.models.encoder import Encoder
+from ul_tokenizer.models.decoder import Decoder, DecoderConfig
+from ul_tokenizer.models.encoder import Encoder, EncoderCache, EncoderConfig
 from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
 from ul_tokenizer.models.layers import FP32_MODULES
-from ul_tokenizer.models.limits import check_latents
+from ul_tokenizer.models.limits import check_latents, check_pixels
 from ul_tokenizer.models.loading import BundledNamesMixin
 from ul_tokenizer.models.rate import latent_bits
-from ul_tokenizer.models.streaming import DecodeWindow, StreamingMixin, TileCaches, decoded_in_windows, part_lengths
-from ul_tokenizer.models.tiling import TilingMixin, blend_tiles
+from ul_tokenizer.models.streaming import DecodeWindow, decode_in_windows, part_lengths, parts_to_encode
+from ul_tokenizer.models.tiling import TileGrid
 from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.schedulers.log_snr import Generators, LogSNRScheduler
 
@@ -31,9 +34,7 @@ if TYPE_CHECKING:
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 
-class UnifiedLatentsAutoencoder(
-    StreamingMixin, TilingMixin, BundledNamesMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin
-):
+class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin):
     r"""Latent tokenizer of Unified Latents (arXiv 2602.17270).
 
     ```
@@ -41,45 +42,46 @@ class UnifiedLatentsAutoencoder(
                                                              noise x_1 ─ decoder: λ_min → λ_max ─ x̂ (B,3,[T,]H,W)
     ```
 
-    Latents are as the encoder makes them; normalisation by `scaling_factor`, `shift_factor` or `latents_mean/std`
-    is left to the caller, as diffusers' pipelines expect.
+    Latents are the encoder's own output. They are not normalised by `scaling_factor`, `shift_factor` or
+    `latents_mean/std`: as diffusers' pipelines expect, that is left to the caller.
 
     Args:
         in_channels: colour channels of the input.
         out_channels: colour channels of the output.
-        latent_channels: c.
+        latent_channels: channels c of the latents.
         patch_size: pixels per side that encoder and decoder fold into channels.
         encoder_block_out_channels: width of each encoder stage; all but the last halve the grid.
         encoder_layers_per_block: residual blocks of each encoder stage.
         decoder_block_out_channels: width of each convolutional decoder stage; all halve the grid on the way in.
-        decoder_layers_per_block: residual blocks of each stage, down and up each.
-        decoder_hidden_size: width of the decoder's transformer, on the grid of z_0.
-        decoder_num_layers: its blocks.
-        decoder_latent_embedding_layers: residual convolutions on z_0 before it enters.
+        decoder_layers_per_block: residual blocks of each decoder stage, on the way in and on the way out.
+        decoder_hidden_size: width of the decoder's transformer, which works on the grid of z_0.
+        decoder_num_layers: blocks of the decoder's transformer.
+        decoder_latent_embedding_layers: residual convolutions on z_0 before it enters the decoder.
         attention_head_dim: channels of an attention head.
         embedding_channels: width of the log-SNR embedding.
-        dropout: probability in the decoder.
+        dropout: dropout probability in the decoder.
         latent_logsnr: λ_z(0), the log-SNR of z_0.
         decoder_logsnr_max: λ_x(0), the cleanest level of the decoder.
-        decoder_logsnr_min: λ_x(1), the level that decoding starts from; no x̂ is trained at noisier ones.
-        decoder_schedule: "linear" or "cosine", λ_x(t) between them.
+        decoder_logsnr_min: λ_x(1), the level at which decoding starts; the decoder is not trained at noisier ones.
+        decoder_schedule: "linear" or "cosine", λ_x(t) between these levels.
         decoder_shift_clean: shift of λ_x at t = 0.
         decoder_shift_noisy: shift of λ_x at t = 1.
         decoder_algorithm: `algorithm_type` of `LogSNRScheduler`, "ddim" or "dpmsolver++".
-        num_inference_steps: decoding steps where a caller gives none; 1 is the posterior mean, more sample detail.
-        temporal_compression_ratio: frames per latent frame, R; a power of two. A clip is padded in front with copies of
-            its first frame, so that T frames are ⌈T/R⌉; an image is one.
-        temporal_downsample: where frames become fewer: in the "features" of the encoder, which is faster, or in the
-            "latents", c/R channels a frame, which is where image weights can start without loss.
+        num_inference_steps: decoding steps if the caller gives none. One step gives the posterior mean, more steps give
+            sample detail.
+        temporal_compression_ratio: frames per latent frame, R; a power of two. A clip of T frames is padded in front
+            with copies of its first frame and has ⌈T/R⌉ latent frames; an image has one.
+        temporal_downsample: where the number of frames is reduced. In the "features" of the encoder, which is faster;
+            or in the "latents", where each frame has c/R channels, so that image weights are a lossless start.
         sample_size: height and width in training; informative.
-        tile_sample_size: pictures larger than this are tiled from the start, as networks trained on small crops want,
-            whose attention never saw more tokens; None leaves tiling to `enable_tiling`.
-        scaling_factor: what pipelines multiply latents by.
-        shift_factor: what pipelines subtract before.
+        tile_sample_size: tile larger pictures from the start, with tiles of this height and width. This suits networks
+            trained on small crops, whose attention never saw more tokens. None leaves tiling to `enable_tiling`.
+        scaling_factor: factor that pipelines multiply latents by.
+        shift_factor: value that pipelines subtract from latents first.
         latents_mean: per-channel mean of z_clean, once measured.
         latents_std: per-channel standard deviation of z_clean, once measured.
-        force_upcast: never needed: what overflows runs in fp32 by itself.
-        block_out_channels: derived, for pipelines that take the compression from its length.
+        force_upcast: ignored, since layers that would overflow in half precision always run in fp32.
+        block_out_channels: derived; some pipelines read the compression ratio from its length.
         z_dim: derived.
         spatial_compression_ratio: derived.
         scale_factor_spatial: derived.
@@ -90,10 +92,11 @@ class UnifiedLatentsAutoencoder(
     _pipeline_part = "vae"
     _supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock", "LatentEmbedding"]
-    _repeated_blocks = ["EncoderResidualBlock", "DecoderResidualBlock", "TransformerBlock"]
+    # Residual blocks differ in width from stage to stage, and each width would be compiled anew.
+    _repeated_blocks = ["TransformerBlock"]
     _keep_in_fp32_modules = FP32_MODULES
     _skip_layerwise_casting_patterns = ["norm", "logsnr_embedding", "conv_out", "latent_fold", "modulation"]
-    # latent_embedding is called from outside of its decoder, so it must bring its own weights.
+    # latent_embedding is called from outside of the decoder's forward, so it needs a hook of its own.
     _group_offload_block_modules = ["encoder", "decoder", "transformer", "latent_embedding"]
     _skip_keys = ["latent_features"]
     card_facts: ClassVar[ModelFacts] = ModelFacts(
@@ -158,31 +161,9 @@ class UnifiedLatentsAutoencoder(
     ) -> None:
         super().__init__()
         check_autoencoder_config(self.config)
-        self.make_decoder_scheduler()  # refuses levels that make no schedule
-        self.encoder = Encoder(
-            in_channels,
-            latent_channels,
-            patch_size,
-            encoder_block_out_channels,
-            encoder_layers_per_block,
-            temporal_ratio=temporal_compression_ratio,
-            temporal_downsample=temporal_downsample,
-        )
-        self.decoder = Decoder(
-            out_channels,
-            latent_channels,
-            patch_size,
-            decoder_block_out_channels,
-            decoder_layers_per_block,
-            decoder_hidden_size,
-            decoder_num_layers,
-            attention_head_dim,
-            embedding_channels,
-            decoder_latent_embedding_layers,
-            dropout,
-            temporal_compression_ratio,
-            temporal_downsample,
-        )
+        _ = self.decoder_noise_schedule  # raises an error if the levels do not form a schedule
+        self.encoder = Encoder(EncoderConfig.from_model(self.config))
+        self.decoder = Decoder(DecoderConfig.from_model(self.config))
         self.register_to_config(**derived_config(self.config))
         self.spatial_compression_ratio = self.config.spatial_compression_ratio
         self.temporal_compression_ratio = temporal_compression_ratio
@@ -192,7 +173,7 @@ class UnifiedLatentsAutoencoder(
         self.tile_sample_min_height = tile_sample_size or 512
         self.tile_sample_min_width = tile_sample_size or 512
         self.tile_overlap_factor = 0.125
-        # Long clips go through in parts of so many frames, and come back in windows of so many latent ones.
+        # Long clips are encoded in parts of this many frames, and decoded in windows of this many latent frames.
         self.encode_chunk_frames = 4 * max(4, temporal_compression_ratio)
         self.decode_window_latents, self.decode_window_overlap = 8, 2
 
@@ -202,7 +183,7 @@ class UnifiedLatentsAutoencoder(
 
     @property
     def decoder_noise_schedule(self) -> LogSNRSchedule:
-        """λ_x(t)."""
+        """λ_x(t), the noise schedule of the decoder."""
         config = self.config
         return LogSNRSchedule(
             config.decoder_logsnr_max,
@@ -214,16 +195,68 @@ class UnifiedLatentsAutoencoder(
 
     @property
     def latents_mean(self) -> Tensor | None:
-        """Per-channel mean of z_clean, (c,), or None where it was not measured."""
+        """Per-channel mean of z_clean, (c,); None if it was not measured."""
         return self._channel_statistic(self.config.latents_mean)
 
     @property
     def latents_std(self) -> Tensor | None:
-        """Per-channel standard deviation of z_clean, (c,), or None where it was not measured."""
+        """Per-channel standard deviation of z_clean, (c,); None if it was not measured."""
         return self._channel_statistic(self.config.latents_std)
 
     def _channel_statistic(self, values: list[float] | None) -> Tensor | None:
         return None if values is None else torch.tensor(values, device=self.device)
+
+    @property
+    def temperal_downsample(self) -> list[bool]:
+        """For each halving of height and width, whether it halves the number of frames, too.
+
+        Some of diffusers' pipelines compute both compression ratios from this list, which has this spelling there.
+        """
+        halvings = self.spatial_compression_ratio.bit_length() - 1
+        in_time = self.temporal_compression_ratio.bit_length() - 1
+        return [False] * (halvings - in_time) + [True] * in_time
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Tiling
+    # ------------------------------------------------------------------------------------------------------------
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_overlap_factor: float | None = None,
+    ) -> None:
+        """Encodes and decodes pictures larger than a tile in overlapping, blended tiles, in the memory of one tile.
+
+        Args:
+            tile_sample_min_height: height of a tile in pixels; rounded down to a multiple of the compression ratio.
+            tile_sample_min_width: width of a tile in pixels; rounded down likewise.
+            tile_overlap_factor: smallest overlap of two tiles as a fraction of a tile, in [0, 0.5).
+
+        Raises:
+            ValueError: a tile smaller than the compression ratio, or an overlap outside [0, 0.5).
+        """
+        height = self.tile_sample_min_height if tile_sample_min_height is None else tile_sample_min_height
+        width = self.tile_sample_min_width if tile_sample_min_width is None else tile_sample_min_width
+        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        if min(height, width) < self.spatial_compression_ratio:
+            raise ValueError(
+                f"tile_sample_min_height and tile_sample_min_width must be at least {self.spatial_compression_ratio}, "
+                f"got {height} and {width}."
+            )
+        if not 0 <= overlap < 0.5:
+            raise ValueError(f"tile_overlap_factor must be at least 0 and below 0.5, got {overlap}.")
+        self.tile_sample_min_height, self.tile_sample_min_width = height, width
+        self.tile_overlap_factor = overlap
+        self.use_tiling = True
+
+    def _tile_grid(self, height: int, width: int) -> TileGrid:
+        """The tiles of an (h, w) latent grid; a single one if tiling is off."""
+        if not self.use_tiling:
+            return TileGrid.whole(height, width)
+        ratio = self.spatial_compression_ratio
+        tile = (self.tile_sample_min_height // ratio, self.tile_sample_min_width // ratio)
+        return TileGrid.overlapping((height, width), tile, self.tile_overlap_factor)
 
     # ------------------------------------------------------------------------------------------------------------
     # Encode
@@ -235,7 +268,7 @@ class UnifiedLatentsAutoencoder(
 
         Args:
             x: (B, C, H, W) or (B, C, T, H, W), float, [−1, 1]; H and W multiples of `spatial_compression_ratio`.
-            return_dict: an output object, or the tuple `(latent_dist,)`.
+            return_dict: whether to return an output object or the tuple `(latent_dist,)`.
 
         Returns:
             `UnifiedLatentsEncoderOutput` with `latent` = z_clean (B, c, [t,] h, w) and `latent_dist` = q(z_0 | x).
@@ -243,54 +276,69 @@ class UnifiedLatentsAutoencoder(
         Raises:
             ValueError: wrong rank, channels or dtype, an empty x, or a size that the compression ratio does not divide.
         """
-        latent = self._encode(x)
+        check_pixels("x", x, self.config.in_channels, self.spatial_compression_ratio)
+        clip = (x if x.ndim == 5 else x.unsqueeze(2)).to(get_parameter_dtype(self.encoder.conv_in))
+        slices = clip.split(1) if self.use_slicing else [clip]
+        latent = _joined([self._encode_clip(one) for one in slices], dim=0).to(x.dtype)
+        latent = (latent if x.ndim == 5 else latent.squeeze(2)).contiguous()
         distribution = LatentDistribution(latent, self.config.latent_logsnr)
         if not return_dict:
             return (distribution,)
         return UnifiedLatentsEncoderOutput(latent=latent, latent_dist=distribution)
 
-    def _encode(self, x: Tensor) -> Tensor:
-        """Pixels (B, C, [T,] H, W) → z_clean (B, c, [t,] h, w): checks, slices, and tiles within slices."""
-        self._check_pixels(x)
-        clip = x.unsqueeze(2) if x.ndim == 4 else x
-        slices = clip.split(1) if self.use_slicing else [clip]
-        latent = torch.cat([self._encode_slice(s) for s in slices]) if len(slices) > 1 else self._encode_slice(clip)
-        latent = latent.to(x.dtype)
-        return (latent.squeeze(2) if x.ndim == 4 else latent).contiguous()
+    def _encode_clip(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) → z_clean (B, c, t, h, w), part by part."""
+        latents: list[Tensor] = []
+        caches: list[EncoderCache] | None = None
+        for part in x.split(part_lengths(x.shape[2], self.encode_chunk_frames), dim=2):
+            latent, caches = self._encode_part(part, caches)
+            latents.append(latent)
+        return _joined(latents, dim=2)
 
-    def _encode_slice(self, x: Tensor) -> Tensor:
-        x = x.to(get_parameter_dtype(self.encoder.conv_in))
-        lengths = part_lengths(x.shape[2], self.encode_chunk_frames)
-        if len(lengths) == 1:
-            return self._encode_part(x, None)
-        caches: TileCaches = {}
-        return torch.cat([self._encode_part(part, caches) for part in x.split(lengths, dim=2)], dim=2)
-
-    def _encode_part(self, x: Tensor, caches: TileCaches | None) -> Tensor:
-        """A part of a clip, with what the encoder remembers of the parts before for each tile."""
-        if not self.use_tiling:
-            return self.encoder(x, None if caches is None else caches.setdefault((0, 0), {}))
+    def _encode_part(self, x: Tensor, caches: list[EncoderCache] | None = None) -> tuple[Tensor, list[EncoderCache]]:
+        """A part (B, C, T, H, W) of a clip, tile by tile; takes and returns the encoder's cache of each tile."""
         ratio = self.spatial_compression_ratio
+        grid = self._tile_grid(x.shape[-2] // ratio, x.shape[-1] // ratio)
+        given = [None] * len(grid.tiles) if caches is None else caches
+        outputs = [self.encoder(tile.of(x, ratio), cache) for tile, cache in zip(grid.tiles, given, strict=True)]
+        return grid.blend([latent for latent, _ in outputs], scale=1), [cache for _, cache in outputs]
 
-        def encode_tile(rows: slice, columns: slice) -> Tensor:
-            cache = None if caches is None else caches.setdefault((rows.start, columns.start), {})
-            return self.encoder(x[..., _times(rows, ratio), _times(columns, ratio)], cache)
+    @torch.no_grad()
+    def encode_stream(
+        self,
+        frames: Iterable[Tensor],
+        num_frames: int | None = None,
+        sample_posterior: bool = False,
+        generator: Generators = None,
+        clean: bool = False,
+    ) -> Iterator[Tensor]:
+        """Encodes a clip of any length in constant memory.
 
-        return blend_tiles(encode_tile, *self._axes(x.shape[-2] // ratio, x.shape[-1] // ratio), scale=1)
+        Args:
+            frames: the clip in pieces, (B, C, T', H, W) each as `encode`'s `x`, of any T'.
+            num_frames: frames of the whole clip, which has its padding in front. Optional if the temporal ratio
+                divides this number.
+            sample_posterior: whether to add the noise of z_0 rather than to yield its mean.
+            generator: generator of that noise.
+            clean: whether to yield z_clean, the encoder's own output, instead of z_0.
 
-    def _check_pixels(self, x: Tensor) -> None:
-        ratio = self.spatial_compression_ratio
-        if x.ndim not in (4, 5) or x.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"x must be (B, {self.config.in_channels}, H, W) or (B, {self.config.in_channels}, T, H, W), "
-                f"got {tuple(x.shape)}."
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"x must be floating point in [−1, 1], got {x.dtype}.")
-        if any(size % ratio or not size for size in x.shape[-2:]):
-            raise ValueError(f"height and width must be multiples of {ratio}, got {x.shape[-2]}×{x.shape[-1]}.")
-        if 0 in x.shape:
-            raise ValueError(f"x must hold at least one sample and frame, got {tuple(x.shape)}.")
+        Yields:
+            z_0 (B, c, t', h, w) as `decode_stream` takes it; all pieces together equal `encode` of the whole clip.
+
+        Raises:
+            ValueError: as in `encode`, or a clip whose number of frames is not `num_frames`.
+        """
+        dtype = get_parameter_dtype(self.encoder.conv_in)
+        caches: list[EncoderCache] | None = None
+        for part in parts_to_encode(frames, num_frames, self.encode_chunk_frames, self.temporal_compression_ratio):
+            check_pixels("frames", part, self.config.in_channels, self.spatial_compression_ratio)
+            latent, caches = self._encode_part(part.to(dtype), caches)
+            latent = latent.to(part.dtype)
+            if clean:
+                yield latent
+                continue
+            distribution = LatentDistribution(latent, self.config.latent_logsnr)
+            yield distribution.sample(generator) if sample_posterior else distribution.mode()
 
     # ------------------------------------------------------------------------------------------------------------
     # Decode
@@ -308,51 +356,74 @@ class UnifiedLatentsAutoencoder(
     ) -> DecoderOutput | tuple[Tensor]:
         """Decodes latents by denoising pixels from noise.
 
-        All frames of a clip start from the same noise, so that what stands still in it does so in the result. Long
-        clips are decoded in windows (`decode_window_latents`), which overlap and are blended.
+        All frames of a clip start from the same noise, so that still scenes stay still. Long clips are decoded in
+        windows of `decode_window_latents` latent frames, which overlap and are blended.
 
         Args:
-            z: z_0 (B, c, h, w) or (B, c, t, h, w), as `latent_dist.sample()` or `.mode()` gives it.
-            return_dict: a `DecoderOutput`, or a tuple of its values.
-            generator: makes the noise; a list has one per sample, so that no sample depends on its neighbours.
-            num_inference_steps: denoiser calls; the config's where None. 1 gives the posterior mean.
+            z: z_0 (B, c, h, w) or (B, c, t, h, w), as `latent_dist.sample()` or `.mode()` returns it.
+            return_dict: whether to return a `DecoderOutput` or a tuple of its values.
+            generator: generator of the noise. With a list of one per sample, no sample depends on its neighbours.
+            num_inference_steps: calls of the denoiser; None takes the config's number. One gives the posterior mean.
             noise: x_1 itself, (B, C, [T,] H, W); the call is then a pure function of its arguments.
-            num_frames: of the clip; R frames for each latent one where None.
+            num_frames: frames of the clip; None gives R frames for each latent frame.
 
         Returns:
             `sample` (B, C, [T,] H, W), about [−1, 1], in the dtype of `z`.
 
         Raises:
             ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, or a
-                number of frames that such latents don't have.
+                number of frames that does not fit the latents.
         """
-        sample = self._decode(z, generator, num_inference_steps, noise, num_frames)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def _decode(
-        self,
-        z: Tensor,
-        generator: Generators,
-        num_inference_steps: int | None,
-        noise: Tensor | None,
-        num_frames: int | None = None,
-    ) -> Tensor:
-        """Latents (B, c, [t,] h, w) → pixels (B, C, [T,] H, W): whole noise canvas first, then slices, then tiles."""
-        steps = self._steps(num_inference_steps)
+        levels = self._decoding_levels(num_inference_steps)
         check_latents("z", z, self.config.latent_channels)
-        clip = z.unsqueeze(2) if z.ndim == 4 else z
+        clip = (z if z.ndim == 5 else z.unsqueeze(2)).to(get_parameter_dtype(self.decoder.conv_in))
         num_frames = self._num_frames(clip.shape[2], 1 if z.ndim == 4 else num_frames)
         canvas = self._noise_canvas(clip, num_frames, generator, noise)
-        pairs = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        parts = [self._decode_slice(latent, x_1, steps, num_frames) for latent, x_1 in pairs]
-        sample = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(z.dtype)
-        return (sample.squeeze(2) if z.ndim == 4 else sample).contiguous()
+        slices = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
+        sample = _joined([self._decode_clip(latents, x_1, levels) for latents, x_1 in slices], dim=0).to(z.dtype)
+        sample = (sample if z.ndim == 5 else sample.squeeze(2)).contiguous()
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def _steps(self, num_inference_steps: int | None) -> int:
+    def _decode_clip(self, z: Tensor, x_1: Tensor, levels: list[Level]) -> Tensor:
+        """z_0 (B, c, t, h, w) and noise (B, C, T, H, W) → (B, C, T, H, W), fp32, window by window."""
+        if z.shape[2] <= self.decode_window_latents:
+            return self._decode_window(z, x_1, levels)
+
+        def decode(window: Tensor, first: int, count: int) -> Tensor:
+            return self._decode_window(window, x_1[:, :, first : first + count], levels)
+
+        padding = z.shape[2] * self.temporal_compression_ratio - x_1.shape[2]
+        return torch.cat(list(self._decode_in_windows([z], decode, padding)), dim=2)
+
+    def _decode_in_windows(self, latents: Iterable[Tensor], decode: DecodeWindow, padding: int) -> Iterator[Tensor]:
+        size, overlap = self.decode_window_latents, self.decode_window_overlap
+        return decode_in_windows(latents, decode, size, overlap, self.temporal_compression_ratio, padding)
+
+    def _decode_window(self, z: Tensor, x_1: Tensor, levels: list[Level]) -> Tensor:
+        """A window of `_decode_clip`, tile by tile."""
+        ratio, grid = self.spatial_compression_ratio, self._tile_grid(z.shape[-2], z.shape[-1])
+        return grid.blend((self._denoise(tile.of(z), tile.of(x_1, ratio), levels) for tile in grid.tiles), scale=ratio)
+
+    def _denoise(self, z: Tensor, x_t: Tensor, levels: list[Level]) -> Tensor:
+        """A tile of `_decode_window`: x_1 → x̂ of the last step, fp32."""
+        latent_features = self.decoder.embed_latents(z)
+        is_first_order = self.config.decoder_algorithm == "ddim"
+        x_last: Tensor | None = None
+        for number, (t, s) in enumerate(itertools.pairwise(levels)):
+            logsnr = torch.full((), t.logsnr, dtype=torch.float32, device=z.device)
+            v = self.decoder(x_t.to(z.dtype), logsnr.expand(z.shape[0]), latent_features)
+            x = to_x(v, x_t, logsnr, "v_prediction")
+            D = x if is_first_order or x_last is None else extrapolated(x, x_last, levels[number - 1], t, s)
+            x_t, x_last = ode_step(x_t, D, t, s), x
+        assert x_last is not None  # there is at least one step
+        return x_last
+
+    def _decoding_levels(self, num_inference_steps: int | None) -> list[Level]:
+        """The levels of all steps, and the end: evenly spaced in log-SNR, as `make_decoder_scheduler` spaces them."""
         steps: int = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
-        return steps
+        return levels_at(evenly_spaced(self.config.decoder_logsnr_min, self.config.decoder_logsnr_max, steps))
 
     def _num_frames(self, latent_frames: int, num_frames: int | None) -> int:
         ratio = self.temporal_compression_ratio
@@ -366,7 +437,7 @@ class UnifiedLatentsAutoencoder(
         return num_frames
 
     def _noise_canvas(self, z: Tensor, num_frames: int, generator: Generators, noise: Tensor | None) -> Tensor:
-        """x_1 (B, C, T, H, W), the same for all frames unless it is given."""
+        """x_1 (B, C, T, H, W), fp32; all frames share their noise unless it is given."""
         b, _, _, *grid = z.shape
         height, width = (size * self.spatial_compression_ratio for size in grid)
         channels = self.config.out_channels
@@ -379,43 +450,47 @@ class UnifiedLatentsAutoencoder(
             raise ValueError(f"noise must be {shape} for these latents, got {tuple(noise.shape)}.")
         return clip.to(z.device, torch.float32)
 
-    def _decode_slice(self, z: Tensor, noise: Tensor, steps: int, num_frames: int) -> Tensor:
-        def decode(window: Tensor, first: int, count: int) -> Tensor:
-            return self._decode_window(window, noise[:, :, first : first + count], steps)
+    @torch.no_grad()
+    def decode_stream(
+        self,
+        latents: Iterable[Tensor],
+        num_frames: int | None = None,
+        generator: Generators = None,
+        num_inference_steps: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Decodes a clip of any length in constant memory.
 
-        frames = list(self._windows([z], decode, z.shape[2] * self.temporal_compression_ratio - num_frames))
-        return frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
+        Args:
+            latents: z_0 in pieces, (B, c, t', h, w) each, of any t'.
+            num_frames: frames of the whole clip, as it was encoded; None gives R for each latent frame.
+            generator: as in `decode`.
+            num_inference_steps: as in `decode`.
 
-    def _windows(self, latents: Iterable[Tensor], decode: DecodeWindow, padding: int) -> Iterator[Tensor]:
-        size, overlap = self.decode_window_latents, self.decode_window_overlap
-        return decoded_in_windows(latents, decode, size, overlap, self.temporal_compression_ratio, padding)
+        Yields:
+            (B, C, T', H, W), about [−1, 1]; all pieces together equal `decode` of the whole clip.
 
-    def _decode_window(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
-        z = z.to(get_parameter_dtype(self.decoder.conv_in))
-        if not self.use_tiling:
-            return self._denoise(z, noise, steps)
-        ratio = self.spatial_compression_ratio
+        Raises:
+            ValueError: as in `decode`.
+        """
+        levels = self._decoding_levels(num_inference_steps)
+        pieces = iter(latents)
+        first = next(pieces, None)
+        if first is None:
+            return
+        check_latents("latents", first, self.config.latent_channels)
+        still = self._noise_canvas(first, 1, generator, None)
+        network_dtype = get_parameter_dtype(self.decoder.conv_in)
 
-        def decode_tile(rows: slice, columns: slice) -> Tensor:
-            return self._denoise(z[..., rows, columns], noise[..., _times(rows, ratio), _times(columns, ratio)], steps)
+        def decode(window: Tensor, _: int, count: int) -> Tensor:
+            check_latents("latents", window, self.config.latent_channels)
+            return self._decode_window(window.to(network_dtype), still.expand(-1, -1, count, -1, -1), levels)
 
-        return blend_tiles(decode_tile, *self._axes(*z.shape[-2:]), scale=ratio)
-
-    def _denoise(self, z: Tensor, x: Tensor, steps: int) -> Tensor:
-        """x_1 → x̂: `steps` calls of the denoiser; returns the x̂ of the last, fp32."""
-        scheduler = self.make_decoder_scheduler()
-        scheduler.set_timesteps(steps, device=z.device)
-        latent_features = self.decoder.embed_latents(z)
-        output = None
-        for logsnr in scheduler.timesteps:
-            prediction = self.decoder(x.to(z.dtype), logsnr.expand(z.shape[0]), latent_features)
-            output = scheduler.step(prediction, logsnr, x)
-            x = output.prev_sample
-        assert output is not None  # steps ≥ 1
-        return output.pred_original_sample
+        padding = -(num_frames or 0) % self.temporal_compression_ratio
+        for frames in self._decode_in_windows(itertools.chain([first], pieces), decode, padding):
+            yield frames.to(first.dtype)
 
     def make_decoder_scheduler(self) -> LogSNRScheduler:
-        """The sampler of the decoder, from λ_x(1) to λ_x(0), as the config says."""
+        """A scheduler with the decoder's levels and algorithm, from λ_x(1) to λ_x(0); `decode` takes the same steps."""
         config = self.config
         return LogSNRScheduler(
             logsnr_max=config.decoder_logsnr_max,
@@ -439,24 +514,26 @@ class UnifiedLatentsAutoencoder(
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encodes and decodes.
+        """Encodes and decodes images or clips.
 
         Args:
-            sample: as `encode`'s `x`.
-            sample_posterior: decode a draw of z_0, rather than its mean.
+            sample: as `x` of `encode`.
+            sample_posterior: whether to decode a sample of z_0 rather than its mean.
             return_dict: as in `decode`.
-            generator: makes the noise of z_0 (if sampled), then that of the decoder.
+            generator: generator of the noise of z_0, if it is sampled, and then of the decoder's noise.
             num_inference_steps: as in `decode`.
-            noise: as in `decode`; with `sample_posterior=False` the call is then a pure function.
+            noise: as in `decode`; with `sample_posterior=False` the call is then a pure function of its arguments.
 
         Returns:
             As `decode`.
+
+        Raises:
+            ValueError: as in `encode` and `decode`.
         """
-        distribution = LatentDistribution(self._encode(sample), self.config.latent_logsnr)
+        distribution = self.encode(sample).latent_dist
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         num_frames = sample.shape[2] if sample.ndim == 5 else None
-        decoded = self._decode(z, generator, num_inference_steps, noise, num_frames)
-        return DecoderOutput(sample=decoded) if return_dict else (decoded,)
+        return self.decode(z, return_dict, generator, num_inference_steps, noise, num_frames)
 
     @torch.no_grad()
     def bits(
@@ -472,23 +549,25 @@ class UnifiedLatentsAutoencoder(
         Args:
             x: as in `encode`.
             prior: the stage-1 prior.
-            num_levels: noise levels per sample, stratified: the estimate's variance falls with it.
-            generator: makes levels and noise; a list has one per sample, which then doesn't depend on its neighbours.
+            num_levels: stratified noise levels per sample; the estimate's variance falls with their number.
+            generator: generator of levels and noise. With a list of one per sample, no sample depends on its
+                neighbours.
             logsnr_min: λ_z(1).
 
         Returns:
             (B,), fp32, bits.
 
         Raises:
-            ValueError: as in `encode`; no levels; a list of another length; or a prior of another λ_z(0).
+            ValueError: as in `encode`; no levels; a list of another length; or a prior with another λ_z(0).
         """
         schedule = LogSNRSchedule(self.config.latent_logsnr, logsnr_min, "linear")
-        return latent_bits(self._encode(x), prior, schedule, num_levels, generator)
+        return latent_bits(self.encode(x).latent, prior, schedule, num_levels, generator)
 
     def num_parameters_by_part(self) -> dict[str, Any]:
-        """Weights of encoder and decoder."""
+        """Number of weights of the encoder and of the decoder."""
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
 
 
-def _times(span: slice, factor: int) -> slice:
-    return slice(span.start * factor, span.stop * factor)
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that does not copy a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)

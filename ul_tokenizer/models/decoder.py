@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,46 @@ from ul_tokenizer.models.layers import (
     to_tokens,
     unfold_time,
 )
-from ul_tokenizer.models.temporal import LatentUnfold, TemporalConv, TemporalFold
+from ul_tokenizer.models.temporal import LatentUnfold, NoTemporalConv, TemporalConv, TemporalFold
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a decoder."""
+
+    out_channels: int
+    latent_channels: int  # c
+    patch_size: int  # pixels per side that are folded into channels
+    block_out_channels: tuple[int, ...]  # width of each convolutional stage; all halve the grid on the way in
+    layers_per_block: tuple[int, ...]  # residual blocks of each stage, on the way in and on the way out
+    hidden_size: int  # width of the transformer, which works on the grid of z_0
+    num_layers: int  # of the transformer
+    attention_head_dim: int
+    embedding_channels: int  # width of the log-SNR embedding
+    latent_embedding_layers: int = 0  # residual convolutions on z_0
+    dropout: float = 0.0
+    temporal_ratio: int = 1  # R, frames per latent frame
+    unfolds_latents: bool = False  # whether a latent frame holds the latents of R frames
+
+    @classmethod
+    def from_model(cls, config: Mapping[str, Any]) -> DecoderConfig:
+        """The part of a `UnifiedLatentsAutoencoder`'s config that describes the decoder."""
+        ratio = config["temporal_compression_ratio"]
+        return cls(
+            out_channels=config["out_channels"],
+            latent_channels=config["latent_channels"],
+            patch_size=config["patch_size"],
+            block_out_channels=tuple(config["decoder_block_out_channels"]),
+            layers_per_block=tuple(config["decoder_layers_per_block"]),
+            hidden_size=config["decoder_hidden_size"],
+            num_layers=config["decoder_num_layers"],
+            attention_head_dim=config["attention_head_dim"],
+            embedding_channels=config["embedding_channels"],
+            latent_embedding_layers=config["decoder_latent_embedding_layers"],
+            dropout=config["dropout"],
+            temporal_ratio=ratio,
+            unfolds_latents=ratio > 1 and config["temporal_downsample"] == "latents",
+        )
 
 
 class DecoderStage(nn.Module):
@@ -31,11 +72,10 @@ class DecoderStage(nn.Module):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
 
-    def __init__(self, channels: int, num_layers: int, embedding_channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, num_layers: int, config: DecoderConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            [DecoderResidualBlock(channels, embedding_channels, dropout) for _ in range(num_layers)]
-        )
+        embedding, dropout = config.embedding_channels, config.dropout
+        self.blocks = nn.ModuleList([DecoderResidualBlock(channels, embedding, dropout) for _ in range(num_layers)])
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(N, C, H, W), (N, E) → (N, C, H, W)."""
@@ -48,20 +88,19 @@ class DecoderStage(nn.Module):
 
 
 class LatentEmbedding(nn.Module):
-    """z_0 at its own grid to features of the decoder's middle; runs once per decode, not once per step.
+    """z_0 on its own grid → features for the decoder's transformer; runs once per decode, not once per step."""
 
-    `unfolded_frames`: of a latent one, if each has features of its own.
-    """
-
-    def __init__(self, latent_channels: int, channels: int, num_layers: int, unfolded_frames: int = 1) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.unfold = LatentUnfold(latent_channels, unfolded_frames) if unfolded_frames > 1 else None
-        self.conv_in = nn.Conv2d(latent_channels // unfolded_frames, channels, 3, padding=1)
-        self.mix = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_layers)])
-        self.norms = nn.ModuleList([ChannelNorm(channels) for _ in range(num_layers)])
+        ratio = config.temporal_ratio if config.unfolds_latents else 1
+        channels, layers = config.hidden_size, range(config.latent_embedding_layers)
+        self.unfold = LatentUnfold(config.latent_channels, ratio) if config.unfolds_latents else None
+        self.conv_in = nn.Conv2d(config.latent_channels // ratio, channels, 3, padding=1)
+        self.mix = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in layers])
+        self.norms = nn.ModuleList([ChannelNorm(channels) for _ in layers])
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, c, h, w) → (N·R, C, h, w)."""
+        """(N, c, h, w) → (N, C, h, w), or (N·R, C, h, w) if each latent frame is unfolded to R frames."""
         h = self.conv_in(z if self.unfold is None else self.unfold(z))
         for norm, conv in zip(self.norms, self.mix, strict=True):
             h = h + conv(F.silu(norm(h)))
@@ -79,58 +118,52 @@ class Decoder(nn.Module):
     ```
     One skip per downsampling, no block-wise skips (SiD2, arXiv 2410.19324).
 
-    With a temporal ratio R, frames are mixed behind every stage, and R of them are one in the transformer, which so
-    stands on the grid of z_0; what tells them apart goes around it, as at every halving. If the encoder's frames
-    became fewer in the "latents", z_0 is unfolded to R frames again, and each enters with its own.
+    With a temporal ratio R, frames are mixed behind every stage. The transformer works on the grid of z_0, where R
+    frames are one; the differences between these frames bypass it, as at every halving of the picture. If the encoder
+    folds latents, z_0 is unfolded to R frames again, and each enters with its own.
     """
 
-    def __init__(
-        self,
-        out_channels: int,
-        latent_channels: int,
-        patch_size: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: tuple[int, ...],
-        hidden_size: int,
-        num_layers: int,
-        attention_head_dim: int,
-        embedding_channels: int,
-        latent_embedding_layers: int = 0,
-        dropout: float = 0.0,
-        temporal_ratio: int = 1,
-        temporal_downsample: str = "features",
-    ) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.patch_size, self.temporal_ratio = patch_size, temporal_ratio
-        self.unfolds_latents = temporal_ratio > 1 and temporal_downsample == "latents"
-        widths = (*block_out_channels, hidden_size)
-        stages = list(zip(block_out_channels, layers_per_block, strict=True))
-        self.logsnr_embedding = LogSNREmbedding(embedding_channels)
-        self.latent_embedding = LatentEmbedding(
-            latent_channels, hidden_size, latent_embedding_layers, temporal_ratio if self.unfolds_latents else 1
+        widths, pairs = config.block_out_channels, list(pairwise((*config.block_out_channels, config.hidden_size)))
+        stages = list(zip(widths, config.layers_per_block, strict=True))
+        self.patch_size, self.temporal_ratio = config.patch_size, config.temporal_ratio
+        self.unfolds_latents = config.unfolds_latents
+        self.logsnr_embedding = LogSNREmbedding(config.embedding_channels)
+        self.latent_embedding = LatentEmbedding(config)
+        self.conv_in = nn.Conv2d(config.out_channels * config.patch_size**2, widths[0], 3, padding=1)
+        self.down_stages = nn.ModuleList([DecoderStage(c, n, config) for c, n in stages])
+        self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairs])
+        self.transformer = TransformerStage(
+            config.hidden_size, config.num_layers, config.attention_head_dim, config.embedding_channels, config.dropout
         )
-        self.conv_in = nn.Conv2d(out_channels * patch_size**2, block_out_channels[0], 3, padding=1)
-        self.down_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
-        self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairwise(widths)])
-        self.transformer = TransformerStage(hidden_size, num_layers, attention_head_dim, embedding_channels, dropout)
-        self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairwise(widths)])
-        self.up_stages = nn.ModuleList([DecoderStage(c, n, embedding_channels, dropout) for c, n in stages])
-        if temporal_ratio > 1:
-            self.temporal_fold = TemporalFold(hidden_size, temporal_ratio)
-            mixes = [[TemporalConv(c, is_causal=False) for c in block_out_channels] for _ in range(2)]
-            self.temporal_convs_down, self.temporal_convs_up = map(nn.ModuleList, mixes)
-        self.norm_out = ChannelNorm(block_out_channels[0])
-        self.conv_out = OutputConv(block_out_channels[0], out_channels * patch_size**2, 3, padding=1)
+        self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairs])
+        self.up_stages = nn.ModuleList([DecoderStage(c, n, config) for c, n in stages])
+        if config.temporal_ratio > 1:
+            self.temporal_fold = TemporalFold(config.hidden_size, config.temporal_ratio)
+            self.temporal_convs_down = nn.ModuleList([TemporalConv(c) for c in widths])
+            self.temporal_convs_up = nn.ModuleList([TemporalConv(c) for c in widths])
+        else:
+            self.temporal_convs_down = nn.ModuleList([NoTemporalConv() for _ in widths])
+            self.temporal_convs_up = nn.ModuleList([NoTemporalConv() for _ in widths])
+        self.norm_out = ChannelNorm(widths[0])
+        self.conv_out = OutputConv(widths[0], config.out_channels * config.patch_size**2, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
 
     def embed_latents(self, z_BxCxTxHxW: Tensor) -> Tensor:
-        """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, hidden_size, h, w); t·R if unfolded."""
+        """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, C, h, w), or (B·t·R, C, h, w) if unfolded."""
         return self.latent_embedding(fold_time(z_BxCxTxHxW))
 
     def forward(self, x_BxCxTxHxW: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
-        """Predicts v of x_t (B, C, T, H, W) at λ (B,); returns (B, C, T, H, W) in fp32.
+        """Predicts v.
 
-        `latent_features` are of the ⌈T/R⌉ frames of z_0, as `embed_latents` gives them.
+        Args:
+            x_BxCxTxHxW: x_t (B, C, T, H, W).
+            logsnr: λ (B,).
+            latent_features: the output of `embed_latents` for the ⌈T/R⌉ frames of z_0.
+
+        Returns:
+            v (B, C, T, H, W), fp32.
         """
         num_frames = x_BxCxTxHxW.shape[2]
         embedding = F.silu(self.logsnr_embedding(logsnr))
@@ -138,32 +171,22 @@ class Decoder(nn.Module):
 
         h = self.conv_in(F.pixel_unshuffle(fold_time(x_BxCxTxHxW), self.patch_size))
         skips = []
-        for number, (stage, downsample) in enumerate(zip(self.down_stages, self.downsamples, strict=True)):
-            before = self._mixed(stage(h, frame_embedding), num_frames, "down", number)
+        for stage, mix, downsample in zip(self.down_stages, self.temporal_convs_down, self.downsamples, strict=True):
+            before = mix(stage(h, frame_embedding), num_frames)
             h = downsample(before)
             skips.append((before, h))
 
         h = self._transformed(h, num_frames, embedding, latent_features)
 
-        last = len(skips) - 1
-        for place, (stage, upsample) in enumerate(zip(reversed(self.up_stages), reversed(self.upsamples), strict=True)):
-            before, after = skips.pop()
-            h = stage(upsample(h - after) + before, frame_embedding)
-            h = self._mixed(h, num_frames, "up", last - place)
+        way_out = zip(self.up_stages, self.temporal_convs_up, self.upsamples, skips, strict=True)
+        for stage, mix, upsample, (before, after) in reversed(list(way_out)):
+            h = mix(stage(upsample(h - after) + before, frame_embedding), num_frames)
 
         patches = self.conv_out(F.silu(self.norm_out(h)))
         return unfold_time(F.pixel_shuffle(patches, self.patch_size), num_frames)
 
-    def _mixed(self, h: Tensor, num_frames: int, way: str, number: int) -> Tensor:
-        """Behind a stage, with its neighbours in time."""
-        if self.temporal_ratio == 1:
-            return h
-        convs = self.temporal_convs_down if way == "down" else self.temporal_convs_up
-        mixed: Tensor = convs[number](h, num_frames)[0]
-        return mixed
-
     def _transformed(self, h: Tensor, num_frames: int, embedding: Tensor, latent_features: Tensor) -> Tensor:
-        """(B·T, C, h, w) through the transformer, on the grid of z_0."""
+        """Runs the transformer on the grid of z_0: (B·T, C, h, w) → (B·T, C, h, w)."""
         if self.temporal_ratio == 1:
             return self._attend(h + latent_features.to(h.dtype), num_frames, embedding)
         latent_frames = -(-num_frames // self.temporal_ratio)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,20 +17,58 @@ from ul_tokenizer.models.layers import (
     fold_time,
     unfold_time,
 )
-from ul_tokenizer.models.temporal import LatentFold, TemporalConv, TemporalDownsample, to_clips
+from ul_tokenizer.models.temporal import CausalTemporalConv, LatentFold, TemporalDownsample, halved, to_clips
 
-EncoderCache = dict[int, Tensor]  # number of a stage → what its convolution in time saw last
+EncoderCache = tuple[Tensor, ...]  # the last frames that each stage's convolution in time saw
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of an encoder."""
+
+    in_channels: int
+    latent_channels: int  # c
+    patch_size: int  # p, pixels per side that are folded into channels
+    block_out_channels: tuple[int, ...]  # width of each stage; all but the last halve the grid
+    layers_per_block: tuple[int, ...]
+    temporal_ratio: int = 1  # R, frames per latent frame
+    folds_latents: bool = False  # whether the latents of R frames become one, rather than their features
+
+    @classmethod
+    def from_model(cls, config: Mapping[str, Any]) -> EncoderConfig:
+        """The part of a `UnifiedLatentsAutoencoder`'s config that describes the encoder."""
+        ratio = config["temporal_compression_ratio"]
+        return cls(
+            in_channels=config["in_channels"],
+            latent_channels=config["latent_channels"],
+            patch_size=config["patch_size"],
+            block_out_channels=tuple(config["encoder_block_out_channels"]),
+            layers_per_block=tuple(config["encoder_layers_per_block"]),
+            temporal_ratio=ratio,
+            folds_latents=ratio > 1 and config["temporal_downsample"] == "latents",
+        )
+
+    @property
+    def widths_behind(self) -> tuple[int, ...]:
+        """Width of the features that leave each stage."""
+        return (*self.block_out_channels[1:], self.block_out_channels[-1])
+
+    @property
+    def first_halving(self) -> int:
+        """Number of the first stage behind which two frames become one."""
+        halvings = 0 if self.folds_latents else self.temporal_ratio.bit_length() - 1
+        return len(self.block_out_channels) - 1 - halvings
 
 
 class EncoderStage(nn.Module):
-    """Residual blocks at one resolution, then (but in the last stage) a halving of it."""
+    """Residual blocks at one resolution, then a halving of it, except in the last stage."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
 
-    def __init__(self, channels: int, out_channels: int | None, num_layers: int, dropout: float) -> None:
+    def __init__(self, channels: int, out_channels: int | None, num_layers: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([EncoderResidualBlock(channels, dropout) for _ in range(num_layers)])
+        self.blocks = nn.ModuleList([EncoderResidualBlock(channels) for _ in range(num_layers)])
         self.downsample = None if out_channels is None else Downsample(channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,81 +88,67 @@ class Encoder(nn.Module):
     x (B,3,T,H,W) ─ patch p×p ─ conv ─┬─ stage 0: blocks ─ ½ ─ … ─ stage n−1: blocks ─ norm, silu, conv ─ z_clean
                                       └ widths block_out_channels;  z_clean (B,c,T,h,w), h = H / (p·2^(n−1))
     ```
-    With a temporal ratio R, frames are mixed causally behind every stage: z_clean has ⌈T/R⌉ frames, of which frame k
-    knows nothing of the pixels after its R. They become fewer either in the "features", halved behind the last log₂ R
-    stages that halve the picture, or in the "latents", where R frames have c/R channels each, and are mixed to one.
+    With a temporal ratio R, frames are mixed causally behind every stage: z_clean has ⌈T/R⌉ frames, and frame k does
+    not depend on pixels after the R frames that it stands for. The number of frames is reduced in one of two places.
+    Features are halved in time behind the last log₂ R stages that halve the picture. Or the latents are folded: R
+    frames have c/R channels each, and a linear layer mixes them to one.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        latent_channels: int,
-        patch_size: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: tuple[int, ...],
-        dropout: float = 0.0,
-        temporal_ratio: int = 1,
-        temporal_downsample: str = "features",
-    ) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        folds_latents = temporal_ratio > 1 and temporal_downsample == "latents"
-        self.patch_size = patch_size
-        self.conv_in = nn.Conv2d(in_channels * patch_size**2, block_out_channels[0], 3, padding=1)
-        outputs = (*block_out_channels[1:], None)
-        self.stages = nn.ModuleList(
-            [
-                EncoderStage(channels, out, num_layers, dropout)
-                for channels, out, num_layers in zip(block_out_channels, outputs, layers_per_block, strict=True)
-            ]
-        )
-        self.temporal_ratio = temporal_ratio
-        if temporal_ratio > 1:
-            behind = (*block_out_channels[1:], block_out_channels[-1])
-            halvings = 0 if folds_latents else temporal_ratio.bit_length() - 1
-            self._first_halving = len(block_out_channels) - 1 - halvings
-            self.temporal_convs = nn.ModuleList([TemporalConv(channels, is_causal=True) for channels in behind])
-            halved = behind[self._first_halving : -1]
-            self.temporal_downsamples = nn.ModuleList([TemporalDownsample(channels) for channels in halved])
-        self.norm_out = ChannelNorm(block_out_channels[-1])
-        channels = latent_channels // temporal_ratio if folds_latents else latent_channels
-        self.conv_out = OutputConv(block_out_channels[-1], channels, 3, padding=1)
-        # Unit variance out of silu's mean square of 0.36: a smaller z_clean would drown in its noise from the start.
-        nn.init.normal_(self.conv_out.weight, std=(0.36 * 9 * block_out_channels[-1]) ** -0.5)
-        self.latent_fold = LatentFold(latent_channels, temporal_ratio) if folds_latents else None
+        widths, ratio = config.block_out_channels, config.temporal_ratio
+        self.patch_size, self.temporal_ratio = config.patch_size, ratio
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, widths[0], 3, padding=1)
+        stages = zip(widths, (*widths[1:], None), config.layers_per_block, strict=True)
+        self.stages = nn.ModuleList([EncoderStage(channels, out, layers) for channels, out, layers in stages])
+        if ratio > 1:
+            self.first_halving = config.first_halving
+            self.temporal_convs = nn.ModuleList([CausalTemporalConv(c) for c in config.widths_behind])
+            halved_widths = config.widths_behind[config.first_halving : -1]
+            self.temporal_downsamples = nn.ModuleList([TemporalDownsample(c) for c in halved_widths])
+        self.norm_out = ChannelNorm(widths[-1])
+        channels = config.latent_channels // ratio if config.folds_latents else config.latent_channels
+        self.conv_out = OutputConv(widths[-1], channels, 3, padding=1)
+        # Unit variance, given silu's mean square of 0.36: a smaller z_clean would drown in its noise from the start.
+        nn.init.normal_(self.conv_out.weight, std=(0.36 * 9 * widths[-1]) ** -0.5)
+        self.latent_fold = LatentFold(config.latent_channels, ratio) if config.folds_latents else None
 
-    def forward(self, x_BxCxTxHxW: Tensor, cache: EncoderCache | None = None) -> Tensor:
+    def forward(self, x_BxCxTxHxW: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
         """Encodes a clip, or a part of one.
 
         Args:
-            x_BxCxTxHxW: (B, C, T, H, W) in [−1, 1].
-            cache: for a clip in parts: what was left by the part before, empty for the first; it is taken on. Later
-                parts have a multiple of R frames.
+            x_BxCxTxHxW: (B, C, T, H, W) in [−1, 1]. In a clip that is encoded part by part, T is a multiple of R in
+                every part but the first.
+            cache: the cache returned for the part before; None for a whole clip and for the first part.
 
         Returns:
-            z_clean (B, c, ⌈T/R⌉, h, w), fp32.
+            z_clean (B, c, ⌈T/R⌉, h, w), fp32, and the cache for the part after this one.
         """
         num_frames = x_BxCxTxHxW.shape[2]
-        padding = -num_frames % self.temporal_ratio
         h = self.conv_in(F.pixel_unshuffle(fold_time(x_BxCxTxHxW), self.patch_size))
-        for number, stage in enumerate(self.stages):
-            h = stage(h)
-            if self.temporal_ratio > 1:
-                h, num_frames, padding = self._in_time(number, h, num_frames, padding, cache)
+        if self.temporal_ratio == 1:
+            for stage in self.stages:
+                h = stage(h)
+            new_cache: EncoderCache = ()
+        else:
+            h, num_frames, new_cache = self._stages_in_time(h, num_frames, cache)
         z = self.conv_out(F.silu(self.norm_out(h)))
         if self.latent_fold is None:
-            return unfold_time(z, num_frames)
-        return self.latent_fold(to_clips(z, num_frames)).permute(0, 4, 1, 2, 3)
+            return unfold_time(z, num_frames), new_cache
+        return self.latent_fold(to_clips(z, num_frames)).permute(0, 4, 1, 2, 3), new_cache
 
-    def _in_time(
-        self, number: int, h: Tensor, num_frames: int, padding: int, cache: EncoderCache | None
-    ) -> tuple[Tensor, int, int]:
-        """Behind a stage: features, their number of frames, and the padding that is still to come."""
-        history = None if cache is None else cache.get(number)
-        h, history = self.temporal_convs[number](h, num_frames, history)
-        if cache is not None:
-            cache[number] = history
-        place = number - self._first_halving
-        if not 0 <= place < len(self.temporal_downsamples):
-            return h, num_frames, padding
-        h = self.temporal_downsamples[place](h, num_frames, padding)
-        return h, max(1, (num_frames + padding) // 2) if num_frames > 1 else 1, 0 if num_frames > 1 else padding
+    def _stages_in_time(
+        self, h: Tensor, num_frames: int, cache: EncoderCache | None
+    ) -> tuple[Tensor, int, EncoderCache]:
+        """Runs all stages with the layers in time behind them; returns features, their number of frames, the cache."""
+        padding = -num_frames % self.temporal_ratio
+        histories = []
+        for number, stage in enumerate(self.stages):
+            history = None if cache is None else cache[number]
+            h, history = self.temporal_convs[number](stage(h), num_frames, history)
+            histories.append(history)
+            halving = number - self.first_halving
+            if 0 <= halving < len(self.temporal_downsamples):
+                h = self.temporal_downsamples[halving](h, num_frames, padding)
+                num_frames, padding = halved(num_frames, padding), 0
+        return h, num_frames, tuple(histories)

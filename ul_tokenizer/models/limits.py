@@ -85,3 +85,16 @@ def check_latents(name: str, latents: Tensor, channels: int) -> None:
         raise ValueError(f"{name} must be floating point, got {latents.dtype}.")
     if 0 in shape:
         raise ValueError(f"{name} must hold at least one sample, frame and position, got {shape}.")
+
+
+def check_pixels(name: str, pixels: Tensor, channels: int, multiple: int) -> None:
+    """Raises one ValueError unless `pixels` are floats (B, channels, [T,] H, W); `multiple` divides H and W."""
+    shape = tuple(pixels.shape)
+    if pixels.ndim not in (4, 5) or shape[1] != channels:
+        raise ValueError(f"{name} must be (B, {channels}, H, W) or (B, {channels}, T, H, W), got {shape}.")
+    if not pixels.is_floating_point():
+        raise ValueError(f"{name} must be floating point in [−1, 1], got {pixels.dtype}.")
+    if any(size % multiple or not size for size in shape[-2:]):
+        raise ValueError(f"height and width must be multiples of {multiple}, got {shape[-2]}×{shape[-1]}.")
+    if 0 in shape:
+        raise ValueError(f"{name} must hold at least one sample and frame, got {shape}.")

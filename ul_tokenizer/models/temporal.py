@@ -37,35 +37,66 @@ def repeat_first(x_BxTxHxWxC: Tensor, count: int) -> Tensor:
     return torch.cat([x_BxTxHxWxC[:, :1].expand(-1, count, -1, -1, -1), x_BxTxHxWxC], dim=1) if count else x_BxTxHxWxC
 
 
-class TemporalConv(nn.Module):
-    """x + conv(silu(norm(x))) over three frames: itself and, if causal, two before it, else one on each side."""
+class _TemporalConv(nn.Module):
+    """The layers of x + conv(silu(norm(x))) over three frames."""
 
-    def __init__(self, channels: int, is_causal: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.is_causal = is_causal
         self.norm_time = ChannelNorm(channels)
         self.linear = Linear(KERNEL * channels, channels)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor, num_frames: int, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _features(self, x: Tensor, num_frames: int) -> Tensor:
+        """(B·T, C, H, W) → (B, T, H, W, C)."""
+        return to_clips(F.silu(self.norm_time(x)), num_frames)
+
+    def _mixed(self, padded: Tensor, num_frames: int) -> Tensor:
+        """T + 2 frames (B, T + 2, H, W, C) → the sum of the convolution, (B·T, C, H, W)."""
+        neighbours = torch.cat([padded[:, i : i + num_frames] for i in range(KERNEL)], dim=-1)
+        return from_clips(self.linear(neighbours))
+
+
+class TemporalConv(_TemporalConv):
+    """x + conv(silu(norm(x))) over three frames: each frame and one on either side."""
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """(B·T, C, H, W) → (B·T, C, H, W)."""
+        h = self._features(x, num_frames)
+        return x + self._mixed(torch.cat([h[:, :1], h, h[:, -1:]], dim=1), num_frames)
+
+
+class CausalTemporalConv(_TemporalConv):
+    """x + conv(silu(norm(x))) over three frames: each frame and the two before it."""
+
+    def forward(self, x: Tensor, num_frames: int, history: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes frames.
 
         Args:
             x: (B·T, C, H, W).
             num_frames: T.
-            history: what this layer saw last, as the earlier part of the clip gave it; None at a clip's beginning.
+            history: the history returned for the part of the clip before this one; None for the first part.
 
         Returns:
             (B·T, C, H, W), and the history for the part after this one.
         """
-        h = to_clips(F.silu(self.norm_time(x)), num_frames)
-        if self.is_causal:
-            h = repeat_first(h, KERNEL - 1) if history is None else torch.cat([history, h], dim=1)
-        else:
-            h = torch.cat([h[:, :1], h, h[:, -1:]], dim=1)
-        neighbours = torch.cat([h[:, i : i + num_frames] for i in range(KERNEL)], dim=-1)
-        return x + from_clips(self.linear(neighbours)), h[:, -(KERNEL - 1) :]
+        h = self._features(x, num_frames)
+        h = repeat_first(h, KERNEL - 1) if history is None else torch.cat([history, h], dim=1)
+        # A copy, since a view would keep all frames in memory until the next part.
+        return x + self._mixed(h, num_frames), h[:, -(KERNEL - 1) :].clone()
+
+
+class NoTemporalConv(nn.Module):
+    """Stands for a `TemporalConv` in networks without time: returns its input."""
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """(B·T, C, H, W), unchanged."""
+        return x
+
+
+def halved(num_frames: int, padding: int) -> int:
+    """Number of frames that `TemporalDownsample` returns."""
+    return 1 if num_frames == 1 else (num_frames + padding) // 2
 
 
 class TemporalDownsample(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 class Axis:
     """Tiles of one axis: evenly spread, overlapping by at least `overlap`, covering [0, length) exactly.
 
-    All numbers are in units of the latent grid, so that a tile means the same pixels and latents.
+    All numbers are in units of the latent grid, so that a tile covers the same area of pixels and of latents.
     """
 
     length: int
@@ -41,9 +41,9 @@ class Axis:
         """The tiles, as slices."""
         return [slice(start, min(start + self.tile, self.length)) for start in self.starts]
 
-    def weights(self, scale: int, device: torch.device) -> list[Tensor]:
+    def weights(self, scale: int) -> list[Tensor]:
         """Blending weight of every tile, (tile · scale,) fp32 each: ramps over `overlap` that sum to 1 everywhere."""
-        position = (torch.arange(self.length * scale, device=device) + 0.5) / scale
+        position = (torch.arange(self.length * scale, device="cpu") + 0.5) / scale
         ramp_width = max(self.overlap, 0.5 / scale)
         ramps = []
         for span in self.spans:
@@ -51,92 +51,71 @@ class Axis:
             falling = (span.stop - position) / ramp_width if span.stop < self.length else torch.ones_like(position)
             ramps.append(torch.minimum(rising, falling).clamp(0, 1))
         total = torch.stack(ramps).sum(0)
-        return [
-            (ramp / total)[span.start * scale : span.stop * scale] for ramp, span in zip(ramps, self.spans, strict=True)
-        ]
+        return [(ramp / total)[_scaled(span, scale)] for ramp, span in zip(ramps, self.spans, strict=True)]
 
 
-def blend_tiles(function: Callable[[slice, slice], Tensor], rows: Axis, columns: Axis, scale: int) -> Tensor:
-    """Runs `function` on every tile and blends its outputs.
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of the latent grid."""
 
-    Args:
-        function: maps the (rows, columns) slices of a tile to its output (…, tile height · scale, tile width · scale).
-        rows: the vertical tiles.
-        columns: the horizontal tiles.
-        scale: output positions per unit of the axes.
+    rows: slice
+    columns: slice
 
-    Returns:
-        (…, rows.length · scale, columns.length · scale), in the dtype of the outputs.
-    """
-    canvas: Tensor | None = None
-    for row, row_weight in zip(rows.spans, _weights(rows, scale), strict=True):
-        for column, column_weight in zip(columns.spans, _weights(columns, scale), strict=True):
-            output = function(row, column)
-            if canvas is None:
-                canvas = output.new_zeros(*output.shape[:-2], rows.length * scale, columns.length * scale)
-            weight = (row_weight[:, None] * column_weight).to(output)
-            target = canvas[..., _scaled(row, scale), _scaled(column, scale)]
-            target += output * weight
-    assert canvas is not None  # an axis has at least one tile
-    return canvas
+    def of(self, picture: Tensor, scale: int = 1) -> Tensor:
+        """The tile's part (…, tile height · scale, tile width · scale) of a picture with `scale` positions per unit."""
+        return picture[..., _scaled(self.rows, scale), _scaled(self.columns, scale)]
 
 
-def _weights(axis: Axis, scale: int) -> list[Tensor]:
-    return axis.weights(scale, torch.device("cpu"))
+@dataclass(frozen=True)
+class TileGrid:
+    """The tiles that cover an (h, w) latent grid, row by row."""
 
+    rows: Axis
+    columns: Axis
 
-def _scaled(span: slice, scale: int) -> slice:
-    return slice(span.start * scale, span.stop * scale)
+    @classmethod
+    def whole(cls, height: int, width: int) -> TileGrid:
+        """A single tile."""
+        return cls(Axis(height, height, 0), Axis(width, width, 0))
 
+    @classmethod
+    def overlapping(cls, size: tuple[int, int], tile: tuple[int, int], overlap_factor: float) -> TileGrid:
+        """Tiles of (height, width) `tile` that overlap by at least `overlap_factor` of a tile."""
+        height, width = (Axis(size[i], tile[i], int(tile[i] * overlap_factor)) for i in range(2))
+        return cls(height, width)
 
-# ---------------------------------------------------------------- for a network
+    @property
+    def tiles(self) -> list[Tile]:
+        """All tiles."""
+        return [Tile(rows, columns) for rows in self.rows.spans for columns in self.columns.spans]
 
-
-class TilingMixin:
-    """`enable_tiling` with the arguments of diffusers' autoencoders."""
-
-    use_tiling: bool
-    spatial_compression_ratio: int
-    tile_sample_min_height: int
-    tile_sample_min_width: int
-    tile_overlap_factor: float
-
-    def enable_tiling(
-        self,
-        tile_sample_min_height: int | None = None,
-        tile_sample_min_width: int | None = None,
-        tile_overlap_factor: float | None = None,
-    ) -> None:
-        """Encodes and decodes pictures larger than a tile in overlapping, blended tiles, in the memory of one tile.
+    def blend(self, outputs: Iterable[Tensor], scale: int) -> Tensor:
+        """Blends a network's outputs for all tiles.
 
         Args:
-            tile_sample_min_height: height of a tile in pixels; rounded down to the compression ratio.
-            tile_sample_min_width: width of a tile in pixels; likewise.
-            tile_overlap_factor: smallest overlap of two tiles as a fraction of a tile, in [0, 0.5).
+            outputs: one output (…, tile height · scale, tile width · scale) per tile, in the order of `tiles`. If they
+                are computed lazily, only one of them is in memory at a time.
+            scale: output positions per unit of the latent grid.
 
-        Raises:
-            ValueError: a tile smaller than the compression ratio, or an overlap outside [0, 0.5).
+        Returns:
+            (…, h · scale, w · scale), in the dtype of the outputs. The output of a single tile is returned as it is.
         """
-        height = self.tile_sample_min_height if tile_sample_min_height is None else tile_sample_min_height
-        width = self.tile_sample_min_width if tile_sample_min_width is None else tile_sample_min_width
-        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
-        if min(height, width) < self.spatial_compression_ratio:
-            raise ValueError(
-                f"tile_sample_min_height and tile_sample_min_width must be at least {self.spatial_compression_ratio}, "
-                f"got {height} and {width}."
-            )
-        if not 0 <= overlap < 0.5:
-            raise ValueError(f"tile_overlap_factor must be at least 0 and below 0.5, got {overlap}.")
-        self.tile_sample_min_height, self.tile_sample_min_width = height, width
-        self.tile_overlap_factor = overlap
-        self.use_tiling = True
+        if len(self.tiles) == 1:
+            (output,) = outputs
+            return output
+        canvas: Tensor | None = None
+        for tile, weight, output in zip(self.tiles, self._weights(scale), outputs, strict=True):
+            if canvas is None:
+                canvas = output.new_zeros(*output.shape[:-2], self.rows.length * scale, self.columns.length * scale)
+            tile.of(canvas, scale).add_(output * weight.to(output))
+        assert canvas is not None  # a grid has at least one tile
+        return canvas
 
-    def _axes(self, height: int, width: int) -> tuple[Axis, Axis]:
-        """The tiles of an (h, w) latent grid."""
-        ratio = self.spatial_compression_ratio
-        tiles = (self.tile_sample_min_height // ratio, self.tile_sample_min_width // ratio)
-        rows, columns = (
-            Axis(length, tile, int(tile * self.tile_overlap_factor))
-            for length, tile in zip((height, width), tiles, strict=True)
-        )
-        return rows, columns
+    def _weights(self, scale: int) -> Iterable[Tensor]:
+        """Blending weights (tile height · scale, tile width · scale) of all tiles, one at a time."""
+        columns = self.columns.weights(scale)
+        return (row[:, None] * column for row in self.rows.weights(scale) for column in columns)
+
+
+def _scaled(span: slice, factor: int) -> slice:
+    return slice(span.start * factor, span.stop * factor)

@@ -1,12 +1,6 @@
-"""Samplers in log-SNR for diffusers pipelines: DDIM, DDPM ancestral, DPM-Solver++(2M).
+"""LogSNRScheduler: DDIM, DDPM ancestral sampling and DPM-Solver++ (2M) in log-SNR, for diffusers' pipelines.
 
-One step goes from level t to the cleaner level s. With h = (λ_s − λ_t)/2, half the gain in log-SNR:
-
-    ODE  (DDIM, 2M)   z_s = (σ_s/σ_t)       z_t + α_s (1 − e^{−h})  D
-    SDE  (DDPM)       z_s = (σ_s/σ_t) e^{−h} z_t + α_s (1 − e^{−2h}) D + σ_s √(1 − e^{−2h}) ε
-
-D is x̂ for DDIM and DDPM, so that the first line is α_s x̂ + σ_s ε̂ and the second the posterior q(z_s | z_t, x̂);
-2M extrapolates x̂ from the last two levels.
+`diffusion/solver.py` has the equations of a step. This file lays out the levels and keeps the state of a run.
 """
 
 from __future__ import annotations
@@ -25,6 +19,15 @@ from torch import Tensor
 
 from ul_tokenizer.diffusion.parameterization import PredictionType, broadcast_to_rank, to_x, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, ScheduleKind, alpha_sigma
+from ul_tokenizer.diffusion.solver import (
+    Level,
+    evenly_spaced,
+    extrapolated,
+    level_at,
+    ode_step,
+    posterior_mean,
+    posterior_std,
+)
 from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.publish.mixin import PushToHubMixin
 
@@ -35,29 +38,29 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 @dataclass
 class LogSNRSchedulerOutput(BaseOutput):
-    """What one step gives; both tensors have the shape and dtype of the sample that went in."""
+    """Output of a step; both tensors have the shape and dtype of the sample that went in."""
 
     prev_sample: Tensor  # noisy sample of the next, cleaner level
     pred_original_sample: Tensor  # x̂
 
 
 class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
-    """Scheduler whose timesteps are log-SNR values, from pure noise up to `logsnr_max`, where it stops.
+    """Scheduler whose timesteps are log-SNR values, from pure noise up to `logsnr_max`.
 
-    The last step returns the noisy sample OF `logsnr_max`, as a unified latent wants it, and not x̂.
+    The last step returns the noisy sample at `logsnr_max`, not x̂: this is the noise level of a unified latent.
 
     Args:
         logsnr_max: λ of the sample that the last step returns.
         logsnr_min: λ of the first timestep.
-        schedule: λ(t) that `timestep_spacing="t"` follows.
+        schedule: λ(t), used where `timestep_spacing` is "t".
         shift_clean: added to λ at the clean end of that schedule, see `LogSNRSchedule`.
-        shift_noisy: the same at the noisy end.
-        algorithm_type: "ddim" first order, "dpmsolver++" second order (2M), "ddpm" ancestral.
-        timestep_spacing: levels evenly spaced in log-SNR, or in t of the schedule.
+        shift_noisy: added to λ at its noisy end.
+        algorithm_type: "ddim" (first order), "dpmsolver++" (second order, 2M) or "ddpm" (ancestral).
+        timestep_spacing: "logsnr" spaces levels evenly in log-SNR, "t" evenly in t of the schedule.
         prediction_type: what the network predicts, in diffusers' words.
 
     Raises:
-        ValueError: for a word that is not listed, or log-SNR values that make no schedule.
+        ValueError: an unknown word, or log-SNR values that do not form a schedule.
     """
 
     _compatibles: list[str] = []  # noqa: RUF012 (as diffusers declares it)
@@ -87,23 +90,27 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
-        self._levels: list[tuple[float, float, float]] = []  # (λ, α, σ) of the n timesteps and of the end
+        self._levels: list[Level] = []  # of the n timesteps and of the end
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._last_x: Tensor | None = None  # x̂ of the level before, for 2M
 
     @property
     def step_index(self) -> int | None:
-        """Index of the timestep that the next `step` starts from; None before the first."""
+        """Index of the timestep that the next `step` starts from; None before the first step."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """Index that a run starts from, if `set_begin_index` gave one."""
+        """Index of the first timestep of a run, if it was set with `set_begin_index`."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start the next run at `timesteps[begin_index]`, as image-to-image does; forgets a run in progress."""
+        """Starts the next run at `timesteps[begin_index]`, as image-to-image does; ends a run in progress.
+
+        Raises:
+            ValueError: `begin_index` is not an index of `timesteps`.
+        """
         if not 0 <= begin_index < len(self.timesteps):
             raise ValueError(f"begin_index must index the {len(self.timesteps)} timesteps, got {begin_index}.")
         self._restart(begin_index)
@@ -114,34 +121,33 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | Tensor | None = None,
     ) -> None:
-        """Lay out the levels of a run: `timesteps`, n log-SNR values (fp32, rising); the end is `logsnr_max`.
+        """Lays out the levels of a run: `timesteps`, n rising log-SNR values (fp32), and the end, `logsnr_max`.
 
         Args:
-            num_inference_steps: n, at least 1; may be left out beside `timesteps`.
-            device: where `timesteps` shall lie.
-            timesteps: own log-SNR values, rising and below `logsnr_max`.
+            num_inference_steps: n, at least 1; optional if `timesteps` are given.
+            device: device of `timesteps`.
+            timesteps: custom log-SNR values, rising and below `logsnr_max`.
 
         Raises:
-            ValueError: for a number of steps below 1, one that differs from `len(timesteps)`, or bad `timesteps`.
+            ValueError: a number of steps below 1 or different from `len(timesteps)`, or illegal `timesteps`.
         """
         if timesteps is None:
             levels = self._spaced(num_inference_steps)
         else:
             levels = self._ending_at_max(timesteps, num_inference_steps)
-        levels = levels.float()  # α and σ must be those of the rounded λ that the network is told
+        levels = levels.float()  # networks read λ in fp32: α and σ must belong to the rounded λ
         if not levels.isfinite().all() or not (levels.diff() > 0).all():
             raise ValueError(
                 f"timesteps must be finite log-SNR values that rise and stay below logsnr_max = "
                 f"{self.noise_schedule.logsnr_max}, got {levels[:-1].tolist()}."
             )
-        alphas, sigmas = alpha_sigma(levels.double())
-        self._levels = list(zip(levels.tolist(), alphas.tolist(), sigmas.tolist(), strict=True))
+        self._levels = [level_at(logsnr) for logsnr in levels.tolist()]
         self.timesteps = levels[:-1].to(device)
         self.num_inference_steps = len(self.timesteps)
         self._restart(None)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The sample itself: the process is variance preserving."""
+        """Returns the sample unchanged, since the process is variance preserving."""
         return sample
 
     @overload
@@ -176,25 +182,22 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> LogSNRSchedulerOutput | tuple[Tensor, Tensor]:
-        """Go from one level to the next cleaner one; from the last timestep, to `logsnr_max`.
+        """Goes from one level to the next cleaner one; the last step goes to `logsnr_max`.
 
         Args:
-            model_output: prediction (B, ...), of the kind that `prediction_type` names.
-            timestep: log-SNR of `sample`, one of `timesteps`; read on the first step of a run only.
+            model_output: prediction (B, ...) of the kind given by `prediction_type`.
+            timestep: log-SNR of `sample`, one of `timesteps`; only the first step of a run reads it.
             sample: noisy sample, shaped like `model_output`, any float dtype; the arithmetic is fp32 or wider.
-            generator: source of DDPM's noise, one or a list with one per sample.
+            generator: generator of DDPM's noise, one for the batch or a list with one per sample.
             variance_noise: DDPM's noise itself, instead of `generator`.
-            return_dict: False returns the tuple (prev_sample, pred_original_sample).
+            return_dict: whether to return a `LogSNRSchedulerOutput` or the tuple (prev_sample, pred_original_sample).
 
         Raises:
-            ValueError: before `set_timesteps`, past the last timestep, or for an unknown first `timestep`.
+            ValueError: called before `set_timesteps` or past the last timestep, or an unknown first `timestep`.
         """
         index = self._next_index(timestep)
         x = to_x(model_output, sample, self.timesteps[index], self.config["prediction_type"])
-        z_s = self._solve(x, sample.to(x.dtype), index)
-        if self.config["algorithm_type"] == "ddpm":
-            noise = _noise_like(x, generator) if variance_noise is None else _unless_both(variance_noise, generator)
-            z_s.add_(noise, alpha=self._posterior_std(index))
+        z_s = self._next_sample(x, sample.to(x.dtype), index, generator, variance_noise)
         self._step_index = index + 1
         prev_sample, pred_original_sample = z_s.to(sample.dtype), x.to(sample.dtype)
         if not return_dict:
@@ -202,7 +205,7 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         return LogSNRSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """αx + σε at log-SNR `timesteps`, (B,) or one for all; shaped and typed like `original_samples`."""
+        """αx + σε at log-SNR `timesteps`, (B,) or (); same shape and dtype as `original_samples`."""
         alpha, sigma = alpha_sigma(broadcast_to_rank(timesteps, original_samples))
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
@@ -214,12 +217,12 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         self._begin_index, self._step_index, self._last_x = begin_index, None, None
 
     def _spaced(self, num_inference_steps: int | None) -> Tensor:
-        """All n + 1 levels, float64: the inner ones of a cosine at ±20 need it."""
+        """All n + 1 levels in float64, which the inner levels of a cosine at ±20 need."""
         if num_inference_steps is None or num_inference_steps < 1 or num_inference_steps != int(num_inference_steps):
             raise ValueError(f"num_inference_steps must be an integer of at least 1, got {num_inference_steps}.")
         top, bottom = self.noise_schedule.logsnr_max, self.noise_schedule.logsnr_min
         if self.config["timestep_spacing"] == "logsnr":
-            return torch.linspace(bottom, top, int(num_inference_steps) + 1, dtype=torch.float64)
+            return torch.tensor(evenly_spaced(bottom, top, int(num_inference_steps)), dtype=torch.float64)
         levels = self.noise_schedule.logsnr(torch.linspace(1, 0, int(num_inference_steps) + 1, dtype=torch.float64))
         levels[0], levels[-1] = bottom, top
         return levels
@@ -248,35 +251,24 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
 
     def _index_of(self, timestep: float | Tensor) -> int:
         value = float(timestep)  # waits for the device: once a run, not once a step
-        for index, (logsnr, _, _) in enumerate(self._levels[:-1]):
-            if math.isclose(value, logsnr, rel_tol=1e-6, abs_tol=1e-6):
+        for index, level in enumerate(self._levels[:-1]):
+            if math.isclose(value, level.logsnr, rel_tol=1e-6, abs_tol=1e-6):
                 return index
         raise ValueError(f"timestep must be one of the scheduler's timesteps (log-SNR values), got {value}.")
 
-    def _solve(self, x: Tensor, z_t: Tensor, index: int) -> Tensor:
-        """z_s without its noise; the two lines at the top of this file, with a new tensor for the result."""
-        (logsnr_t, _, sigma_t), (logsnr_s, alpha_s, sigma_s) = self._levels[index : index + 2]
-        h = 0.5 * (logsnr_s - logsnr_t)
+    def _next_sample(
+        self, x: Tensor, z_t: Tensor, index: int, generator: Generators, variance_noise: Tensor | None
+    ) -> Tensor:
+        """z_s, a new tensor."""
+        t, s = self._levels[index : index + 2]
         if self.config["algorithm_type"] == "ddpm":
-            return torch.add(sigma_s / sigma_t * math.exp(-h) * z_t, x, alpha=-alpha_s * math.expm1(-2.0 * h))
-        D = self._extrapolated(x, index) if self.config["algorithm_type"] == "dpmsolver++" else x
-        return torch.add(sigma_s / sigma_t * z_t, D, alpha=-alpha_s * math.expm1(-h))
-
-    def _posterior_std(self, index: int) -> float:
-        (logsnr_t, _, _), (logsnr_s, _, sigma_s) = self._levels[index : index + 2]
-        return sigma_s * math.sqrt(-math.expm1(logsnr_t - logsnr_s))
-
-    def _extrapolated(self, x: Tensor, index: int) -> Tensor:
-        """D = x̂ + (x̂ − x̂_last)/(2r), r the last step over this one (DPM-Solver++, arXiv 2211.01095, Algorithm 2).
-
-        The end is finite, so that even the last step is of second order; the first of a run can't be.
-        """
-        last, self._last_x = self._last_x, x
-        if last is None:
-            return x
-        (logsnr_r, _, _), (logsnr_t, _, _), (logsnr_s, _, _) = self._levels[index - 1 : index + 2]
-        r = (logsnr_t - logsnr_r) / (logsnr_s - logsnr_t)
-        return torch.lerp(last, x, 1.0 + 0.5 / r)
+            noise = _noise_like(x, generator) if variance_noise is None else _unless_both(variance_noise, generator)
+            return posterior_mean(z_t, x, t, s).add_(noise, alpha=posterior_std(t, s))
+        if self.config["algorithm_type"] == "ddim":
+            return ode_step(z_t, x, t, s)
+        x_last, self._last_x = self._last_x, x
+        D = x if x_last is None else extrapolated(x, x_last, self._levels[index - 1], t, s)
+        return ode_step(z_t, D, t, s)
 
 
 def _require_word(name: str, value: str, legal: tuple[str, ...]) -> None:

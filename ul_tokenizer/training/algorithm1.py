@@ -62,7 +62,8 @@ class Stage1Model(nn.Module):
             the terms of L in nats per sample; the paper's objective at `progress` 1.
         """
         is_image = x.ndim == 4
-        z_clean = self.encoder(x.unsqueeze(2)).squeeze(2) if is_image else self.encoder(x)
+        z_clean, _ = self.encoder(x.unsqueeze(2) if is_image else x)
+        z_clean = z_clean.squeeze(2) if is_image else z_clean
 
         # Prior: z_t from z_clean with fresh noise; gradient reaches the encoder through input and target.
         logsnr_z = self.prior_schedule.logsnr(noise.t_prior)
