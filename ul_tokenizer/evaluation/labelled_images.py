@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ul_tokenizer.media.pixels import to_float, to_uint8
+from ul_tokenizer.progress import track
 from ul_tokenizer.sources.image_folder import ImageFolder
 
 MIN_SIDE, MAX_SIDE = 8, 128  # pixels; all of a set is held in memory, and the classifier is a small one
@@ -88,10 +88,7 @@ class LabelledImages:
         Raises:
             ValueError: an image that can't be read, isn't square, or has another size than the first.
         """
-        arrays = [
-            self._read(index)
-            for index in tqdm(range(len(self)), desc=f"reading {self.root}", leave=False, disable=None)
-        ]
+        arrays = [self._read(index) for index in track(range(len(self)), f"reading {self.root}", len(self), "images")]
         odd = next((i for i, array in enumerate(arrays) if array.shape != arrays[0].shape), None)
         if odd is not None:
             raise ValueError(
