@@ -257,7 +257,8 @@ def test_a_wrong_key_is_one_sentence_that_names_it(
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_legal(name: str) -> None:
     kind = Stage2Arguments if "pretrained_autoencoder" in find_config(name).read_text() else Stage1Arguments
-    assert parse_arguments(kind, ["--config", name]).train_data_dir
+    args = parse_arguments(kind, ["--config", name, "--train_data_dir", "photos"])
+    assert args.output_dir.startswith("runs/")
 
 
 def test_the_recipes_of_all_bundled_models_are_listed_with_what_they_train() -> None:

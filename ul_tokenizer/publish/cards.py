@@ -187,10 +187,10 @@ def _with_unit(name: str, value: float) -> str:
 def _training_text(training: Mapping[str, Any]) -> str:
     if not training:
         return "Nothing is on record."
-    stage = "train_base_model" if "sigmoid_bias" in training else "train_autoencoder"
+    stage = "base" if "sigmoid_bias" in training else "autoencoder"
     text = yaml.safe_dump(dict(training), sort_keys=False, allow_unicode=True)
     return (
-        f"```sh\naccelerate launch examples/{stage}.py --config config.yaml\n```\n\n"
+        f"```sh\nul-tokenizer train {stage} --config config.yaml\n```\n\n"
         f"<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n\n</details>"
     )
 

@@ -1,4 +1,4 @@
-"""Which draws a micro-batch holds, and the noise of each: a resumed run repeats it on any number of processes."""
+"""The draws of each micro-batch and their noise, the same after a resume and on any number of processes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ul_tokenizer.randomness import Stream, derived_seed
 def sample_noise(
     shapes: Sequence[tuple[int, ...]], draws: Sequence[int], seed: int, device: torch.device
 ) -> list[Tensor]:
-    """Standard normal noise of several shapes for each draw.
+    """Makes standard normal noise of several shapes for each draw.
 
     Args:
-        shapes: per-sample shapes.
-        draws: the number of each sample since the start of training.
-        seed: the run's.
-        device: where.
+        shapes: shapes of a single sample.
+        draws: the number of each sample since the start of the training.
+        seed: seed of the run.
+        device: device of the noise.
 
     Returns:
-        a (B, *shape) fp32 tensor per shape; row i depends on draws[i] alone.
+        an fp32 tensor (B, *shape) for each shape; row i depends on seed and draws[i] only.
     """
     noise = [torch.empty(len(draws), *shape, device=device) for shape in shapes]
     generator = torch.Generator(device)
@@ -37,25 +37,25 @@ def sample_noise(
 
 @dataclass(frozen=True)
 class Draws:
-    """Which samples of the run a micro-batch holds, by their numbers since the start of training.
+    """The samples of a micro-batch, by their numbers since the start of the training.
 
-    All that is random about a sample follows from its number and its step's first one, so that neither the number of
-    processes nor that of micro-batches changes it.
+    All random numbers of a sample depend on its number and on the first number of its step only. So neither the number
+    of processes nor that of micro-batches changes them.
     """
 
     step: int
-    of_step: range  # of all processes and micro-batches of this optimiser step
-    local: range  # of this micro-batch, on this process
+    of_step: range  # samples of this optimiser step, in all processes and micro-batches
+    local: range  # samples of this micro-batch on this process
 
     @classmethod
     def of(cls, step: int, micro_step: int, accelerator: Accelerator, batch_size: int, micro_steps: int) -> Draws:
-        """Of a micro-batch; processes take turns at the samples."""
+        """The draws of a micro-batch; processes take turns at the samples."""
         processes = accelerator.num_processes
         first = (step * micro_steps + micro_step) * batch_size * processes
         of_step = range(batch_size * processes * micro_steps * step, batch_size * processes * micro_steps * (step + 1))
         return cls(step, of_step, range(first + accelerator.process_index, first + batch_size * processes, processes))
 
     def pick(self, values_of_step: Tensor) -> Tensor:
-        """This micro-batch's entries of a tensor over the step's samples."""
+        """Selects the entries of this micro-batch from a tensor over the samples of the step."""
         start = self.of_step.start
         return values_of_step[self.local.start - start : self.local.stop - start : self.local.step]
