@@ -121,8 +121,8 @@ def test_every_flag_may_be_written_in_kebab_case(name: str) -> None:
     cls: type[TrainingArguments] = Stage1Arguments if name in Stage1Arguments.__dataclass_fields__ else Stage2Arguments
     if name not in kinds_of(cls):
         return  # a class variable
-    value = {bool: [], dict: ["{}"], int: ["2"], float: ["0.5"], str: ["x"]}[kinds_of(cls)[name].type]
-    choices = kinds_of(cls)[name].choices
+    values: dict[Any, list[str]] = {bool: [], dict: ["{}"], int: ["2"], float: ["0.5"], str: ["x"]}
+    value, choices = values[kinds_of(cls)[name].type], kinds_of(cls)[name].choices
     spellings = (name, name.replace("_", "-"))
     results = [vars(_flags_of(cls, f"--{spelling}", *(choices[:1] if choices else value))) for spelling in spellings]
     assert results[0] == results[1] and list(results[0]) == [name]

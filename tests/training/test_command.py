@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -57,7 +58,12 @@ def test_the_recipes_are_listed() -> None:
 @pytest.mark.parametrize("target", ["autoencoder", "base"])
 def test_all_words_reach_the_trainings_own_parser_unchanged(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, list[str], str]] = []
-    monkeypatch.setattr(train_commands, "run_command", lambda *call: seen.append(call) or 3)
+
+    def record(*call: Any) -> int:
+        seen.append(call)
+        return 3
+
+    monkeypatch.setattr(train_commands, "run_command", record)
     words = ["--help", "--decoder_bias", "-1.5", "--no-use_ema", "--base_config", '{"a": [1, "--b"]}', "--a=b c", "-x"]
     assert run(target, *words)[0] == 3
     assert seen == [(target, words, f"root train {target}")] or seen == [

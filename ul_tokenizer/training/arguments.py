@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import yaml
 
-from ul_tokenizer.training.kinds import kinds_of
+from ul_tokenizer.training.kinds import Kind, kinds_of
 
 
 class Legal(NamedTuple):
@@ -152,8 +152,9 @@ class TrainingArguments:
         for name in self.PATHS:
             if getattr(self, name):
                 setattr(self, name, os.path.expanduser(getattr(self, name)))
+        kinds = kinds_of(type(self))
         for spec in dataclasses.fields(self):
-            setattr(self, spec.name, _checked(type(self), spec, getattr(self, spec.name)))
+            setattr(self, spec.name, _checked(spec, kinds[spec.name], getattr(self, spec.name)))
         for one, other in self.EXCLUSIVE:
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"--{one} and --{other} exclude each other, got both.")
@@ -179,9 +180,9 @@ def _overlap(one: str, other: str) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def _checked(cls: type[TrainingArguments], spec: dataclasses.Field[Any], value: Any) -> Any:
+def _checked(spec: dataclasses.Field[Any], kind: Kind, value: Any) -> Any:
     try:
-        value = kinds_of(cls)[spec.name].checked(value)
+        value = kind.checked(value)
     except ValueError as error:
         raise ValueError(f"--{spec.name} {error}.") from error
     legal: Legal | None = spec.metadata.get("legal")

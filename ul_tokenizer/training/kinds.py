@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import types
 import typing
@@ -57,7 +56,6 @@ class Kind:
         return value
 
 
-@functools.cache
 def kinds_of(cls: type[Any]) -> dict[str, Kind]:
     """Name → kind, for every field of a dataclass of arguments."""
     hints = typing.get_type_hints(cls)
