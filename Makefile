@@ -10,6 +10,7 @@ FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
 BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+TRAIN = $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) -m ul_tokenizer.train
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -42,18 +43,16 @@ photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages
 
 train-photo: photos ## train ul-photo-f8 as it was trained, in three phases; run again, it resumes
 	@set -e; for config in $(PHOTO_CONFIGS); do \
-	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
-	    --config examples/configs/$$config.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation; \
+	  $(TRAIN) autoencoder --config $$config --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation; \
 	done
 
 fashion: $(TEST_ENV)/.installed ## fetch Fashion-MNIST from a Debian package into FASHION (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/fashion_mnist.py --cache $(FASHION)
 
 train-fashion: DATA = --train_data_dir $(FASHION)/train --validation_data_dir $(FASHION)/test
-train-fashion: LAUNCH = $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS)
 train-fashion: fashion ## train ul-fashion as it was trained, both stages, into runs/; run again, it resumes
-	$(LAUNCH) examples/train_autoencoder.py --config examples/configs/ul-fashion.yaml $(DATA)
-	$(LAUNCH) examples/train_base_model.py --config examples/configs/ul-fashion-base.yaml $(DATA)
+	$(TRAIN) autoencoder --config ul-fashion $(DATA)
+	$(TRAIN) base --config ul-fashion-base $(DATA)
 
 clips: $(TEST_ENV)/.installed ## fetch the training clips from packages into CLIPS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_clips.py --cache $(CLIPS)
@@ -61,8 +60,7 @@ clips: $(TEST_ENV)/.installed ## fetch the training clips from packages into CLI
 train-video: photos clips ## train ul-video as it was trained, in two phases, from ul-photo-f8; run again, it resumes
 	test -d runs/video-start || $(TEST_ENV)/bin/python -m conversion.image_to_video ul-photo-f8 -o runs/video-start --decoder_num_layers 2
 	@set -e; for config in ul-video ul-video-lower-rate; do \
-	  $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) examples/train_autoencoder.py \
-	    --config examples/configs/$$config.yaml --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation \
+	  $(TRAIN) autoencoder --config $$config --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation \
 	    --train_video_dir $(CLIPS)/train --validation_video_dir $(CLIPS)/validation; \
 	done
 

@@ -1,7 +1,7 @@
 """Converts an image model to a video model that treats images as before.
 
     python conversion/image_to_video.py ul-photo-f8 -o start [--temporal_compression_ratio 4]
-    accelerate launch examples/train_autoencoder.py --pretrained_model_name_or_path start --num_frames 16 …
+    ul-tokenizer train autoencoder --pretrained_model_name_or_path start --num_frames 16 …
 
 What is new, mixing and folding of frames, starts such that an image is encoded and decoded as by the image model. With
 `--temporal_downsample latents`, so is every frame of a clip, almost: its latents have as many channels as those of all

@@ -1,7 +1,7 @@
 """Starts an autoencoder from the encoder of a pretrained diffusers AutoencoderKL or AutoencoderDC.
 
     python conversion/init_from_autoencoder.py stabilityai/sd-vae-ft-mse -o start --preset ul-small-f8
-    accelerate launch examples/train_autoencoder.py --pretrained_model_name_or_path start --prior_warmup …
+    ul-tokenizer train autoencoder --pretrained_model_name_or_path start --prior_warmup …
 
 Our encoder has residual blocks of the same two 3×3 convolutions, at the same halvings; so stages of equal grids are
 matched, widths are taken over, and convolutions copied. What stands between them is composed of the other's linear

@@ -1,11 +1,6 @@
-"""Stage 1: train or fine-tune a Unified Latents autoencoder.
+"""Stage 1, the same as `ul-tokenizer train autoencoder`: accelerate launch examples/train_autoencoder.py --help."""
 
-accelerate launch examples/train_autoencoder.py --config examples/configs/ul-photo-f8.yaml
-"""
-
-import sys
-
-from ul_tokenizer.training.stage1 import train_autoencoder
+from ul_tokenizer.training.command import run_command
 
 if __name__ == "__main__":
-    sys.exit(train_autoencoder())
+    raise SystemExit(run_command("autoencoder"))

@@ -1,11 +1,6 @@
-"""Stage 2: train a base model on the latents of a frozen autoencoder.
+"""Stage 2, the same as `ul-tokenizer train base`: accelerate launch examples/train_base_model.py --help."""
 
-accelerate launch examples/train_base_model.py --config examples/configs/ul-fashion-base.yaml
-"""
-
-import sys
-
-from ul_tokenizer.training.stage2 import train_base_model
+from ul_tokenizer.training.command import run_command
 
 if __name__ == "__main__":
-    sys.exit(train_base_model())
+    raise SystemExit(run_command("base"))

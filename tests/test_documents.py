@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import typer
 from PIL import Image
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
+from ul_tokenizer.training.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -51,6 +53,12 @@ def test_every_subcommand_in_the_readme_exists() -> None:
     assert named <= set(getattr(typer.main.get_command(import_module("ul_tokenizer.cli").app), "commands", {}))
 
 
+def test_every_recipe_in_a_document_exists() -> None:
+    texts = [text_of(document) for document in (*DOCUMENTS, "Makefile")]
+    named = {name for text in texts for name in re.findall(r"--config (ul-[\w-]+)", text)}
+    assert named and named <= set(recipe_names())
+
+
 def snippets() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
 
@@ -80,3 +88,13 @@ def test_the_readmes_usage_snippet_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     exec(snippet.replace("ul-photo-f8", "./tiny").replace("examples/images/moose.jpg", "photo.png"), {})
     assert Image.open("moose-again.png").size == (64, 48)
+
+
+def test_the_readmes_snippet_of_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (snippet,) = (text for text in snippets() if "train_autoencoder" in text)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples" / "images", "my/photos")
+    exec(snippet.replace("max_train_steps=5000", "max_train_steps=5000, dry_run=True"), {})
+    assert "max_train_steps: 5000" in capsys.readouterr().out

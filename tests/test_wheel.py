@@ -64,6 +64,15 @@ def test_the_command_line_works_there(installed: Path) -> None:
     assert "ul-photo-f8" in done.stdout and "ul-fashion" in done.stdout
 
 
+def test_training_starts_from_an_installed_wheel_by_the_name_of_a_recipe(installed: Path) -> None:
+    photos = Path(__file__).parent.parent / "examples" / "images"
+    words = ["train", "autoencoder", "--config", "ul-photo-f8", "--dry_run", "--train_data_dir", str(photos)]
+    code = f"import runpy, sys; sys.argv = {words}; runpy.run_module('ul_tokenizer.train', run_name='__main__')"
+    done = run(installed, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "output_dir: runs/ul-photo-f8" in done.stdout and "# decoder: " in done.stdout
+
+
 def test_damaged_weights_are_seen(installed: Path) -> None:
     weights = installed / "ul_tokenizer" / "pretrained" / "ul-photo-f8" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsPipeline, UnifiedLatentsTransformer
 from ul_tokenizer.models.presets import build_base
-from ul_tokenizer.training.stage1 import train_autoencoder
-from ul_tokenizer.training.stage2 import train_base_model
+from ul_tokenizer.training.command import Target, run_command
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -46,9 +45,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output_dir": root / "base",
         "pretrained_autoencoder": root / "stage1",
     }
-    for train, arguments in ((train_autoencoder, stage1), (train_base_model, stage2)):
+    targets: dict[Target, dict[str, Any]] = {"autoencoder": stage1, "base": stage2}
+    for target, arguments in targets.items():
         words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-        assert train(words) == 0
+        assert run_command(target, words) == 0
     return root
 
 

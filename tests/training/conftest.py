@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ul_tokenizer.training.stage1 import train_autoencoder
+from ul_tokenizer.training.command import run_command
 
 RunCommand = Callable[..., int]
 SMALLEST = {
@@ -103,7 +103,7 @@ def train(smallest_flags: Callable[..., list[str]]) -> RunCommand:
     def run(output_dir: Path, **changes: Any) -> int:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-        return train_autoencoder(smallest_flags(output_dir, **changes))
+        return run_command("autoencoder", smallest_flags(output_dir, **changes))
 
     return run
 
@@ -115,7 +115,7 @@ def start(smallest_flags: Callable[..., list[str]]) -> Callable[..., subprocess.
     def run(
         output_dir: Path, *launcher: str, code: str = "", new_group: bool = False, **changes: Any
     ) -> subprocess.Popen[str]:
-        script = ["-c", code] if code else ["examples/train_autoencoder.py"]
+        script = ["-c", code] if code else ["-m", "ul_tokenizer.train", "autoencoder"]
         command = [sys.executable, *launcher, *script, *smallest_flags(output_dir, **changes)]
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,17 @@ import pytest
 import torch
 import yaml
 
-from ul_tokenizer.training.loop import precision_warning
-from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.stage1 import Stage1Arguments, train_autoencoder
-from ul_tokenizer.training.stage2 import Stage2Arguments
+from ul_tokenizer.pretrained import ROOT as PRETRAINED
+from ul_tokenizer.training import train_autoencoder, train_base_model
+from ul_tokenizer.training.accelerator import precision_warning
+from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.command import run_command
+from ul_tokenizer.training.kinds import kinds_of
+from ul_tokenizer.training.parsing import _make_parser, _snake_case, parse_arguments
+from ul_tokenizer.training.recipes import RECIPES, describe_recipes, find_config, recipe_names
+from ul_tokenizer.training.stage1_arguments import Stage1Arguments
+from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
-CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 Write = Callable[..., str]
 
 
@@ -31,6 +38,12 @@ def write(tmp_path: Path) -> Write:
 
 def parse(*argv: str) -> Stage1Arguments:
     return parse_arguments(Stage1Arguments, argv)
+
+
+def _flags_of(cls: type[TrainingArguments], *argv: str) -> argparse.Namespace:
+    """The flags alone, before they become arguments."""
+    words = [_snake_case(word, kinds_of(cls)) for word in argv]
+    return _make_parser(cls, kinds_of(cls), "", None).parse_args(words)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -74,8 +87,8 @@ def test_a_float_may_be_written_as_yaml_does_not_know_it(write: Write, text: str
 
 
 def test_a_json_object_is_a_flag_and_a_mapping_is_a_key(write: Write) -> None:
-    assert parse("--train_data_dir", "x", "--prior", '{"dropout": 0.5}').prior == {"dropout": 0.5}
-    assert parse("--config", write(prior={"dropout": 0.5})).prior == {"dropout": 0.5}
+    assert parse("--train_data_dir", "x", "--prior_config", '{"dropout": 0.5}').prior_config == {"dropout": 0.5}
+    assert parse("--config", write(prior_config={"dropout": 0.5})).prior_config == {"dropout": 0.5}
 
 
 def test_null_turns_an_optional_argument_off(write: Write) -> None:
@@ -103,6 +116,64 @@ def test_a_run_writes_to_the_home_folder_when_told_so(
     assert (tmp_path / "run" / "config.json").exists() and not (tmp_path / "~").exists()
 
 
+@pytest.mark.parametrize("name", [*Stage1Arguments.__dataclass_fields__, *Stage2Arguments.__dataclass_fields__])
+def test_every_flag_may_be_written_in_kebab_case(name: str) -> None:
+    cls: type[TrainingArguments] = Stage1Arguments if name in Stage1Arguments.__dataclass_fields__ else Stage2Arguments
+    if name not in kinds_of(cls):
+        return  # a class variable
+    values: dict[Any, list[str]] = {bool: [], dict: ["{}"], int: ["2"], float: ["0.5"], str: ["x"]}
+    value, choices = values[kinds_of(cls)[name].type], kinds_of(cls)[name].choices
+    spellings = (name, name.replace("_", "-"))
+    results = [vars(_flags_of(cls, f"--{spelling}", *(choices[:1] if choices else value))) for spelling in spellings]
+    assert results[0] == results[1] and list(results[0]) == [name]
+
+
+@pytest.mark.parametrize("flag", ["--no-use_ema", "--no-use-ema", "--no_use_ema"])
+def test_a_boolean_flag_is_turned_off_in_any_spelling(flag: str) -> None:
+    assert parse("--train-data-dir=a-b/c_d", flag).use_ema is False
+    assert parse("--train-data-dir=a-b/c_d", flag).train_data_dir == "a-b/c_d"
+
+
+# ---------------------------------------------------------------- from Python
+
+
+def test_arguments_are_made_by_keywords_and_take_paths(tmp_path: Path) -> None:
+    args = Stage1Arguments(train_data_dir=tmp_path, learning_rate=1, prior_config={"dropout": 0.5})  # type: ignore[arg-type]
+    assert (args.train_data_dir, args.learning_rate) == (str(tmp_path), 1.0)
+    assert yaml.safe_load(args.to_yaml())["train_data_dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mixed_precision": "fp8"}, "--mixed_precision must be one of no, bf16, fp16, got 'fp8'."),
+        ({"resolution": "64"}, "--resolution must be of type int, got '64'."),
+        ({"use_ema": None}, "--use_ema must be of type bool, got None."),
+        ({"prior_config": ["dropout"]}, "--prior_config must be of type dict, got ['dropout']."),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_from_python_as_well(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Stage1Arguments(train_data_dir="photos", **changes)
+
+
+def test_both_stages_train_from_python_in_one_process(images: Path, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"train_data_dir": images, "resolution": 16, "max_train_steps": 1}
+    shared |= {"train_batch_size": 2, "num_validation_images": 2, "validation_inference_steps": 1}
+    assert train_autoencoder(Stage1Arguments(**shared, preset="ul-tiny-f8", output_dir=str(tmp_path / "vae")))
+    stage2 = {**shared, "preset": "ul-base-tiny", "pretrained_autoencoder": tmp_path / "vae"}
+    assert train_base_model(Stage2Arguments(**stage2, output_dir=str(tmp_path / "base")))
+    assert (tmp_path / "base" / "model_index.json").is_file()
+
+
+def test_errors_are_raised_from_python_and_keep_their_cause(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--resolution must be a multiple of 8"):
+        train_autoencoder(Stage1Arguments(train_data_dir=str(images), resolution=20, output_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match="--learning_rate must be of type float, got 'fast'") as caught:
+        Stage1Arguments(train_data_dir="photos", learning_rate="fast")  # type: ignore[arg-type]
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -119,9 +190,9 @@ def test_a_run_writes_to_the_home_folder_when_told_so(
         (["--mixed_precision", "fp8"], ["--mixed_precision", "bf16", "'fp8'"]),
         (["--train_only", "everything"], ["--train_only", "encoder, decoder, prior"]),
         (["--preset", "ul-huge"], ["--preset", "ul-tiny-f8", "ul-huge"]),
-        (["--prior", "[1]"], ["--prior", "JSON object"]),
-        (["--prior", "{dropout: 1}"], ["--prior", "JSON object"]),
-        (["--prior", "null"], ["--prior", "JSON object"]),
+        (["--prior_config", "[1]"], ["--prior_config", "JSON object"]),
+        (["--prior_config", "{dropout: 1}"], ["--prior_config", "JSON object"]),
+        (["--prior_config", "null"], ["--prior_config", "JSON object"]),
         (["--seed", "-1"], ["--seed", "at least 0", "-1"]),
         (["--train_batch_size", "0"], ["--train_batch_size", "above 0"]),
         (["--num_validation_images", "1"], ["--num_validation_images", "at least 2"]),
@@ -133,7 +204,10 @@ def test_a_run_writes_to_the_home_folder_when_told_so(
         (["--max_train_steps", "5", "--num_train_epochs", "5"], ["--max_train_steps", "--num_train_epochs", "exclude"]),
         (["--revision", "main"], ["--revision", "--pretrained_model_name_or_path"]),
         (["--validation_data_dir", "photos/held-out"], ["--validation_data_dir", "within"]),
-        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "ul-fashion, "]),
+        (["--config", "ul-foto"], ["--config", "ul-foto", "ul-photo-f8, "]),
+        (["--prior", '{"dropout": 0.5}'], ["--prior is now called --prior_config"]),
+        (["--autoencoder={}"], ["--autoencoder is now called --autoencoder_config"]),
     ],
 )
 def test_a_wrong_flag_is_one_sentence_that_names_it(
@@ -159,13 +233,15 @@ def test_data_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
         ("learning_rate: true", ["learning_rate", "float"]),
         ("learning_rate: fast", ["learning_rate", "float", "'fast'"]),
         ("output_dir: 7", ["output_dir", "str", "7"]),
-        ("prior: [1, 2]", ["prior", "dict"]),
+        ("prior_config: [1, 2]", ["prior_config", "dict"]),
         ("lr_scheduler: cosinus", ["lr_scheduler", "constant_with_warmup", "'cosinus'"]),
         ("train_batch_size: 0", ["--train_batch_size", "above 0"]),
         ("max_train_steps: 5\nnum_train_epochs: 5", ["--max_train_steps", "--num_train_epochs", "exclude"]),
         ("- a\n- b", ["mapping", "list"]),
         ("a: [", ["not valid YAML"]),
         ("config: other.yaml", ["unknown key", "config"]),
+        ("prior: {dropout: 0.5}", ["config.yaml", "'prior' is now called 'prior_config'"]),
+        ("autoencoder: {}", ["config.yaml", "'autoencoder' is now called 'autoencoder_config'"]),
     ],
 )
 def test_a_wrong_key_is_one_sentence_that_names_it(
@@ -178,14 +254,35 @@ def test_a_wrong_key_is_one_sentence_that_names_it(
 # ---------------------------------------------------------------- what is printed
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_example_config_is_legal(path: Path) -> None:
-    kind = Stage2Arguments if "pretrained_autoencoder" in path.read_text() else Stage1Arguments
-    assert parse_arguments(kind, ["--config", str(path)]).train_data_dir
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_legal(name: str) -> None:
+    kind = Stage2Arguments if "pretrained_autoencoder" in find_config(name).read_text() else Stage1Arguments
+    args = parse_arguments(kind, ["--config", name, "--train_data_dir", "photos"])
+    assert args.output_dir.startswith("runs/")
 
 
-def test_there_are_example_configs() -> None:
-    assert CONFIGS
+def test_the_recipes_of_all_bundled_models_are_listed_with_what_they_train() -> None:
+    lines = {line.split()[0]: line.split()[1] for line in describe_recipes().splitlines()}
+    assert {"ul-fashion", "ul-photo-f8", "ul-video"} <= set(lines) == set(recipe_names())
+    assert (lines["ul-fashion"], lines["ul-fashion-base"]) == ("autoencoder", "base")
+
+
+def test_a_file_wins_over_the_recipe_of_its_name_and_a_folder_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ul-video").mkdir()  # a run's folder, for instance
+    (tmp_path / "ul-photo-f8").write_text("train_data_dir: mine\n")
+    assert find_config("ul-video") == RECIPES / "ul-video.yaml"
+    assert parse("--config", "ul-photo-f8").train_data_dir == "mine"
+
+
+def test_the_records_of_bundled_models_have_the_keys_of_a_config() -> None:
+    records = {path: yaml.safe_load(path.read_text()) for path in PRETRAINED.glob("*/training-phase-*.yaml")}
+    assert len(records) == 7
+    for path, record in records.items():
+        kinds = kinds_of(Stage2Arguments if "sigmoid_bias" in record else Stage1Arguments)
+        assert [key for key in record if key not in kinds] == [], path
 
 
 def test_the_help_names_every_argument_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,24 +293,24 @@ def test_the_help_names_every_argument_with_its_default(capsys: pytest.CaptureFi
     assert "Side of the square crops, in pixels. (default: 64)" in help
     assert "(default: {})" in help and "MISSING" not in help and "==SUPPRESS==" not in help
     for name in Stage1Arguments.__dataclass_fields__:
-        if name not in ("EXCLUSIVE", "PATHS", "DEFAULT_STEPS"):
+        if name not in ("EXCLUSIVE", "PATHS", "RENAMED", "DEFAULT_STEPS"):
             assert f"--{name} " in help
 
 
 def test_a_dry_run_prints_a_config_that_gives_the_same_run_and_writes_nothing(
     train: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {"prior": {"dropout": 0.5}, "learning_rate": 1e-5, "checkpoints_total_limit": "null", "dry_run": True}
-    assert train(tmp_path / "run", **changes) == 0
+    changes = {"prior_config": {"dropout": 0.5}, "learning_rate": 1e-5, "checkpoints_total_limit": "null"}
+    assert train(tmp_path / "run", **changes, dry_run=True) == 0
     assert not (tmp_path / "run").exists()
     printed = capfd.readouterr().out
     assert "# decoder: " in printed and "# held-out images: 2" in printed
     config = tmp_path / "config.yaml"
     config.write_text(printed)
     args = parse("--config", str(config))
-    assert (args.dry_run, args.prior, args.learning_rate) == (False, {"dropout": 0.5}, 1e-5)
+    assert (args.dry_run, args.prior_config, args.learning_rate) == (False, {"dropout": 0.5}, 1e-5)
     assert args.checkpoints_total_limit is None
-    assert train_autoencoder(["--config", str(config), "--dry_run"]) == 0
+    assert run_command("autoencoder", ["--config", str(config), "--dry_run"]) == 0
     assert capfd.readouterr().out == printed
 
 

@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ul_tokenizer.training.accelerator import make_accelerator
 from ul_tokenizer.training.checkpoints import list_checkpoints
 from ul_tokenizer.training.draws.crops import CropSample, RandomCropDataset
-from ul_tokenizer.training.loop import Trainer, TrainingError, make_accelerator
+from ul_tokenizer.training.errors import TrainingError
+from ul_tokenizer.training.loop import Trainer
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.stage1 import Stage1, Stage1Arguments
+from ul_tokenizer.training.stage1 import Stage1
+from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.tracking import JsonLinesTracker
 
 Train = Callable[..., int]
@@ -94,9 +97,9 @@ def test_a_run_that_blows_up_ends_with_status_1_and_one_sentence(
 
 SMALL_FILES_ONLY = """
 import resource, sys
-from ul_tokenizer.training.stage1 import train_autoencoder
+from ul_tokenizer.training.command import run_command
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-sys.exit(train_autoencoder())
+sys.exit(run_command("autoencoder"))
 """
 
 

@@ -12,8 +12,7 @@ import yaml
 from tests.hub.loopback_hub import Fault, LoopbackHub
 from ul_tokenizer import UnifiedLatentsAutoencoder, UnifiedLatentsPipeline
 from ul_tokenizer.models.repository import load_prior
-from ul_tokenizer.training.stage1 import train_autoencoder
-from ul_tokenizer.training.stage2 import train_base_model
+from ul_tokenizer.training.command import run_command
 
 Flags = Callable[..., list[str]]
 
@@ -24,7 +23,7 @@ def test_models_are_pushed_at_checkpoints_and_at_the_end_with_a_card(
     run = tmp_path / "run"
     names = {"push_to_hub": True, "hub_model_id": "tester/trained", "hub_private_repo": True}
     flags = smallest_flags(run, checkpointing_steps=1, validation_steps=2, **names, hub_token=hub.token)
-    assert train_autoencoder(flags) == 0
+    assert run_command("autoencoder", flags) == 0
     repo = hub.repo("tester/trained")
     titles = [commit.title for commit in repo.commits.values()]
     assert titles[0] == "initial commit"
@@ -46,7 +45,7 @@ def test_models_are_pushed_at_checkpoints_and_at_the_end_with_a_card(
 def test_a_base_model_is_pushed_as_a_pipeline(
     hub: LoopbackHub, login: str, smallest_flags: Flags, tmp_path: Path, images: Path, flags: Flags
 ) -> None:
-    assert train_autoencoder(smallest_flags(tmp_path / "stage1")) == 0
+    assert run_command("autoencoder", smallest_flags(tmp_path / "stage1")) == 0
     arguments = {
         "pretrained_autoencoder": tmp_path / "stage1",
         "train_data_dir": images,
@@ -60,7 +59,7 @@ def test_a_base_model_is_pushed_as_a_pipeline(
         "validation_inference_steps": 1,
         "push_to_hub": True,
     }
-    assert train_base_model(flags(**arguments)) == 0
+    assert run_command("base", flags(**arguments)) == 0
     pipeline = UnifiedLatentsPipeline.from_pretrained("tester/base", cache_dir=tmp_path / "cache")
     assert pipeline.commit_hash == hub.repo("tester/base").head.oid
 
@@ -69,7 +68,7 @@ def test_without_the_right_to_write_nothing_is_trained(
     hub: LoopbackHub, smallest_flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = smallest_flags(tmp_path / "run", push_to_hub=True, hub_token=hub.read_token)
-    assert train_autoencoder(flags) == 1
+    assert run_command("autoencoder", flags) == 1
     said = capsys.readouterr().err
     assert "error: Access to hub repository run was denied" in said
     assert "step 1" not in said
@@ -81,7 +80,7 @@ def test_a_push_that_fails_on_the_way_costs_the_training_nothing(
 ) -> None:
     hub.faults.append(Fault("unavailable", "/commit/", times=1000))
     flags = smallest_flags(tmp_path / "run", checkpointing_steps=1, push_to_hub=True)
-    assert train_autoencoder(flags) == 1
+    assert run_command("autoencoder", flags) == 1
     said = capsys.readouterr().err
     assert "Training goes on." in said
     assert "Trained to step 2" in said

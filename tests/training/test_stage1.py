@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +20,11 @@ from torch import Tensor
 from ul_tokenizer.evaluation.metrics import psnr_of_mean_mse
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-from ul_tokenizer.training import stage1
-from ul_tokenizer.training.loop import Trainer, make_accelerator
+from ul_tokenizer.training.accelerator import make_accelerator
+from ul_tokenizer.training.loop import Trainer
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.stage1 import PARTS, Stage1, Stage1Arguments
+from ul_tokenizer.training.stage1 import PARTS, Stage1
+from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.validation import validate_autoencoder
 
 Train = Callable[..., int]
@@ -74,7 +77,7 @@ def test_frozen_parts_are_in_evaluation_mode_and_trained_ones_are_not(smallest_f
 
 
 def test_a_saved_run_can_be_fine_tuned(train: Train, tmp_path: Path) -> None:
-    assert train(tmp_path / "first", autoencoder={"dropout": 0.125}) == 0
+    assert train(tmp_path / "first", autoencoder_config={"dropout": 0.125}) == 0
     changes = {"pretrained_model_name_or_path": tmp_path / "first", "train_only": "decoder", "preset": "ul-small-f8"}
     assert train(tmp_path / "second", **changes) == 0
     first, second = (load_file(tmp_path / f / "diffusion_pytorch_model.safetensors") for f in ("first", "second"))
@@ -88,17 +91,17 @@ def test_fine_tuning_keeps_the_priors_full_weight_and_may_change_the_config(
 ) -> None:
     assert train(tmp_path / "first") == 0
     first = {"pretrained_model_name_or_path": tmp_path / "first"}
-    assert train(tmp_path / "second", **first, autoencoder={"decoder_logsnr_max": 11.0}) == 0
+    assert train(tmp_path / "second", **first, autoencoder_config={"decoder_logsnr_max": 11.0}) == 0
     assert [line["prior_weight"] for line in logged(tmp_path / "second") if "loss" in line] == [1.0, 1.0]
     assert UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "second").config.decoder_logsnr_max == 11.0
-    assert train(tmp_path / "third", **first, autoencoder={"colour": 1}) == 1
+    assert train(tmp_path / "third", **first, autoencoder_config={"colour": 1}) == 1
     assert "no config key 'colour'" in capfd.readouterr().err
 
 
 def test_a_fresh_prior_of_another_size_can_be_trained_for_a_finished_autoencoder(train: Train, tmp_path: Path) -> None:
     assert train(tmp_path / "first") == 0
     changes = {"pretrained_model_name_or_path": tmp_path / "first", "fresh_prior": True, "train_only": "prior"}
-    assert train(tmp_path / "second", **changes, prior={"block_out_channels": [48]}) == 0
+    assert train(tmp_path / "second", **changes, prior_config={"block_out_channels": [48]}) == 0
     prior = UnifiedLatentsTransformer.from_pretrained(tmp_path / "second", subfolder="prior")
     assert tuple(prior.config.block_out_channels) == (48,)
     first, second = (load_file(tmp_path / f / "diffusion_pytorch_model.safetensors") for f in ("first", "second"))
@@ -109,24 +112,42 @@ def test_the_prior_follows_the_latents_of_the_autoencoder_and_a_contradiction_is
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     latents = {"latent_channels": 8, "latent_logsnr": 6.0}
-    assert train(tmp_path / "eight", autoencoder=latents) == 0
-    assert train(tmp_path / "six", autoencoder=latents, prior={"in_channels": 6}) == 1
-    assert "error: --prior must have the in_channels of the autoencoder's latents, 8, got 6." in capfd.readouterr().err
+    assert train(tmp_path / "eight", autoencoder_config=latents) == 0
+    assert train(tmp_path / "six", autoencoder_config=latents, prior_config={"in_channels": 6}) == 1
+    words = "error: --prior_config must have the in_channels of the autoencoder's latents, 8, got 6."
+    assert words in capfd.readouterr().err
 
 
-def test_a_trained_model_knows_the_statistics_of_its_latents(
-    train: Train, smallest_flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def public_config(model: UnifiedLatentsAutoencoder) -> dict[str, Any]:
+    """The config without what diffusers itself enters at any saving."""
+    return {key: value for key, value in model.config.items() if not key.startswith("_")}
+
+
+def normalization(folder: Path) -> list[Any]:
+    config = UnifiedLatentsAutoencoder.from_pretrained(folder).config
+    return [config[key] for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")]
+
+
+def test_saving_encodes_nothing_and_leaves_the_config_of_the_model_as_it_is(
+    smallest_flags: Flags, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(stage1, "STATISTICS_CROPS", 5)
-    assert train(tmp_path) == 0
-    model = UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
-    crops = make_stage(smallest_flags, tmp_path).dataset
-    with torch.no_grad():
-        latent = model.encode(torch.stack([crops[n]["pixel_values"] for n in range(5)])).latent
-    values = latent.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(model.latents_mean, values.mean(1), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(model.latents_std, values.std(1, correction=0), atol=1e-4, rtol=1e-3)
-    assert abs(float(((latent - model.config.shift_factor) * model.config.scaling_factor).std(correction=0)) - 1) < 1e-3
+    stage = make_stage(smallest_flags, tmp_path)
+    before, passes = public_config(stage.autoencoder), []
+    stage.autoencoder.encoder.register_forward_hook(lambda *_: passes.append(1))
+    stage.save(tmp_path / "model")
+    assert (public_config(stage.autoencoder), passes) == (before, [])
+    assert normalization(tmp_path / "model") == [1.0, 0.0, None, None]
+
+
+def test_fine_tuning_drops_the_statistics_of_the_latents_that_the_model_had_before(
+    train: Train, smallest_flags: Flags, tmp_path: Path
+) -> None:
+    stage = make_stage(smallest_flags, tmp_path)
+    stage.autoencoder.register_to_config(latents_mean=[1.0] * 4, latents_std=[2.0] * 4, scaling_factor=0.5)
+    stage.save(tmp_path / "first")
+    assert normalization(tmp_path / "first") == [0.5, 0.0, [1.0] * 4, [2.0] * 4]
+    assert train(tmp_path / "second", pretrained_model_name_or_path=tmp_path / "first") == 0
+    assert normalization(tmp_path / "second") == [1.0, 0.0, None, None]
 
 
 def test_a_model_that_is_not_there_is_one_sentence(
@@ -282,6 +303,25 @@ def test_a_log_file_gets_lines_with_the_time_left_and_no_progress_bar(
     assert train(tmp_path) == 0
     error = capfd.readouterr().err
     assert "step 1/2: loss " in error and " left\n" in error and "\r" not in error
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_progress_bar_with_messages_above_it(
+    train: Train, make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = FakeTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert train(tmp_path / "a-folder-with-a-name-longer-than-half-of-a-line") == 0
+    printed = terminal.getvalue()
+    assert "training" in printed and "2/2" in printed and "loss " in printed
+    assert "step 1/2: loss" not in printed  # the bar shows the loss
+    message = f"Trained to step 2: {tmp_path / 'a-folder-with-a-name-longer-than-half-of-a-line'}\n"
+    assert message in printed  # in one piece, although it is longer than a line
 
 
 def test_a_lost_latent_is_warned_of(

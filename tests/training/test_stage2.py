@@ -26,10 +26,12 @@ from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder, UnifiedLatent
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
+from ul_tokenizer.training.accelerator import make_accelerator
+from ul_tokenizer.training.command import run_command
 from ul_tokenizer.training.draws.noise import Draws
-from ul_tokenizer.training.loop import make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
-from ul_tokenizer.training.stage2 import Stage2, Stage2Arguments, train_base_model
+from ul_tokenizer.training.stage2 import Stage2
+from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
 ROOT = Path(__file__).parents[2]
 Logged = Callable[[Path], list[dict[str, Any]]]
@@ -94,7 +96,7 @@ def train2(run_flags: Callable[..., list[str]]) -> Callable[..., int]:
     def run(output_dir: Path, **changes: Any) -> int:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-        return train_base_model(run_flags(output_dir, **changes))
+        return run_command("base", run_flags(output_dir, **changes))
 
     return run
 
@@ -206,7 +208,7 @@ HARD = {
     "validation_steps": 4,
     "gradient_accumulation_steps": 2,
     "lr_scheduler": "cosine",
-    "base": {"dropout": 0.2},
+    "base_config": {"dropout": 0.2},
     "resume_from_checkpoint": "latest",
 }
 
@@ -229,7 +231,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     options = {**HARD, "max_train_steps": 12, "validation_steps": 1000, "cache_latents": True}
     assert train2(tmp_path / "a", **options) == 0
-    command = [sys.executable, "examples/train_base_model.py", *run_flags(tmp_path / "b", **options)]
+    command = [sys.executable, "-m", "ul_tokenizer.train", "base", *run_flags(tmp_path / "b", **options)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     while not (tmp_path / "b" / "checkpoint-3").is_dir() and child.poll() is None:
@@ -258,7 +260,7 @@ def test_two_processes_do_not_change_the_run(
     options = {**SMOOTH, "cache_latents": True}
     assert train2(tmp_path / "a", **options) == 0
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = ["examples/train_base_model.py", *run_flags(tmp_path / "b", **options, train_batch_size=2)]
+    script = ["-m", "ul_tokenizer.train", "base", *run_flags(tmp_path / "b", **options, train_batch_size=2)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *launcher, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
@@ -439,15 +441,18 @@ def test_their_latents_are_normalised_as_their_configs_say(kl: Path, make_stage:
     ("changes", "words"),
     [
         (
-            {"base": {"latent_logsnr": 4.0}},
-            "--base must have the latent_logsnr of the latents and labels, 5.0",
+            {"base_config": {"latent_logsnr": 4.0}},
+            "--base_config must have the latent_logsnr of the latents and labels, 5.0",
         ),
-        ({"base": {"in_channels": 8}}, "--base must have the in_channels of the latents and labels, 4, got 8"),
         (
-            {"base": {"num_class_embeds": 5}},
-            "--base must have the num_class_embeds of the latents and labels, 2",
+            {"base_config": {"in_channels": 8}},
+            "--base_config must have the in_channels of the latents and labels, 4, got 8",
         ),
-        ({"base": {"width": 5}}, "UnifiedLatentsTransformer has no config key 'width'"),
+        (
+            {"base_config": {"num_class_embeds": 5}},
+            "--base_config must have the num_class_embeds of the latents and labels, 2",
+        ),
+        ({"base_config": {"width": 5}}, "UnifiedLatentsTransformer has no config key 'width'"),
         ({"resolution": 20}, "--resolution must be a multiple of 8 for these networks, got 20"),
         ({"pretrained_autoencoder": "/no/such"}, "Model /no/such is no bundled name"),
         ({"pretrained_autoencoder": None, "pretrained_vae": "/no/such"}, "--pretrained_vae /no/such can't be loaded"),

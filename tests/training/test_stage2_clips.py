@@ -19,7 +19,7 @@ from ul_tokenizer import (
 from ul_tokenizer.latents.manifest import make_header
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
-from ul_tokenizer.training.stage2 import train_base_model
+from ul_tokenizer.training.command import run_command
 
 SIDE, FRAMES, GIVEN = 4, 4, 2
 DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
@@ -77,9 +77,10 @@ def test_the_future_of_a_known_motion_is_learned(
 ) -> None:
     base = {"block_out_channels": [64], "num_layers": [3], "attention_head_dim": 16, "embedding_channels": 32}
     # A negative bias: where the spot shall go is decided at noisy levels, which have little weight else.
-    changes = {"max_train_steps": 500, "learning_rate": 2e-3, "lr_warmup_steps": 100, "base": base, "ema_decay": 0.99}
-    changes |= {"train_batch_size": 32, "sigmoid_bias": -3.0, "context_dropout": 0.0, "lr_scheduler": "linear"}
-    assert train_base_model(flags(**arguments(autoencoder, latents, tmp_path / "run", **changes))) == 0
+    changes = {"max_train_steps": 500, "learning_rate": 2e-3, "lr_warmup_steps": 100, "lr_scheduler": "linear"}
+    changes |= {"train_batch_size": 32, "sigmoid_bias": -3.0, "context_dropout": 0.0, "ema_decay": 0.99}
+    changes["base_config"] = base
+    assert run_command("base", flags(**arguments(autoencoder, latents, tmp_path / "run", **changes))) == 0
     pipeline = UnifiedLatentsPipeline.from_pretrained(tmp_path / "run")
     assert pipeline.transformer.config.sample_frames == FRAMES
     truth = moving_dots(48, seed=1)
@@ -101,7 +102,7 @@ def test_the_future_of_a_known_motion_is_learned(
 def test_clips_without_given_frames_and_images_are_trained_alike(
     autoencoder: Path, latents: Path, tmp_path: Path, flags: Callable[..., list[str]]
 ) -> None:
-    assert train_base_model(flags(**arguments(autoencoder, latents, tmp_path / "run", num_context_latents=0))) == 0
+    assert run_command("base", flags(**arguments(autoencoder, latents, tmp_path / "run", num_context_latents=0))) == 0
     pipeline = UnifiedLatentsPipeline.from_pretrained(tmp_path / "run")
     assert not pipeline.transformer.config.context_conditioning
     output: Any = pipeline(num_inference_steps=1, output_type="pt")
@@ -120,7 +121,7 @@ def test_more_given_than_there_is_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = flags(**arguments(autoencoder, latents, tmp_path / "run", num_context_latents=given))
-    assert train_base_model(words) == 1
+    assert run_command("base", words) == 1
     assert expected in capsys.readouterr().err
 
 

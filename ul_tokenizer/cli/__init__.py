@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from ul_tokenizer import __version__
 from ul_tokenizer.cli import encode_dataset as encoding
 from ul_tokenizer.cli import evaluate as evaluation
-from ul_tokenizer.cli import hub, latents
+from ul_tokenizer.cli import hub, latents, train
 
 if TYPE_CHECKING:
     import torch
@@ -360,6 +360,7 @@ for _command in (
 ):
     latents.app.command()(_reported(_command))
 app.add_typer(latents.app)
+app.add_typer(train.app)
 app.command(epilog="Example: ul-tokenizer push runs/my-model me/my-model --license apache-2.0")(_reported(hub.push))
 app.command(epilog="Example: ul-tokenizer pull me/my-model -o my-model")(_reported(hub.pull))
 app.add_typer(hub.app)

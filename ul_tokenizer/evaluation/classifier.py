@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike
 from ul_tokenizer.media.pixels import to_float
+from ul_tokenizer.progress import track
 
 RECIPE = 1  # counts up with every change of what is trained here, or how
 WIDTHS = (32, 64, 128)
@@ -112,7 +112,7 @@ def _fit(classifier: SmallClassifier, images: Tensor, labels: Tensor, seed: int)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     batches = _batches(len(images), torch.Generator().manual_seed(seed))
-    for _ in tqdm(range(steps), desc="training the classifier", leave=False, disable=None):
+    for _ in track(range(steps), "training the classifier", steps, "steps"):
         rows = next(batches)
         logits = classifier(images[rows].to(device))
         loss = F.cross_entropy(logits, labels[rows].to(device), label_smoothing=LABEL_SMOOTHING)

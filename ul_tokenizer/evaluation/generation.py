@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ul_tokenizer import _compat
 from ul_tokenizer.diffusion.guidance import Guidance
@@ -21,6 +20,7 @@ from ul_tokenizer.evaluation.labelled_images import to_stored
 from ul_tokenizer.evaluation.reference import Reference
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.progress import progress
 from ul_tokenizer.randomness import EvaluationStream, torch_generator
 from ul_tokenizer.schedulers.log_snr import AlgorithmType, LogSNRScheduler
 
@@ -144,11 +144,11 @@ def draw_images(
     _check_decode(pipeline, sampling)
     labels = _labels(pipeline, reference, sampling)
     grey, parts = reference.image_shape[0] == 1, []
+    description = f"{sampling.solver}, {sampling.num_inference_steps} steps"
     with (
         _prepared(pipeline, sampling.solver),
-        tqdm(total=sampling.num_images, unit="img", leave=False, disable=None) as bar,
+        progress(description, sampling.num_images, "images") as bar,
     ):
-        bar.set_description(f"{sampling.solver}, {sampling.num_inference_steps} steps")
         for first in range(0, sampling.num_images, batch_size):
             rows = range(first, min(first + batch_size, sampling.num_images))
             asked = None if labels is None else labels[rows.start : rows.stop]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ul_tokenizer.evaluation.classifier import judge
 from ul_tokenizer.evaluation.generation import sample_generators
@@ -19,6 +18,7 @@ from ul_tokenizer.evaluation.reference import Reference
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.progress import track
 from ul_tokenizer.randomness import EvaluationStream
 
 
@@ -94,7 +94,8 @@ def _reconstruct(autoencoder: Any, images: Tensor, steps: int | None, batch_size
     """uint8 in, uint8 out, (N, C, H, W)."""
     parts, first = [], 0
     ours = isinstance(autoencoder, UnifiedLatentsAutoencoder)
-    for batch in tqdm(images.split(batch_size), desc="reconstructing", leave=False, disable=None):
+    batches = images.split(batch_size)
+    for batch in track(batches, "reconstructing", len(batches), "batches"):
         generators = sample_generators(seed, EvaluationStream.RECONSTRUCTION, range(first, first + len(batch)))
         pixels = to_rgb_floats(batch).to(autoencoder.device, autoencoder.dtype)
         z_0 = autoencoder.encode(pixels).latent_dist.sample(generators)
@@ -110,7 +111,8 @@ def _bits_per_pixel(
     if not isinstance(autoencoder, UnifiedLatentsAutoencoder):
         return None
     bits, first = 0.0, 0
-    for batch in tqdm(images.split(batch_size), desc="counting bits", leave=False, disable=None):
+    batches = images.split(batch_size)
+    for batch in track(batches, "counting bits", len(batches), "batches"):
         generators = sample_generators(seed, EvaluationStream.BITS, range(first, first + len(batch)))
         pixels = to_rgb_floats(batch).to(autoencoder.device, autoencoder.dtype)
         bits += float(autoencoder.bits(pixels, prior, generator=generators).sum())

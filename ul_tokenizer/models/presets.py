@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ul_tokenizer import _compat
-from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
+if TYPE_CHECKING:  # the names of presets stand in help texts, which must not wait for torch
+    from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+    from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 _Config = TypeVar("_Config")
 
@@ -184,16 +186,22 @@ def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> 
     Raises:
         ValueError: an unknown preset or config key, or a value out of range.
     """
+    from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+
     return UnifiedLatentsAutoencoder(**_config(_pair(preset)[0], UnifiedLatentsAutoencoder, changes))
 
 
 def build_prior(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsTransformer:
     """A fresh stage-1 prior of a preset; arguments and errors as `build_autoencoder`."""
+    from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
     return UnifiedLatentsTransformer(**_config(_pair(preset)[1], UnifiedLatentsTransformer, changes))
 
 
 def build_base(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsTransformer:
     """A fresh base model of a preset of `BASE_PRESETS`; arguments and errors as `build_autoencoder`."""
+    from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+
     return UnifiedLatentsTransformer(**_config(_entry(BASE_PRESETS, preset), UnifiedLatentsTransformer, changes))
 
 

@@ -20,12 +20,12 @@ from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
-HOLD_LEVELS = 0.3  # part of the decoder's levels, from the noisy end, that the first part of the warm-up trains
+HOLD_LEVELS = 0.3  # fraction of the decoder's levels, the noisiest ones, that are trained during the hold
 
 
 @dataclass
 class Stage1Noise:
-    """All that is random in one evaluation of the objective, so that the objective is a function."""
+    """All random numbers in one evaluation of the objective, which is a deterministic function of them."""
 
     t_prior: Tensor  # (B,)  in [0, 1)
     t_decoder: Tensor  # (B,)
@@ -35,7 +35,14 @@ class Stage1Noise:
 
 
 class Stage1Model(nn.Module):
-    """The three networks and Algorithm 1, as one module, so that every gradient is reduced across processes."""
+    """The three networks and Algorithm 1 in a single module, so that DDP reduces every gradient.
+
+    Args:
+        autoencoder: contributes its encoder, its decoder and the decoder's schedule.
+        prior: the prior over z_t.
+        prior_schedule: λ_z(t).
+        weighting: of the decoder loss.
+    """
 
     def __init__(
         self,
@@ -50,16 +57,17 @@ class Stage1Model(nn.Module):
         self.decoder_schedule = autoencoder.decoder_noise_schedule
 
     def forward(self, x: Tensor, noise: Stage1Noise, progress: float = 1.0) -> UnifiedLatentsLoss:
-        """Algorithm 1.
+        """Evaluates the objective of Algorithm 1.
 
         Args:
             x: pixels (B, C, [T,] H, W), [−1, 1].
-            noise: what is random.
-            progress: of the warm-up, 0 to 1. Below 1 the decoder loss covers only the noisiest part of its levels,
-                where nothing but the latent tells what to paint, and the encoder feels the boost of those levels.
+            noise: the random numbers.
+            progress: progress of the warm-up, 0 to 1. Below 1 the decoder loss covers only its noisiest levels, where
+                the decoder can learn nothing from x_t and must use the latent; and the boost of those levels reaches
+                the encoder as well.
 
         Returns:
-            the terms of L in nats per sample; the paper's objective at `progress` 1.
+            the terms of L in nats per sample; at `progress` 1 they are the paper's objective.
         """
         is_image = x.ndim == 4
         z_clean, _ = self.encoder(x.unsqueeze(2) if is_image else x)

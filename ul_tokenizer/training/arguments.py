@@ -1,6 +1,6 @@
-"""Training arguments: one dataclass field with its help is the flag, the YAML key and the documentation.
+"""Training arguments: one dataclass field with its help text is the flag, the YAML key and the documentation.
 
-Precedence: a flag wins over the `--config` file, which wins over the default.
+A flag wins over the `--config` file, and the file wins over the default.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import yaml
 
+from ul_tokenizer.training.kinds import Kind, kinds_of
+
 
 class Legal(NamedTuple):
-    """Which values an argument may have."""
+    """The values that a number may have."""
 
     text: str
     check: Callable[[float], bool]
@@ -38,89 +40,121 @@ def arg(default: Any, help: str, legal: Legal | None = None) -> Any:
 
 @dataclass
 class TrainingArguments:
-    """What both stages share."""
+    """Arguments of both stages; error messages name them by their flags.
+
+    Raises:
+        ValueError: an argument has an illegal value, or several contradict each other.
+    """
 
     EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
         ("train_data_dir", "dataset_name"),
         ("max_train_steps", "num_train_epochs"),
     )
-    """Pairs of which one at most is given; a flag beats the other one in a config file."""
+    """Pairs of arguments that exclude each other; a flag replaces the other one if a config file sets it."""
     PATHS: ClassVar[tuple[str, ...]] = ("output_dir", "train_data_dir", "validation_data_dir", "resume_from_checkpoint")
-    """Arguments in which a leading ~ is the home folder."""
+    """Arguments that are paths: a leading ~ means the home folder, and a `Path` is taken as well as a text."""
+    RENAMED: ClassVar[dict[str, str]] = {}
+    """Old name → new name, for a helpful error message."""
     DEFAULT_STEPS: ClassVar[int] = 10_000
 
-    output_dir: str = arg("runs/unified-latents", "Folder for checkpoints, logs and the trained model.")
-    seed: int = arg(0, "Seed of data order, crops and all noise.", NOT_NEGATIVE)
+    output_dir: str = arg("runs/unified-latents", "Write checkpoints, logs and the trained model to this folder.")
+    seed: int = arg(0, "Seed for the order of the data, the crops and all noise.", NOT_NEGATIVE)
 
     # Data
-    train_data_dir: str | None = arg(None, "Folder of images, searched recursively.")
-    dataset_name: str | None = arg(None, "Hub data set of images, in place of a folder (needs the `data` extra).")
+    train_data_dir: str | None = arg(None, "Train on the images in this folder and its subfolders.")
+    dataset_name: str | None = arg(
+        None, "Train on this image data set from the Hugging Face Hub instead of a folder (needs the `data` extra)."
+    )
     dataset_config_name: str | None = arg(None, "Configuration of the hub data set.")
-    image_column: str = arg("image", "Column of the hub data set that holds the image.")
-    label_column: str | None = arg(None, "Column of the hub data set that holds the class.")
+    image_column: str = arg("image", "Column of the hub data set that contains the images.")
+    label_column: str | None = arg(None, "Column of the hub data set that contains the class labels.")
     validation_data_dir: str | None = arg(
-        None, "Folder of held-out images; without it some training images are held out."
+        None, "Validate on the images in this folder. Without it, some training images are held out for validation."
     )
     validation_fraction: float = arg(
-        0.02, "Fraction of the training images to hold out if there is no validation folder.", BELOW_1
+        0.02, "Fraction of the training images to hold out if no validation folder is given.", BELOW_1
     )
     resolution: int = arg(64, "Side of the square crops, in pixels.", POSITIVE)
     scale_min: float = arg(
-        0.5, "Images are scaled by a random factor from here to 1 before cropping.", POSITIVE_FRACTION
+        0.5,
+        "Before cropping, scale each image by a random factor between this value and 1.",
+        POSITIVE_FRACTION,
     )
-    center_crop: bool = arg(False, "Crop at the centre rather than at random.")
-    random_flip: bool = arg(True, "Mirror half of the crops.")
-    cache_images_gb: float = arg(2.0, "Memory for decoded images, per process, in GB.", NOT_NEGATIVE)
-    dataloader_num_workers: int = arg(0, "Worker processes that read and crop.", NOT_NEGATIVE)
+    center_crop: bool = arg(False, "Crop at the centre instead of at a random position.")
+    random_flip: bool = arg(True, "Mirror each crop with probability 0.5.")
+    cache_images_gb: float = arg(2.0, "Memory for decoded images in each process, in GB.", NOT_NEGATIVE)
+    dataloader_num_workers: int = arg(
+        0, "Number of worker processes that read and crop images; 0 uses the main process.", NOT_NEGATIVE
+    )
 
     # Optimisation
-    train_batch_size: int = arg(32, "Batch size per process.", POSITIVE)
-    gradient_accumulation_steps: int = arg(1, "Micro-batches per step.", POSITIVE)
+    train_batch_size: int = arg(32, "Batch size in each process.", POSITIVE)
+    gradient_accumulation_steps: int = arg(1, "Number of batches per optimiser step.", POSITIVE)
     max_train_steps: int | None = arg(
-        None, f"Optimiser steps in all; {DEFAULT_STEPS} if epochs aren't given either.", POSITIVE
+        None, f"Number of optimiser steps; {DEFAULT_STEPS} if the number of epochs is not given either.", POSITIVE
     )
-    num_train_epochs: int | None = arg(None, "Epochs, in place of max_train_steps.", POSITIVE)
-    learning_rate: float = arg(3e-4, "Peak learning rate.", POSITIVE)
+    num_train_epochs: int | None = arg(None, "Number of epochs, instead of --max_train_steps.", POSITIVE)
+    learning_rate: float = arg(3e-4, "Highest learning rate.", POSITIVE)
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = arg("cosine", "Schedule of the learning rate, one of diffusers'.")
-    lr_warmup_steps: int = arg(200, "Steps of linear warm-up of the learning rate.", NOT_NEGATIVE)
-    adam_beta1: float = arg(0.9, "AdamW β₁.", BELOW_1)
-    adam_beta2: float = arg(0.99, "AdamW β₂.", BELOW_1)
-    adam_weight_decay: float = arg(1e-4, "AdamW weight decay.", NOT_NEGATIVE)
-    adam_epsilon: float = arg(1e-8, "AdamW ε.", POSITIVE)
-    max_grad_norm: float = arg(1.0, "Gradients are clipped to this norm.", POSITIVE)
-    use_ema: bool = arg(True, "Keep an exponential moving average of the weights, and validate and save with it.")
-    ema_decay: float = arg(0.999, "Decay of the average, per step.", FRACTION)
-    mixed_precision: Literal["no", "bf16", "fp16"] = arg("no", "Compute precision of the networks.")
-    allow_tf32: bool = arg(False, "Allow TF32 matrix products and convolutions on GPUs that have them.")
-    gradient_checkpointing: bool = arg(False, "Recompute activations in the backward pass to save memory.")
-    compile: bool = arg(False, "torch.compile the networks' repeated blocks.")
+    ] = arg("cosine", "Learning rate schedule of diffusers.")
+    lr_warmup_steps: int = arg(200, "Number of steps over which the learning rate rises from 0.", NOT_NEGATIVE)
+    adam_beta1: float = arg(0.9, "β₁ of AdamW.", BELOW_1)
+    adam_beta2: float = arg(0.99, "β₂ of AdamW.", BELOW_1)
+    adam_weight_decay: float = arg(1e-4, "Weight decay of AdamW.", NOT_NEGATIVE)
+    adam_epsilon: float = arg(1e-8, "ε of AdamW.", POSITIVE)
+    max_grad_norm: float = arg(1.0, "Clip the gradient to this norm.", POSITIVE)
+    use_ema: bool = arg(
+        True, "Keep an exponential moving average of the weights; validate it and save it as the result."
+    )
+    ema_decay: float = arg(0.999, "Decay of the moving average per step.", FRACTION)
+    mixed_precision: Literal["no", "bf16", "fp16"] = arg("no", "Precision in which the networks compute.")
+    allow_tf32: bool = arg(False, "Allow TF32 in matrix products and convolutions on GPUs that support it.")
+    gradient_checkpointing: bool = arg(
+        False, "Save memory by computing activations a second time in the backward pass."
+    )
+    compile: bool = arg(False, "Compile the repeated blocks of the networks with torch.compile.")
     max_nonfinite_steps: int = arg(
-        10, "Stop after this many non-finite steps in a row; single ones are skipped and counted.", POSITIVE
+        10, "Stop after this number of non-finite gradients in a row. Fewer are skipped and counted.", POSITIVE
     )
 
     # Validation, checkpoints, logs
-    validation_steps: int = arg(500, "Steps between validations.", POSITIVE)
-    num_validation_images: int = arg(64, "Held-out crops per validation.", AT_LEAST_2)
+    validation_steps: int = arg(500, "Number of steps between validations.", POSITIVE)
+    num_validation_images: int = arg(64, "Number of held-out crops in each validation.", AT_LEAST_2)
     validation_resolution: int | None = arg(
-        None, "Side of the validation crops; the training resolution if not given.", POSITIVE
+        None, "Side of the validation crops, in pixels. Without it, they have the training resolution.", POSITIVE
     )
-    logging_steps: int = arg(20, "Steps between log lines; values are means over them.", POSITIVE)
-    checkpointing_steps: int = arg(500, "Steps between checkpoints.", POSITIVE)
-    checkpoints_total_limit: int | None = arg(3, "Checkpoints to keep; null keeps all.", POSITIVE)
-    resume_from_checkpoint: str | None = arg(None, "A checkpoint folder, or 'latest' (starts anew if there is none).")
-    report_to: str | None = arg(None, "Tracker beside the JSON lines: tensorboard, wandb, …")
-    tracker_project_name: str = arg("unified-latents", "Project name in the tracker.")
-    push_to_hub: bool = arg(False, "Push the model to the hub at checkpoints and at the end, while training goes on.")
-    hub_model_id: str | None = arg(None, "Repository to push to, owner/name; the output folder's name if not given.")
-    hub_private_repo: bool | None = arg(None, "Make that repository private; null is your default on the hub.")
-    hub_token: str | None = arg(None, "Token of the hub; better `hf auth login`, since others see a command's flags.")
-    dry_run: bool = arg(False, "Print the resolved configuration, model sizes and data, then exit.")
+    logging_steps: int = arg(20, "Number of steps between log entries, which contain means over these steps.", POSITIVE)
+    checkpointing_steps: int = arg(500, "Number of steps between checkpoints.", POSITIVE)
+    checkpoints_total_limit: int | None = arg(3, "Number of newest checkpoints to keep; null keeps all.", POSITIVE)
+    resume_from_checkpoint: str | None = arg(
+        None, "Resume from this checkpoint folder, or from the 'latest' one if there is any."
+    )
+    report_to: str | None = arg(
+        None, "Experiment tracker to use in addition to the JSON lines, such as tensorboard or wandb."
+    )
+    tracker_project_name: str = arg("unified-latents", "Project name for the experiment tracker.")
+    push_to_hub: bool = arg(
+        False, "Push the model to the hub at every checkpoint and at the end, without pausing the training."
+    )
+    hub_model_id: str | None = arg(
+        None, "Repository to push to, as owner/name. Without it, the name of the output folder is used."
+    )
+    hub_private_repo: bool | None = arg(
+        None, "Make a new repository private. Without it, your default on the hub applies."
+    )
+    hub_token: str | None = arg(
+        None, "Access token for the hub. `hf auth login` is safer, because other users can see the flags of a command."
+    )
+    dry_run: bool = arg(False, "Print the resolved configuration and the sizes of networks and data, but do not train.")
 
     def __post_init__(self) -> None:
+        for name in self.PATHS:
+            if getattr(self, name):
+                setattr(self, name, os.path.expanduser(getattr(self, name)))
+        kinds = kinds_of(type(self))
         for spec in dataclasses.fields(self):
-            _check_legal(spec, getattr(self, spec.name))
+            setattr(self, spec.name, _checked(spec, kinds[spec.name], getattr(self, spec.name)))
         for one, other in self.EXCLUSIVE:
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"--{one} and --{other} exclude each other, got both.")
@@ -128,9 +162,6 @@ class TrainingArguments:
             raise ValueError("--dataset_config_name needs --dataset_name.")
         if self.num_train_epochs is None and self.max_train_steps is None:
             self.max_train_steps = self.DEFAULT_STEPS
-        for name in self.PATHS:
-            if getattr(self, name):
-                setattr(self, name, os.path.expanduser(getattr(self, name)))
         if self.train_data_dir and self.validation_data_dir and _overlap(self.train_data_dir, self.validation_data_dir):
             raise ValueError(
                 "--train_data_dir and --validation_data_dir must not lie within one another, "
@@ -138,7 +169,7 @@ class TrainingArguments:
             )
 
     def to_yaml(self) -> str:
-        """The resolved configuration, as a file for `--config`."""
+        """The resolved configuration as the text of a file for `--config`, without `dry_run` and the hub's token."""
         values = dataclasses.asdict(self)
         del values["dry_run"], values["hub_token"]
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -149,9 +180,14 @@ def _overlap(one: str, other: str) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def _check_legal(spec: dataclasses.Field[Any], value: Any) -> None:
+def _checked(spec: dataclasses.Field[Any], kind: Kind, value: Any) -> Any:
+    try:
+        value = kind.checked(value)
+    except ValueError as error:
+        raise ValueError(f"--{spec.name} {error}.") from error
     legal: Legal | None = spec.metadata.get("legal")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"--{spec.name} must be a finite number, got {value}.")
     if legal is not None and value is not None and not legal.check(value):
         raise ValueError(f"--{spec.name} must be {legal.text}, got {value}.")
+    return value

@@ -1,4 +1,4 @@
-"""Moving averages of the weights: what is validated and saved."""
+"""Moving averages of the weights, which are validated and saved."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Averages:
     """An exponential moving average of the weights of each model.
 
     Args:
-        models: by name; each is on its device already.
-        decay: per step, reached gradually; None keeps no averages.
+        models: name → model, on its final device.
+        decay: decay per step, reached gradually; None keeps no averages.
     """
 
     def __init__(self, models: Mapping[str, ModelMixin], decay: float | None) -> None:
@@ -29,14 +29,14 @@ class Averages:
         self._averages = {} if decay is None else {name: _average(model, decay) for name, model in models.items()}
 
     def step(self) -> None:
-        """Takes the weights after an optimiser step in."""
+        """Updates the averages after an optimiser step."""
         for name, average in self._averages.items():
             if is_trained(self.models[name]):
                 average.step(self.models[name].parameters())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The models hold their averages inside."""
+        """Replaces the weights of the models by their averages within a `with` block."""
         for name, average in self._averages.items():
             average.store(self.models[name].parameters())
             average.copy_to(self.models[name].parameters())
@@ -47,20 +47,20 @@ class Averages:
                 average.restore(self.models[name].parameters())
 
     def save(self, folder: Path) -> None:
-        """Writes `<name>_ema` folders, loadable as models."""
+        """Writes a folder `<name>_ema` for each model, which its `from_pretrained` loads."""
         for name, average in self._averages.items():
             average.save_pretrained(folder / f"{name}_ema")
 
     def load(self, folder: Path) -> None:
-        """Reads them.
+        """Reads the folders that `save` wrote.
 
         Raises:
-            ValueError: a checkpoint without averages.
+            ValueError: the checkpoint contains no averages.
         """
         for name, average in self._averages.items():
             path = folder / f"{name}_ema"
             if not path.is_dir():
-                raise ValueError(f"{folder} has no averaged weights: resume with --no-use_ema.")
+                raise ValueError(f"{folder} has no averaged weights; resume with --no-use_ema.")
             tensors = load_file(path / SAFETENSORS_WEIGHTS_NAME)
             # In place, and so in the same memory layout: the next steps then round as without a stop.
             weights = [tensors[key] for key, _ in self.models[name].named_parameters()]

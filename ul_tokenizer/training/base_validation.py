@@ -1,4 +1,4 @@
-"""What a validation of a base model measures on fixed latents with fixed noise."""
+"""Validation of a base model on fixed latents with fixed noise."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
-NUM_LEVELS = 5  # at which the error is logged, evenly over the schedule
+NUM_LEVELS = 5  # noise levels at which the error is measured, spread evenly over the schedule
 GRID_COLUMNS = 10
 GRID_ROWS = 4
 
 
 @dataclass(frozen=True)
 class HeldOutLatents:
-    """Latents that are not trained on."""
+    """Latents that the training never sees."""
 
     latents: Tensor  # (B, c, [t,] h, w), z_clean
     class_labels: Tensor | None  # (B,)
-    num_context: int = 0  # latent frames of a clip that are given
+    num_context: int = 0  # latent frames at the start of a clip that the model sees
 
     @property
     def context(self) -> Tensor | None:
-        """What is given."""
+        """The latent frames that the model sees, (B, c, t, h, w); None if there are none."""
         return self.latents[:, :, : self.num_context] if self.num_context else None
 
     @property
     def target(self) -> Tensor:
-        """What is to be generated."""
+        """The latents that the model generates."""
         return self.latents[:, :, self.num_context :] if self.num_context else self.latents
 
 
@@ -49,20 +49,20 @@ def validate_base(
     num_inference_steps: int,
     guidance_scale: float,
 ) -> tuple[dict[str, float], Image.Image]:
-    """Measures.
+    """Validates a base model.
 
     Args:
-        pipeline: of the base model, in evaluation mode.
-        held_out: what to measure on.
-        schedule: λ(t).
-        weighting: of the training loss.
-        batch_size: latents at a time.
-        num_inference_steps: of the samples.
-        guidance_scale: of the samples.
+        pipeline: pipeline of the base model, in evaluation mode.
+        held_out: the latents to measure on.
+        schedule: noise schedule λ(t).
+        weighting: weighting of the training loss.
+        batch_size: number of latents in each batch.
+        num_inference_steps: number of sampling steps.
+        guidance_scale: guidance scale of the samples.
 
     Returns:
-        the weighted loss and ‖ε − ε̂‖², both per latent dimension, the latter at fixed log-SNRs; the bits per latent
-        dimension that the model, without classes, gives as a bound; and a grid of samples, a class per column.
+        metrics and a grid of samples with one class in each column. The metrics are the weighted loss, ‖ε − ε̂‖² at
+        fixed log-SNRs, and an upper bound on the bits from the model without classes, all per latent dimension.
     """
     base = pipeline.transformer
     metrics = _errors(base, held_out, schedule, weighting, batch_size)
@@ -111,7 +111,7 @@ def _predict(
 def sample_grid(
     pipeline: UnifiedLatentsPipeline, num_inference_steps: int, guidance_scale: float, context: Tensor | None = None
 ) -> Image.Image:
-    """Samples with fixed seeds; with classes, a class per column; of clips, the first frame above the last."""
+    """Draws samples with fixed seeds: one class in each column; for clips, the first frame above the last."""
     num_classes = pipeline.transformer.config.num_class_embeds
     columns = min(num_classes or GRID_COLUMNS, GRID_COLUMNS)
     count = GRID_ROWS * columns if context is None else min(columns, len(context))

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and found again."""
+"""Checkpoints, which are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ul_tokenizer.files import sync_file
 from ul_tokenizer.training.averages import Averages
 
 STATE_FILE = "trainer_state.json"
-UNFINISHED = re.compile(r"tmp-(checkpoint-\d+|model)")  # folders that are still being written
+UNFINISHED = re.compile(r"tmp-(checkpoint-\d+|model)")  # names of folders that are being written
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Lists complete checkpoints, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=step_of)
 
@@ -37,10 +37,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
-    """The folder that `--resume_from_checkpoint` names; None for 'latest' where there is none.
+    """Finds the checkpoint that `--resume_from_checkpoint` names; None for 'latest' if there is none.
 
     Raises:
-        ValueError: a named folder that is no checkpoint.
+        ValueError: the named folder is no checkpoint.
     """
     if wanted == "latest":
         checkpoints = list_checkpoints(output_dir)
@@ -52,7 +52,7 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The trainer's state in a checkpoint."""
+    """Reads the trainer's state from a checkpoint."""
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     return state
 
@@ -61,11 +61,11 @@ class Checkpoints:
     """Saves and loads what accelerate prepared, with the models as `save_pretrained` folders.
 
     Args:
-        accelerator: holds the prepared module, optimiser and learning-rate schedule.
-        models: name → model; the parts of the prepared module.
-        averages: of the models' weights.
-        output_dir: where.
-        total_limit: checkpoints to keep; None for all.
+        accelerator: the accelerator with the prepared module, optimiser and learning-rate schedule.
+        models: name → model, the parts of the prepared module.
+        averages: averages of the models' weights.
+        output_dir: folder of the run.
+        total_limit: number of newest checkpoints to keep; None keeps all.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Checkpoints:
     # ------------------------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Writes `checkpoint-<step>` whole, then removes the oldest beyond the limit; nothing if it is there already.
+        """Writes `checkpoint-<step>`, unless it exists, and removes the oldest checkpoints beyond the limit.
 
         Raises:
-            OSError: a full or read-only disk; earlier checkpoints are untouched and no half-written one is left.
+            OSError: the disk is full or read-only; earlier checkpoints are untouched, and no incomplete one remains.
         """
         final = self.output_dir / f"checkpoint-{step}"
         if not final.exists():
@@ -101,10 +101,10 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
 
     def save_models(self, save: Callable[[Path], None]) -> None:
-        """Writes the trained models, which `save` saves to a folder, to `output_dir` itself.
+        """Writes the trained models to `output_dir` itself; `save` writes them to any folder.
 
         Raises:
-            OSError: a full or read-only disk; models that were there are untouched.
+            OSError: the disk is full or read-only; models that existed before are untouched.
         """
 
         def write(folder: Path) -> None:
@@ -115,7 +115,7 @@ class Checkpoints:
         self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir))
 
     def _write_whole(self, name: str, write: Callable[[Path], None], publish: Callable[[Path], Any]) -> None:
-        """Every process writes to a temporary folder; once it is on the disk, the main one gives it its place."""
+        """Every process writes to a temporary folder; the main one publishes it once it is on the disk."""
         temporary = self.output_dir / f"tmp-{name}"
         self._remove_unfinished()
         self.accelerator.wait_for_everyone()
@@ -129,13 +129,13 @@ class Checkpoints:
             _together(self.accelerator, lambda: write(temporary))
             _together(self.accelerator, publish_once)
         except OSError as error:
-            free = shutil.disk_usage(self.output_dir).free / 1e6  # torch's own message doesn't say that a disk is full
+            free = shutil.disk_usage(self.output_dir).free / 1e6  # torch's message does not mention a full disk
             raise OSError(f"{name} could not be written to {self.output_dir} ({free:.0f} MB free): {error}") from error
         finally:
             self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
-        """Removes what a killed run left half-written."""
+        """Removes incomplete folders that a killed run left."""
         if self.accelerator.is_main_process:
             for path in self.output_dir.glob("tmp-*"):
                 if UNFINISHED.fullmatch(path.name):
@@ -147,7 +147,7 @@ class Checkpoints:
             (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def _save_models(self, modules: list[nn.Module], weights: list[Any], folder: str) -> None:
-        weights.clear()  # nothing is left for accelerate to write: the folders below hold the weights
+        weights.clear()  # accelerate must not write them, too: the folders below contain the weights
         if self.accelerator.is_main_process:
             for name, model in self.models.items():
                 model.save_pretrained(Path(folder, name))
@@ -158,16 +158,16 @@ class Checkpoints:
     # ------------------------------------------------------------------------------------------------------------
 
     def load(self, folder: Path) -> None:
-        """Loads a checkpoint into what was prepared.
+        """Loads a checkpoint into the prepared module, optimiser and schedule.
 
         Raises:
-            ValueError: it is damaged, or of other networks or another choice of what is trained.
+            ValueError: the checkpoint is damaged, or other networks or other parts of them were trained.
         """
         try:
             self.accelerator.load_state(str(folder))
         except Exception as error:  # a damaged file can raise nearly anything
             raise ValueError(f"{folder} doesn't fit this run or is damaged: {_one_line(error)}") from error
-        self.accelerator.step = 0  # its count of micro-batches, of which a step may now have another number
+        self.accelerator.step = 0  # it counts micro-batches, and a step may now have another number of them
 
     def _load_models(self, modules: list[nn.Module], folder: str) -> None:
         modules.clear()
@@ -182,23 +182,23 @@ def _check_shapes(name: str, here: Mapping[str, Tensor], there: Mapping[str, Ten
     for key in sorted(here.keys() | there.keys()):
         shapes = [tuple(weights[key].shape) if key in weights else None for weights in (here, there)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{key} of the {name} is {shapes[1]} there and {shapes[0]} here")
+            raise ValueError(f"{key} of the {name} has the shape {shapes[1]}, but this run needs {shapes[0]}")
 
 
 def _together(accelerator: Accelerator, action: Callable[[], None]) -> None:
     """Runs `action` on every process; fails on all of them if it fails on any, so that none waits for another.
 
     Raises:
-        OSError: a file could not be written: safetensors and torch report that as errors of their own.
+        OSError: a file could not be written, which safetensors and torch report as errors of their own.
     """
-    failure = ""
+    failure, cause = "", None
     try:
         action()
     except (OSError, RuntimeError, SafetensorError) as error:
-        failure = _one_line(error)
+        failure, cause = _one_line(error), error
     failures = [text for text in gather_object([failure]) if text]
     if failures:
-        raise OSError(failures[0])
+        raise OSError(failures[0]) from cause
 
 
 def _one_line(error: Exception) -> str:
@@ -213,7 +213,7 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """To the disk itself, so that a rename never outlives its content at a power cut."""
+    """Waits until all files are on the disk, so that no rename survives a power cut without its content."""
     for path in folder.rglob("*"):
         if path.is_file():
             sync_file(path)

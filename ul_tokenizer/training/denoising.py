@@ -1,4 +1,4 @@
-"""Stage 2: the base model trained on latents of a frozen autoencoder."""
+"""The loss of stage 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 
 class Stage2Model(nn.Module):
-    """The base model and its loss."""
+    """The base model and its loss in a single module.
+
+    Args:
+        transformer: the base model.
+        schedule: noise schedule λ(t).
+        weighting: weighting of the loss.
+    """
 
     def __init__(
         self, transformer: UnifiedLatentsTransformer, schedule: LogSNRSchedule, weighting: SigmoidWeighting
@@ -24,11 +30,11 @@ class Stage2Model(nn.Module):
         """½ (−dλ/dt) sigmoid(b − λ) ‖ε − ε̂‖² (B,), nats per sample.
 
         Args:
-            z_clean: the target (B, c, [t,] h, w); not z_0, which would be noised twice.
-            noise: ε, shaped like it.
+            z_clean: the target (B, c, [t,] h, w). It is not z_0, which contains noise already.
+            noise: ε, with the shape of z_clean.
             t: (B,) in [0, 1).
-            class_labels: (B,), with the null label where they were dropped; None for models without classes.
-            context: clean latents of the frames before the target's, (B, c, t', h, w), which are given.
+            class_labels: (B,), with the null label for dropped ones; None for models without classes.
+            context: clean latents (B, c, t', h, w) of the frames before the target, which the model sees.
         """
         logsnr = self.schedule.logsnr(t)
         z_t = diffuse(z_clean, noise, logsnr)

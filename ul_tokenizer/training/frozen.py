@@ -1,4 +1,4 @@
-"""The frozen autoencoder of stage 2: ours, or any of diffusers'."""
+"""The frozen autoencoder of stage 2: one of ours or any of diffusers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ul_tokenizer.pipelines.generation import spatial_ratio
 
 
 class FrozenAutoencoder:
-    """Gives the latents that a base model is trained on.
+    """Encodes the latents on which a base model is trained.
 
     Args:
-        vae: the autoencoder; put into evaluation mode and frozen.
-        prior: its stage-1 prior, where it is ours and has one: saved beside it.
+        vae: the autoencoder, which is set to evaluation mode and frozen.
+        prior: the stage-1 prior of one of our autoencoders, to be saved with it.
     """
 
     def __init__(self, vae: Any, prior: UnifiedLatentsTransformer | None = None) -> None:
@@ -28,24 +28,24 @@ class FrozenAutoencoder:
         self.ratio = spatial_ratio(vae)
         self.is_ours = isinstance(vae, UnifiedLatentsAutoencoder)
         self.latent_channels = int(vae.config["latent_channels"])
-        self.passes = 0  # images encoded so far
+        self.passes = 0  # number of images encoded so far
 
     def to(self, device: torch.device) -> None:
-        """Moves it, with convolutions in channels-last memory."""
+        """Moves the autoencoder to a device, with its convolutions in channels-last memory."""
         self.vae.to(device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w), fp32; of other autoencoders the normalised mode."""
+        """Pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w) in fp32; for others' VAEs the normalised mode."""
         self.passes += len(pixels)
         encoded = self.vae.encode(pixels.to(self.vae.dtype))
-        # Not the mode where there is a latent itself: ours scales that by α₀.
+        # The mode of ours is the latent scaled by α₀, so it must not be taken here.
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
         return normalize_latents(self.vae, latents.float())
 
 
 def load_ours(name: str, revision: str | None = None) -> FrozenAutoencoder:
-    """One of our autoencoders, with its prior if there is one; arguments and errors as `hub.load_autoencoder`."""
+    """Loads one of our autoencoders, and its prior if there is one; arguments and errors as in `load_autoencoder`."""
     try:
         prior = load_prior(name, revision=revision)
     except MissingPriorError:
@@ -54,10 +54,10 @@ def load_ours(name: str, revision: str | None = None) -> FrozenAutoencoder:
 
 
 def load_other(name: str, subfolder: str | None = None, revision: str | None = None) -> FrozenAutoencoder:
-    """Any autoencoder of diffusers, by the class that its config names.
+    """Loads any autoencoder of diffusers; its config names the class.
 
     Raises:
-        ValueError: nothing there, or no autoencoder of images.
+        ValueError: there is no model, or it is no autoencoder.
     """
     try:
         vae = AutoModel.from_pretrained(name, subfolder=subfolder, revision=revision, use_safetensors=True)

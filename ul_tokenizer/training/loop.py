@@ -1,30 +1,32 @@
-"""The training loop of both stages: accelerate for processes, precision, state and trackers."""
+"""The training loop of both stages."""
 
 from __future__ import annotations
 
+import datetime
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device
-from diffusers import ModelMixin
+from accelerate.utils import broadcast_object_list, send_to_device
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from ul_tokenizer import _compat
+from ul_tokenizer.progress import Bar, progress
 from ul_tokenizer.randomness import Stream, derived_seed
+from ul_tokenizer.training.accelerator import make_accelerator, precision_warning
 from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.averages import Averages
 from ul_tokenizer.training.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
 from ul_tokenizer.training.draws.crops import DrawSampler
 from ul_tokenizer.training.draws.noise import Draws
+from ul_tokenizer.training.errors import TrainingError
 from ul_tokenizer.training.optimization import (
     apply_arguments,
     gradient_norm,
@@ -34,75 +36,45 @@ from ul_tokenizer.training.optimization import (
 )
 from ul_tokenizer.training.pushing import Pusher
 from ul_tokenizer.training.signals import StopSignal, leave_signals_to_the_main_process
+from ul_tokenizer.training.stage import Batch, Stage
 from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans
 
-
-class TrainingError(RuntimeError):
-    """Training can't go on; the message is one sentence for the user."""
-
-
-Batch = dict[str, Any]  # tensors by name, and what was skipped to make it: a list of sentences under "skipped"
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-class Draw(Protocol):
-    """The samples of a run; any number has one, also above the length, which is that of an epoch."""
+def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> bool:
+    """Trains a stage or, with `dry_run`, prints what it would train.
 
-    def __len__(self) -> int:
-        """Samples in an epoch."""
+    Args:
+        args: the arguments of the run.
+        make_stage: makes the stage from the arguments.
 
-    def __getitem__(self, n: int, /) -> Any:
-        """Draw n since the start of the training, a pure function of n."""
+    Returns:
+        whether the training reached its last step; False for a dry run, or if a signal stopped it.
 
-
-class Stage(Protocol):
-    """What is particular to a stage."""
-
-    model: nn.Module  # what is prepared: one module, so that every gradient is reduced across processes
-    models: dict[str, ModelMixin]  # the parts of it that are saved, by folder name
-
-    @property
-    def dataset(self) -> Draw:
-        """What is trained on."""
-
-    def collate(self, samples: list[Any]) -> Any:
-        """Samples of the data set → a `Batch`."""
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        """What is to be done once before training, so that what is wrong shows then; models are on their device."""
-
-    def describe(self) -> str:
-        """Sizes of networks and data, a YAML comment each."""
-
-    def loss(self, model: nn.Module, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar to minimise and values to log, for one micro-batch."""
-
-    def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
-        """Values and a picture; runs on the main process only, with the averaged weights in place.
-
-        It must use the models themselves, not the prepared module, whose forward waits for the other processes.
-        """
-
-    def observe(self, step: int, metrics: dict[str, float]) -> str | None:
-        """Takes note of validation values, on every process; returns a warning for the user."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able state beside the weights."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores it."""
-
-    def save(self, folder: Path) -> None:
-        """Writes the trained models as a loadable repository."""
+    Raises:
+        TrainingError: gradients stay non-finite.
+        ValueError: arguments, data, networks or the checkpoint don't fit together.
+        OSError: a file can't be read or written, or the hub can't be reached.
+        ImportError: an optional package is missing.
+    """
+    accelerator = make_accelerator(args)
+    if accelerator.is_main_process and (warning := precision_warning(args.mixed_precision, accelerator.device)):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    stage = make_stage(args)
+    if args.dry_run:
+        accelerator.print(args.to_yaml() + stage.describe())
+        return False
+    return Trainer(args, stage, accelerator).run()
 
 
 class Trainer:
-    """Runs a stage from its last checkpoint to its last step.
+    """Trains a stage, from its last checkpoint to its last step.
 
     Args:
-        args: the run's.
-        stage: what to train; its models are moved to the accelerator's device.
-        accelerator: as `make_accelerator` makes it.
+        args: the arguments of the run.
+        stage: the stage to train; its models are moved to the accelerator's device.
+        accelerator: the result of `make_accelerator`.
     """
 
     def __init__(self, args: TrainingArguments, stage: Stage, accelerator: Accelerator) -> None:
@@ -111,11 +83,12 @@ class Trainer:
         self.global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
         self.max_steps = self._max_steps()
         self.step = 0
-        self.nonfinite_steps = 0  # in all
+        self.nonfinite_steps = 0  # since the start of the training
         self.nonfinite_in_a_row = 0
-        self.skipped_images = 0  # on all processes, when they last agreed
-        self._skipped_here = 0  # on this one since then
-        self._said: set[str] = set()
+        self.skipped_images = 0  # on all processes, as last counted
+        self._skipped_here = 0  # on this process since then
+        self._reported: set[str] = set()
+        self._bar = Bar(None, None, "steps")  # until the real one is shown
         self.means = RunningMeans()
         self._pusher = Pusher(args, accelerator.is_main_process, self._say)
         self._restart_clock()
@@ -124,7 +97,7 @@ class Trainer:
     def _max_steps(self) -> int:
         if self.args.max_train_steps is not None:
             return self.args.max_train_steps
-        assert self.args.num_train_epochs is not None  # TrainingArguments sees to it that one is given
+        assert self.args.num_train_epochs is not None  # TrainingArguments sets one of the two
         return math.ceil(self.args.num_train_epochs * len(self.stage.dataset) / self.global_batch_size)
 
     def _prepare(self) -> None:
@@ -149,48 +122,60 @@ class Trainer:
     # The run
     # ------------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Trains to the last step, or saves and returns at a signal.
+    def run(self) -> bool:
+        """Trains to the last step, or saves a checkpoint and returns at a signal.
+
+        Returns:
+            whether the last step was reached.
 
         Raises:
-            TrainingError: losses stay non-finite.
-            ValueError: the checkpoint to resume doesn't fit, or `output_dir` holds another run's.
-            OSError: the last checkpoint or the trained model can't be written.
+            TrainingError: gradients stay non-finite.
+            ValueError: the checkpoint to resume doesn't fit, or `output_dir` contains those of another run.
+            OSError: the last checkpoint or the trained model can't be written or pushed.
         """
         try:
             self._pusher.open()
             self.stage.prepare(self.accelerator)
             self._resume()
             self._start_trackers()
-            with StopSignal() as stop, self._progress_bar() as bar:
-                if self._train(stop, bar):
+            with StopSignal() as stop, self._progress():
+                is_finished = self._train(stop)
+                if is_finished:
                     self._finish()
                 else:
                     self._checkpoint()
                     self._say(f"{stop.name or 'A signal'} received: saved checkpoint-{self.step}, stopping.")
+            return is_finished
         finally:
             self._end()
 
+    @contextmanager
+    def _progress(self) -> Iterator[None]:
+        """Shows a progress bar on the main process, if there is a terminal."""
+        is_main = self.accelerator.is_main_process
+        with progress("training", self.max_steps, "steps", completed=self.step, shown=is_main) as self._bar:
+            yield
+
     def _end(self) -> None:
-        """Lets DDP go before its process group, and ends the trackers."""
+        """Releases DDP before its process group, and ends the trackers."""
         self._pusher.wait()
-        # As the group's last owner, DDP would hold Python's lock while it waits for gloo's threads to end, and those
-        # need the lock to free the tensors of the last exchange: some runs would hang at their end.
+        # If DDP were the last owner of the group, it would hold Python's lock while it waits for gloo's threads to
+        # end. Those need the lock to free the tensors of the last exchange, so some runs would hang at their end.
         del self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
-    def _train(self, stop: StopSignal, bar: tqdm) -> bool:
-        """Whether the last step was reached; False at a signal."""
+    def _train(self, stop: StopSignal) -> bool:
+        """Trains; returns whether it reached the last step, and False at a signal."""
         batches = self._batches()
         self._set_train_mode()
         self._restart_clock()
         while self.step < self.max_steps:
             self.means.add(self._train_step(batches))
             self.step += 1
-            bar.update()
+            self._bar.update()
             if self._is_due(self.args.logging_steps):
-                self._log(bar)
+                self._log()
             if self._is_due(self.args.validation_steps):
                 self._validate()
             if stop.received(self.accelerator):
@@ -201,16 +186,6 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.max_steps
-
-    def _progress_bar(self) -> tqdm:
-        return tqdm(
-            total=self.max_steps,
-            initial=self.step,
-            unit="step",
-            dynamic_ncols=True,
-            # In a log file it would be one endless line; `_log` writes lines there.
-            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
-        )
 
     def _start_trackers(self) -> None:
         self.accelerator.init_trackers(self.args.tracker_project_name)
@@ -228,7 +203,7 @@ class Trainer:
             process_index=accelerator.process_index,
         )
         loader: DataLoader[Any] = DataLoader(
-            self.stage.dataset,  # type: ignore[arg-type]  # a map-style data set by what it does
+            self.stage.dataset,  # type: ignore[arg-type]  # it acts as a map-style data set
             batch_size=args.train_batch_size,
             sampler=sampler,
             num_workers=args.dataloader_num_workers,
@@ -243,13 +218,13 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------------
 
     def _set_train_mode(self) -> None:
-        """Frozen parts stay in evaluation mode: the others learn from what these do in use."""
+        """Frozen parts stay in evaluation mode, so that the others learn from what they do in use."""
         self.model.train()
         for part in self.stage.model.children():
             part.train(is_trained(part))
 
     def _train_step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """One optimiser step over all its micro-batches; returns values to log."""
+        """Makes one optimiser step over all its micro-batches; returns values to log."""
         micro_steps = self.args.gradient_accumulation_steps
         totals: dict[str, Tensor] = {}
         for micro_step in range(micro_steps):
@@ -271,13 +246,13 @@ class Trainer:
         return {"loss": loss.detach(), **values}
 
     def _update(self) -> dict[str, Tensor]:
-        """Clips, steps and averages; returns gradient norms, or nothing if they are not finite: no step then."""
+        """Clips gradients, steps and averages; returns gradient norms, or nothing if one is not finite."""
         accelerator = self.accelerator
         accelerator.unscale_gradients(self.optimizer)
         norms = {f"grad_norm/{name}": gradient_norm(part) for name, part in self._trained_parts()}
         norms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         is_finite = bool(torch.isfinite(norms["grad_norm"]))
-        if is_finite or accelerator.scaler is not None:  # a scaler skips the step itself, and then scales less
+        if is_finite or accelerator.scaler is not None:  # a scaler skips the step itself and lowers its scale
             self.optimizer.step()
         if is_finite:
             self.averages.step()
@@ -294,18 +269,18 @@ class Trainer:
     def _count_nonfinite(self) -> None:
         self.nonfinite_steps += 1
         self.nonfinite_in_a_row += 1
-        self._say(f"step {self.step + 1}: non-finite gradient, step skipped ({self.nonfinite_steps} so far).")
+        self._say(f"step {self.step + 1}: skipped because of a non-finite gradient ({self.nonfinite_steps} so far).")
         if self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
             raise TrainingError(
                 f"gradients were non-finite in {self.nonfinite_in_a_row} steps in a row at step {self.step + 1}; "
-                "lower --learning_rate or look at the data."
+                "lower --learning_rate or check the data."
             )
 
     def _note_skipped(self, skipped: list[str]) -> None:
         for reason in skipped:
             self._skipped_here += 1
-            if reason not in self._said:  # once, and not in every epoch
-                self._said.add(reason)
+            if reason not in self._reported:  # only once, not in every epoch
+                self._reported.add(reason)
                 self._say(f"skipped {reason}", everywhere=True)
 
     # ------------------------------------------------------------------------------------------------------------
@@ -315,7 +290,7 @@ class Trainer:
     def _restart_clock(self) -> None:
         self._clock = time.perf_counter(), self.step
 
-    def _log(self, bar: tqdm) -> None:
+    def _log(self) -> None:
         values = self.means.take(self.accelerator)
         started, first_step = self._clock
         rate = (self.step - first_step) / (time.perf_counter() - started)
@@ -324,19 +299,22 @@ class Trainer:
         values["nonfinite_steps"] = float(self.nonfinite_steps)
         values["skipped_images"] = float(self._count_skipped())
         self._track(values)
-        loss = f"loss {values.get('loss', math.nan):.3f}"
-        bar.set_postfix_str(loss, refresh=False)
-        if bar.disable:
-            left = tqdm.format_interval((self.max_steps - self.step) / rate)
-            self._say(
-                f"step {self.step}/{self.max_steps}: {loss}, {values['images_per_second']:.1f} images/s, {left} left"
-            )
+        self._show(values, seconds_left=(self.max_steps - self.step) / rate)
         self._restart_clock()
+
+    def _show(self, values: dict[str, float], seconds_left: float) -> None:
+        """Shows the loss at the progress bar or, without a terminal, on a line of its own."""
+        loss = f"loss {values.get('loss', math.nan):.3f}"
+        if self._bar.is_shown:
+            self._bar.update(0, note=loss)
+            return
+        speed, left = f"{values['images_per_second']:.1f} images/s", datetime.timedelta(seconds=round(seconds_left))
+        self._say(f"step {self.step}/{self.max_steps}: {loss}, {speed}, {left} left")
 
     def _track(self, values: dict[str, float]) -> None:
         try:
             self.accelerator.log(values, step=self.step)
-        except OSError as error:  # the run is worth more than a line of its log
+        except OSError as error:  # a missing line must not end the run
             self._say(f"step {self.step} could not be logged: {error}; training goes on.")
 
     def _count_skipped(self) -> int:
@@ -346,7 +324,7 @@ class Trainer:
         return self.skipped_images
 
     def _validate(self) -> None:
-        """On the main process, with the averaged weights; every process learns the result."""
+        """Validates the averaged weights on the main process and tells every process the metrics."""
         metrics: list[dict[str, float]] = [{}]
         if self.accelerator.is_main_process:
             self.model.eval()
@@ -373,7 +351,7 @@ class Trainer:
 
     def _say(self, message: str, everywhere: bool = False) -> None:
         if everywhere or self.accelerator.is_main_process:
-            tqdm.write(message, file=sys.stderr)
+            self._bar.write(message)
 
     # ------------------------------------------------------------------------------------------------------------
     # Checkpoints
@@ -396,7 +374,7 @@ class Trainer:
         try:
             self._checkpoint()
             self._push()
-        except OSError as error:  # the run is worth more than this checkpoint; earlier ones stand
+        except OSError as error:  # a failed checkpoint must not end the run; earlier ones remain
             self._say(f"{error}; training goes on with the earlier checkpoints.")
         self._restart_clock()
 
@@ -423,20 +401,20 @@ class Trainer:
             self._say(f"Resumed {folder} at step {self.step}.")
 
     def _refuse_later_checkpoints(self, start: int) -> None:
-        """Two runs in one folder would mix their checkpoints, and the limit would remove the wrong ones."""
+        """Refuses a second run in one folder: checkpoints would mix, and the limit would remove the wrong ones."""
         later = [path.name for path in list_checkpoints(self.output_dir) if step_of(path) > start]
         if later:
             raise ValueError(
-                f"--output_dir {self.output_dir} holds {later[-1]}, and this run would start at step {start}: "
-                "use --resume_from_checkpoint latest, or another folder."
+                f"--output_dir {self.output_dir} holds {later[-1]}, but this run would start at step {start}; "
+                "use --resume_from_checkpoint latest or another folder."
             )
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
         for name, here in (("global_batch_size", self.global_batch_size), ("seed", self.args.seed)):
             if state[name] != here:
                 raise ValueError(
-                    f"{folder} was made with a {name.replace('_', ' ')} of {state[name]}, got {here}: "
-                    "resuming would repeat or skip samples."
+                    f"{folder} was made with a {name.replace('_', ' ')} of {state[name]}, got {here}, "
+                    "which would repeat or skip samples."
                 )
         self.checkpoints.load(folder)
         apply_arguments(self.args, self.optimizer, self.lr_scheduler.scheduler)
@@ -445,51 +423,3 @@ class Trainer:
         self.skipped_images = state["skipped_images"]
         self.means.load_state_dict(state.get("means", {}), self.accelerator.device)
         self.stage.load_state_dict(state["stage"])
-
-
-def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """The accelerator as the arguments say; trackers' own files go under `output_dir/logs`.
-
-    Raises:
-        ValueError: a tracker that is unknown or not installed, or a precision that the device lacks.
-    """
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else torchrun's processes would not know of one another there
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
-        project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir, "logs"))),
-        step_scheduler_with_optimizer=False,
-    )
-    if args.report_to and not accelerator.log_with:
-        raise ValueError(f"--report_to {args.report_to} needs the package {args.report_to}, which is not installed.")
-    return accelerator
-
-
-def precision_warning(mixed_precision: str, device: torch.device) -> str | None:
-    """Says so where a precision is emulated: on such CPUs bf16 takes many times as long as fp32."""
-    if mixed_precision == "no" or device.type != "cpu":
-        return None
-    if _compat.is_native_on_cpu(mixed_precision) is not False:
-        return None
-    return f"this CPU has no {mixed_precision} arithmetic, --mixed_precision no will be many times as fast."
-
-
-def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> int:
-    """Trains a stage, or says with `--dry_run` what it would train; returns the exit status."""
-    try:
-        accelerator = make_accelerator(args)
-        if accelerator.is_main_process and (warning := precision_warning(args.mixed_precision, accelerator.device)):
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
-        stage = make_stage(args)
-        if args.dry_run:
-            accelerator.print(args.to_yaml() + stage.describe())
-        else:
-            Trainer(args, stage, accelerator).run()
-    except (TrainingError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:  # before the first step, or a second one
-        print("interrupted.", file=sys.stderr, flush=True)
-        return 130
-    return 0

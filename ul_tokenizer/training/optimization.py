@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate and the gradients that it gets."""
+"""The optimiser, its learning rate, and norms of gradients."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ul_tokenizer.training.arguments import TrainingArguments
 
 
 def make_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over what is not frozen."""
+    """Makes AdamW for all weights that are not frozen."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(parameters, fused=True, **_hyperparameters(args))
 
 
 def make_lr_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer, max_steps: int) -> LambdaLR:
-    """The learning rate as a function of the step."""
+    """Makes the schedule of the learning rate."""
     return get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps
     )
 
 
 def apply_arguments(args: TrainingArguments, optimizer: torch.optim.Optimizer, lr_scheduler: LambdaLR) -> None:
-    """After loading: what the arguments say now wins over what the checkpoint remembers of them."""
+    """Sets the hyperparameters of the arguments after a checkpoint was loaded, because arguments may have changed."""
     rate = args.learning_rate * lr_scheduler.lr_lambdas[0](lr_scheduler.last_epoch)
     for group in optimizer.param_groups:
         group.update(_hyperparameters(args), lr=rate, initial_lr=args.learning_rate)
@@ -36,7 +36,7 @@ def apply_arguments(args: TrainingArguments, optimizer: torch.optim.Optimizer, l
 
 
 def is_trained(part: nn.Module) -> bool:
-    """Whether any of its weights is not frozen."""
+    """Whether any weight of a module is not frozen."""
     return any(parameter.requires_grad for parameter in part.parameters())
 
 

@@ -1,134 +1,149 @@
-"""Reads training arguments from flags and a YAML file; what is wrong ends the program: status 2, one sentence."""
+"""Reads training arguments from flags and a YAML file; errors end the program with status 2 and one sentence.
+
+This is argparse and not a library for dataclasses. jsonargparse 4.53 accepts null for a required number, reports errors
+over several lines that name no file and no key, and has neither --no-x, kebab-case nor help from a field's metadata;
+tyro 1.0 reads no YAML, no null and no JSON objects.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
 from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.kinds import Kind, kinds_of
+from ul_tokenizer.training.recipes import find_config
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def parse_arguments(cls: type[Arguments], argv: Sequence[str] | None = None, description: str = "") -> Arguments:
-    """Arguments from a command line (`sys.argv` if None) and the `--config` file that it may name."""
-    kinds = _kinds(cls)
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config", type=Path, help="YAML file with any of these arguments as keys.")
-    for spec in dataclasses.fields(cls):
-        _add_flag(parser, spec, kinds[spec.name])
-    flags = vars(parser.parse_args(argv))
-    path: Path | None = flags.pop("config", None)
+def parse_arguments(
+    cls: type[Arguments], argv: Sequence[str] | None = None, description: str = "", program: str | None = None
+) -> Arguments:
+    """Reads arguments from a command line and the `--config` file that it may name.
+
+    Args:
+        cls: the arguments to read.
+        argv: the words after the program's name; None for those of this process.
+        description: what the command does, for `--help`.
+        program: the program's name, for `--help` and errors; None for that of this process.
+
+    Raises:
+        SystemExit: with status 2 after an error, or 0 after `--help`.
+    """
+    kinds = kinds_of(cls)
+    parser = _make_parser(cls, kinds, description, program)
+    words = (_snake_case(word, {*kinds, *cls.RENAMED}) for word in (sys.argv[1:] if argv is None else argv))
+    flags = vars(parser.parse_args(list(words)))
+    name: str | None = flags.pop("config", None)
     try:
-        config = {} if path is None else _read_config(path, kinds)
+        config = {} if name is None else _read_config(find_config(name), cls, kinds)
         return cls(**{**_without_rivals(config, flags, cls.EXCLUSIVE), **flags})
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
+# ----------------------------------------------------------------------------------------------------------------
+# Flags
+# ----------------------------------------------------------------------------------------------------------------
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence, without the page of flags that argparse puts before it."""
+        """Prints one sentence, without the page of flags that argparse puts before it."""
         self.exit(2, f"{self.prog}: error: {message.rstrip('.')}.\n")
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Types of fields
-# ----------------------------------------------------------------------------------------------------------------
+class _RenamedFlag(argparse.Action):
+    """A flag's old name, which ends the program with its new one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        parser.error(f"{option} is now called --{self.const}")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a field may hold."""
-
-    type: Callable[..., Any]  # bool, int, float, str or dict
-    choices: tuple[str, ...] | None
-    optional: bool
-
-    @property
-    def text(self) -> str:
-        """As error messages put it."""
-        return f"one of {', '.join(self.choices)}" if self.choices else f"of type {self.type.__name__}"
-
-    def from_text(self, text: str) -> Any:
-        """The value of a flag."""
-        if self.optional and text == "null":
-            return None
-        try:
-            return self.from_yaml(json.loads(text) if self.type is dict else self.type(text))
-        except ValueError:
-            legal = "a JSON object" if self.type is dict else self.text
-            raise argparse.ArgumentTypeError(f"must be {legal}, got {text!r}") from None
-
-    def from_yaml(self, value: Any) -> Any:
-        """The value of a config key; YAML reads 1e-3 as text, and 1 where 1.0 is meant."""
-        if value is None and self.optional:
-            return None
-        if self.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not self.type or (self.choices and value not in self.choices):
-            raise ValueError
-        return value
+def _make_parser(
+    cls: type[TrainingArguments], kinds: Mapping[str, Kind], description: str, program: str | None
+) -> _Parser:
+    parser = _Parser(program, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--config", help="YAML file with any of these arguments as keys, or the name of a recipe of this package."
+    )
+    for spec in dataclasses.fields(cls):
+        _add_flag(parser, spec, kinds[spec.name])
+    for old, new in cls.RENAMED.items():
+        parser.add_argument(f"--{old}", action=_RenamedFlag, const=new, nargs="?", help=argparse.SUPPRESS)
+    return parser
 
 
-def _kinds(cls: type[TrainingArguments]) -> dict[str, _Kind]:
-    hints = typing.get_type_hints(cls)
-    return {spec.name: _kind(hints[spec.name]) for spec in dataclasses.fields(cls)}
-
-
-def _kind(hint: Any) -> _Kind:
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # Literal[…] | None is the latter
-    members = typing.get_args(hint) if is_union else (hint,)
-    inner = next(member for member in members if member is not type(None))
-    if typing.get_origin(inner) is Literal:
-        return _Kind(str, typing.get_args(inner), len(members) > 1)
-    return _Kind(typing.get_origin(inner) or inner, None, len(members) > 1)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Flags and file
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def _add_flag(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any], kind: _Kind) -> None:
+def _add_flag(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any], kind: Kind) -> None:
     default = spec.default if spec.default_factory is MISSING else spec.default_factory()
     choices = f" Choices: {', '.join(kind.choices)}." if kind.choices else ""
     help = f"{spec.metadata['help']}{choices} (default: {default})".replace("%", "%%")
     if kind.type is bool:
         parser.add_argument(f"--{spec.name}", action=argparse.BooleanOptionalAction, help=help)
     else:
-        parser.add_argument(f"--{spec.name}", type=kind.from_text, metavar=spec.name.upper(), help=help)
+        parser.add_argument(f"--{spec.name}", type=_reader(kind), metavar=spec.name.upper(), help=help)
 
 
-def _read_config(path: Path, kinds: Mapping[str, _Kind]) -> dict[str, Any]:
+def _reader(kind: Kind) -> Any:
+    """`kind.from_text` with the error class whose message argparse shows."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind.from_text(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _snake_case(word: str, names: Iterable[str]) -> str:
+    """A flag in kebab-case as the flag in snake_case; any other word as it is."""
+    flag, equals, value = word.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    if not flag.startswith("--"):
+        return word
+    if name in names:
+        return f"--{name}{equals}{value}"
+    if name.startswith("no_") and name.removeprefix("no_") in names:
+        return f"--no-{name.removeprefix('no_')}"
+    return word
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Config file
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_config(path: Path, cls: type[TrainingArguments], kinds: Mapping[str, Kind]) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.expanduser().read_text(encoding="utf-8")) or {}
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"--config {path} must hold a mapping of arguments, got {type(config).__name__}.")
+        raise ValueError(f"--config {path} must contain a mapping of arguments, got a {type(config).__name__}.")
     for key, value in config.items():
+        if key in cls.RENAMED:
+            raise ValueError(f"--config {path}: the key {key!r} is now called {cls.RENAMED[key]!r}.")
         if key not in kinds:
             raise ValueError(f"--config {path} has an unknown key {key!r}.")
         try:
-            config[key] = kinds[key].from_yaml(value)
-        except ValueError:
-            raise ValueError(f"--config {path}: {key} must be {kinds[key].text}, got {value!r}.") from None
+            config[key] = kinds[key].checked(value)
+        except ValueError as error:
+            raise ValueError(f"--config {path}: {key} {error}.") from error
     return config
 
 
 def _without_rivals(
     config: Mapping[str, Any], flags: Mapping[str, Any], exclusive: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
-    """The config without those keys that exclude a flag: the flag wins."""
+    """The config without the keys that exclude a flag, because the flag wins."""
     rivals = {b if a in flags else a for a, b in exclusive if (a in flags) != (b in flags)}
     return {key: value for key, value in config.items() if key not in rivals}

@@ -1,4 +1,4 @@
-"""Trained models to the hub, at checkpoints and at the end, while the training goes on."""
+"""Pushes models to the hub at checkpoints and at the end, while the training continues."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ul_tokenizer.hub.upload import Target, make_repository
 from ul_tokenizer.publish.mixin import push_folder
 from ul_tokenizer.training.arguments import TrainingArguments
 
-RECORDS = ("config.yaml", "metrics.jsonl")  # which the card is made of
+RECORDS = ("config.yaml", "metrics.jsonl")  # the model card is made from these
 
 
 class Pusher:
-    """Pushes to `hub_model_id` in a thread, one push at a time; without `push_to_hub` it does nothing.
+    """Pushes to `hub_model_id` in a thread, one push at a time; does nothing without `push_to_hub`.
 
     Args:
-        args: the run's.
-        is_main_process: the others never push.
-        say: tells the user.
+        args: the arguments of the run.
+        is_main_process: whether this is the main process; others never push.
+        say: prints a message for the user.
     """
 
     def __init__(self, args: TrainingArguments, is_main_process: bool, say: Callable[[str], None]) -> None:
@@ -34,22 +34,22 @@ class Pusher:
         self._last: Future[str] | None = None
 
     def open(self) -> None:
-        """Makes the repository, so that a missing right shows before the first step and not after the last.
+        """Creates the repository before the first step, so that missing permissions show early.
 
         Raises:
-            HubError: no access, no network.
+            HubError: the hub can't be reached or refuses access.
         """
         if self.is_on:
             self.target = self.target._replace(repo_id=make_repository(self.target))
 
     def push(self, step: int, save: Callable[[Path], None]) -> None:
-        """Starts a push of what `save` writes to a folder; passed over while an earlier one still runs."""
+        """Starts to push the files that `save` writes to a folder; skips this if an earlier push is still running."""
         if not self.is_on:
             return
         if self._last is not None and not self._last.done():
-            self.say(f"step {step} is not pushed: the push before it still runs.")
+            self.say(f"step {step} is not pushed, because the push before it is still running.")
             return
-        self._tell_failure()
+        self._report_failure()
         folder = Path(tempfile.mkdtemp(prefix="ul_tokenizer-push-"))
         try:
             save(folder)
@@ -67,29 +67,31 @@ class Pusher:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _tell_failure(self) -> None:
+    def _report_failure(self) -> None:
         if self._last is not None and (error := self._last.exception()) is not None:
             self.say(f"a push failed: {error} Training goes on.")
         self._last = None
 
     def wait(self) -> None:
-        """For the push that runs, if one does; a failure is told."""
+        """Waits for a running push, and prints a failure."""
         if self._last is not None:
             self._last.exception()
-        self._tell_failure()
+        self._report_failure()
 
     def finish(self) -> None:
         """Waits for the last push.
 
         Raises:
-            HubError: it failed.
-            OSError: likewise.
+            HubError: the hub refused the push or could not be reached.
+            OSError: a file could not be read.
         """
         if self._last is None:
             return
         try:
             commit = self._last.result()
         except HubError as error:
-            way = f"`ul-tokenizer push {self.output_dir} {self.target.repo_id}` tries again"
-            raise HubError(f"The trained model is in {self.output_dir}, but was not pushed; {way}: {error}") from error
+            command = f"`ul-tokenizer push {self.output_dir} {self.target.repo_id}`"
+            raise HubError(
+                f"The trained model is in {self.output_dir}, but was not pushed; {command} tries again: {error}"
+            ) from error
         self.say(f"Pushed to {self.target.repo_id} as {commit}.")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, taken note of."""
+"""SIGTERM and Ctrl-C as requests to stop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """SIGTERM and SIGINT as a flag that is read between steps; a second one acts as it did before.
+    """Context manager that turns SIGTERM and SIGINT into a flag, to be read between steps.
 
-    A context manager: the handlers from before are back at its end.
+    A second signal has its usual effect. The previous handlers are restored at the end.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive) or signal.SIG_DFL
         return self
@@ -40,7 +40,7 @@ class StopSignal:
         signal.signal(number, self._previous[number])
 
     def received(self, accelerator: Accelerator) -> bool:
-        """Whether any process got one; all agree."""
+        """Whether any process received a signal; every process gets the same answer."""
         if accelerator.num_processes == 1:
             return self.name is not None
         flag = torch.tensor(float(self.name is not None), device=accelerator.device)
@@ -48,6 +48,6 @@ class StopSignal:
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """A data loader's `worker_init_fn`: a signal to the whole process group must not take the workers from the loop."""
+    """A data loader's `worker_init_fn`: its workers ignore a signal to the process group, as the loop needs them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,13 +1,10 @@
-"""What is particular to stage 2: its arguments, its loss and what its validation shows."""
+"""Stage 2: a base model, trained on the latents of a frozen autoencoder."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,115 +13,64 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tqdm.auto import tqdm
 
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.latents.dataset import LatentDataset
 from ul_tokenizer.media.images import UnreadableImageError
-from ul_tokenizer.models.presets import BASE_PRESETS, build_base, check_config_keys
+from ul_tokenizer.models.presets import build_base, check_config_keys
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.progress import Bar, progress
 from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.sources.decoded import DecodedImages
-from ul_tokenizer.training.arguments import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
 from ul_tokenizer.training.base_validation import HeldOutLatents, validate_base
-from ul_tokenizer.training.data import make_sources, say
+from ul_tokenizer.training.data import make_sources
 from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.latents import LatentDraws, LatentsInMemory, collate_latents
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_ours
-from ul_tokenizer.training.loop import Batch, run_stage
-from ul_tokenizer.training.parsing import parse_arguments
+from ul_tokenizer.training.loop import run_stage
+from ul_tokenizer.training.stage import Batch
+from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX
+from ul_tokenizer.training.stage2_arguments import Stage2Arguments as Stage2Arguments
 
-OTHERS_LOGSNR_MAX = 10.0  # where an autoencoder's latents have no noise level of their own
 
+def train_base_model(args: Stage2Arguments) -> bool:
+    """Trains a base model on the latents of a frozen autoencoder (stage 2).
 
-@dataclass
-class Stage2Arguments(TrainingArguments):
-    """Arguments of `train_base_model.py`."""
+    A whole pipeline is written to `args.output_dir`, which `UnifiedLatentsPipeline.from_pretrained` loads. Progress is
+    printed on standard error.
 
-    EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
-        *TrainingArguments.EXCLUSIVE,
-        ("pretrained_autoencoder", "pretrained_vae"),
-    )
-    PATHS: ClassVar[tuple[str, ...]] = (
-        *TrainingArguments.PATHS,
-        "pretrained_autoencoder",
-        "pretrained_vae",
-        "latent_dataset",
-        "pretrained_model_name_or_path",
-    )
+    Args:
+        args: the arguments of the run.
 
-    # Latents
-    pretrained_autoencoder: str | None = arg(None, "The frozen autoencoder: bundled name, folder or hub id.")
-    pretrained_vae: str | None = arg(None, "In its place any autoencoder of diffusers, to compare latents.")
-    vae_subfolder: str | None = arg(None, "Subfolder of --pretrained_vae.")
-    revision: str | None = arg(None, "Revision of the autoencoder on the hub.")
-    latent_dataset: str | None = arg(
-        None, "Latent data set (folder or hub id) to train on, in place of images: nothing is encoded then."
-    )
-    cache_latents: bool = arg(
-        False, "Encode every training image once, before the first step, and keep the latents in memory."
-    )
+    Returns:
+        whether the training reached its last step; False for a dry run, or if SIGTERM or Ctrl-C stopped it after it
+        had saved a checkpoint.
 
-    # Network
-    preset: str = arg("ul-base-mini", f"Named configuration of the base model: {', '.join(BASE_PRESETS)}.")
-    base: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Changes to the base model's config, as JSON."}
-    )
-    pretrained_model_name_or_path: str | None = arg(
-        None, "Go on from this base model (a folder or hub id), in place of a preset's fresh one."
-    )
-
-    # Objective
-    sigmoid_bias: float = arg(2.0, "b of the weight sigmoid(b - log-SNR); higher cares more for fine detail.")
-    logsnr_max: float | None = arg(
-        None, f"The cleanest level, for --pretrained_vae only ({OTHERS_LOGSNR_MAX} there); ours bring their own."
-    )
-    logsnr_min: float = arg(-10.0, "The noisiest level.")
-    schedule: Literal["linear", "cosine"] = arg("linear", "Schedule of the levels.")
-    class_conditional: bool = arg(True, "Condition on the class, where samples have one.")
-    label_dropout: float = arg(0.1, "Probability of training without the class, for guidance.", BELOW_1)
-
-    # Clips
-    num_context_latents: int = arg(
-        0, "Latent frames at the beginning of each clip that are given, for a model that continues clips.", NOT_NEGATIVE
-    )
-    context_dropout: float = arg(0.1, "Fraction of the steps in which all frames are generated instead.", FRACTION)
-
-    # Validation
-    validation_inference_steps: int = arg(16, "Steps of the validation's samples.", POSITIVE)
-    validation_guidance_scale: float = arg(1.0, "Guidance of the validation's samples.", NOT_NEGATIVE)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preset not in BASE_PRESETS:
-            raise ValueError(f"--preset must be one of {', '.join(BASE_PRESETS)}, got {self.preset}.")
-        if not (self.pretrained_autoencoder or self.pretrained_vae):
-            raise ValueError("one of --pretrained_autoencoder and --pretrained_vae is needed, got neither.")
-        if self.vae_subfolder and not self.pretrained_vae:
-            raise ValueError("--vae_subfolder needs --pretrained_vae.")
-        if self.logsnr_max is not None and not self.pretrained_vae:
-            raise ValueError("--logsnr_max needs --pretrained_vae: our autoencoders bring their own level.")
-        sources = [bool(self.train_data_dir or self.dataset_name), bool(self.latent_dataset)]
-        if sum(sources) != 1:
-            got = "both" if all(sources) else "neither"
-            raise ValueError(f"images (--train_data_dir or --dataset_name) or --latent_dataset are needed, got {got}.")
-        if self.cache_latents and not self._crops_are_fixed():
-            raise ValueError(
-                "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1."
-            )
-
-    def _crops_are_fixed(self) -> bool:
-        return self.latent_dataset is None and self.center_crop and not self.random_flip and self.scale_min == 1
+    Raises:
+        TrainingError: gradients stay non-finite.
+        ValueError: arguments, data, networks or the checkpoint don't fit together.
+        OSError: a file can't be read or written, or the hub can't be reached.
+        ImportError: an optional package is missing.
+    """
+    return run_stage(args, Stage2)
 
 
 class Stage2:
-    """Stage 2 for the shared loop."""
+    """Stage 2 for the training loop.
+
+    Args:
+        args: the arguments of the run.
+
+    Raises:
+        ValueError: arguments, data and networks don't fit together.
+        OSError: a model or data can't be read.
+    """
 
     def __init__(self, args: Stage2Arguments) -> None:
         self.args = args
@@ -141,7 +87,7 @@ class Stage2:
         self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting)
         self._check_resolution()
         self.dataset: Any = self._crops(self._images, args.seed) if self._images else None
-        if self._latents is not None:  # of which the last ones are held out
+        if self._latents is not None:  # the last ones are held out
             train = Subset(self._latents, range(len(self._latents) - args.num_validation_images))
             self.dataset = LatentDraws(train, args.seed)
         self._held_out: HeldOutLatents | None = None
@@ -163,7 +109,7 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Moves the autoencoder, encodes what is held out and, with `--cache_latents`, all training images."""
+        """Moves the autoencoder to the device and encodes held-out images, with `cache_latents` all others, too."""
         self.autoencoder.to(accelerator.device)
         with accelerator.autocast():
             self._held_out = self._encode_held_out(accelerator.device)
@@ -177,39 +123,40 @@ class Stage2:
             batch = collate_latents(samples)
             labels = self._labels(batch["class_labels"].to(device))
             return HeldOutLatents(batch["latents"].to(device), labels, self.args.num_context_latents)
-        assert self._held_out_source is not None  # with images there is one
+        assert self._held_out_source is not None  # only a latent data set has none
         crops = self._crops(self._held_out_source, seed=0)
         pixels = collate_crops([crops[n] for n in range(count)])
         latents = self.autoencoder.encode(pixels["pixel_values"].to(device))
         return HeldOutLatents(latents, self._labels(pixels["class_labels"].to(device)))
 
     def _encode_all(self, accelerator: Accelerator) -> LatentsInMemory:
-        """Every readable image once, each process its share; then all have all, as a process's draws may be any."""
-        assert self._images is not None
+        """Encodes every readable image once: each process its share, which all then exchange."""
+        assert self._images is not None  # Stage2Arguments refuses `cache_latents` without images
         crops, size = self._crops(self._images, seed=0), self.args.train_batch_size
         mine = range(accelerator.process_index, len(crops), accelerator.num_processes)
         parts = []
-        is_quiet = not (accelerator.is_main_process and sys.stderr.isatty())
-        bar = tqdm(range(0, len(mine), size), "encoding", disable=is_quiet)
-        for first in bar:
-            batch = self._readable(crops, mine[first : first + size])
-            if batch:
-                pixels = collate_crops([crop for _, crop in batch])
-                latents = self.autoencoder.encode(pixels["pixel_values"].to(accelerator.device)).cpu()
-                parts.append(([index for index, _ in batch], latents, pixels["class_labels"]))
+        with progress("encoding", len(mine), "images", shown=accelerator.is_main_process) as bar:
+            for first in range(0, len(mine), size):
+                indices = mine[first : first + size]
+                batch = self._readable(crops, indices, bar)
+                if batch:
+                    pixels = collate_crops([crop for _, crop in batch])
+                    latents = self.autoencoder.encode(pixels["pixel_values"].to(accelerator.device)).cpu()
+                    parts.append(([index for index, _ in batch], latents, pixels["class_labels"]))
+                bar.update(len(indices))
         return _in_order(gather_object(parts))
 
-    def _readable(self, crops: RandomCropDataset, indices: range) -> list[tuple[int, CropSample]]:
+    def _readable(self, crops: RandomCropDataset, indices: range, bar: Bar) -> list[tuple[int, CropSample]]:
         batch = []
         for index in indices:
             try:
                 batch.append((index, crops.crop_of(index)))
             except UnreadableImageError as error:
-                say(f"skipped {crops.source.id(index)}: {error.reason}", everywhere=True)
+                bar.write(f"skipped {crops.source.id(index)}: {error.reason}")
         return batch
 
     def collate(self, samples: list[Any]) -> Any:
-        """Stacks latents, or crops that are still to be encoded."""
+        """Stacks latents, or crops that the loss will encode."""
         return collate_latents(samples) if "latent" in samples[0] else collate_crops(samples)
 
     # ------------------------------------------------------------------------------------------------------------
@@ -217,7 +164,7 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss in nats per latent dimension."""
+        """Returns the weighted loss in nats per latent dimension."""
         z = batch["latents"] if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
         context, z = self._split(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
@@ -227,7 +174,7 @@ class Stage2:
         return model(z, noise, t, labels, context).mean() / z[0].numel(), {}
 
     def _split(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
-        """What is given of clips (B, c, t, h, w), and what is to be generated; in some steps all is."""
+        """Splits clips (B, c, t, h, w) into context and target; in some steps there is no context."""
         count = self.args.num_context_latents
         if not count:
             return None, z
@@ -237,7 +184,7 @@ class Stage2:
         return z[:, :, :count], z[:, :, count:]
 
     def _labels(self, labels: Tensor) -> Tensor | None:
-        """Labels with "none" as the null label; None for models without classes."""
+        """Labels, with the null label for samples without one; None for models without classes."""
         null = self.transformer.null_class_label
         return None if null is None else torch.where(labels == NO_LABEL, null, labels)
 
@@ -254,7 +201,7 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
-        """The loss and the error per level on held-out latents, bits, and a grid of samples with fixed seeds."""
+        """Returns the metrics and the picture of `validate_base` on the held-out latents."""
         assert self._held_out is not None  # `prepare` ran
         with accelerator.autocast():
             return validate_base(
@@ -268,7 +215,7 @@ class Stage2:
             )
 
     def observe(self, step: int, metrics: dict[str, float]) -> str | None:
-        """Nothing to decide."""
+        """Does nothing: no metric changes this stage."""
         return None
 
     # ------------------------------------------------------------------------------------------------------------
@@ -276,19 +223,19 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing beside the weights."""
+        """This stage has no state beside the weights."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Does nothing."""
 
     def pipeline(self) -> UnifiedLatentsPipeline:
-        """The base model with its scheduler and autoencoder."""
+        """The base model together with its scheduler and autoencoder."""
         scheduler = LogSNRScheduler(self.transformer.config.latent_logsnr, self.args.logsnr_min)
         return UnifiedLatentsPipeline(self.transformer, scheduler, self.autoencoder.vae)
 
     def save(self, folder: Path) -> None:
-        """A pipeline's folder: base model, scheduler, autoencoder (with its prior, if it has one), class names."""
+        """Writes a whole pipeline, the prior of its autoencoder if there is one, and the names of its classes."""
         self.pipeline().save_pretrained(folder)
         if self.autoencoder.prior is not None:
             self.autoencoder.prior.save_pretrained(folder / AUTOENCODER / PRIOR)
@@ -297,7 +244,7 @@ class Stage2:
             (folder / CLASS_NAMES).write_text(text, encoding="utf-8")
 
     def describe(self) -> str:
-        """Sizes of networks and data, a YAML comment each."""
+        """Sizes of networks and data; every line is a YAML comment."""
         sizes = {"base model": self.transformer, "frozen autoencoder": self.autoencoder.vae}
         lines = [f"{name}: {sum(p.numel() for p in m.parameters()):,} parameters" for name, m in sizes.items()]
         lines += [f"training samples: {len(self.dataset)}", f"classes: {', '.join(self.class_names) or 'none'}"]
@@ -305,12 +252,12 @@ class Stage2:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Making of
+# Data and networks
 # ----------------------------------------------------------------------------------------------------------------
 
 
 def _in_order(parts: list[tuple[list[int], Tensor, Tensor]]) -> LatentsInMemory:
-    """What all processes encoded, in the order of the images; at least one part."""
+    """Sorts the latents of all processes by image; at least one part is needed."""
     order = torch.tensor([index for indices, _, _ in parts for index in indices]).argsort()
     latents, labels = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
     return LatentsInMemory(latents[order], labels[order])
@@ -319,20 +266,20 @@ def _in_order(parts: list[tuple[list[int], Tensor, Tensor]]) -> LatentsInMemory:
 def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
     if args.pretrained_autoencoder is not None:
         return load_ours(args.pretrained_autoencoder, args.revision)
-    assert args.pretrained_vae is not None  # Stage2Arguments sees to it
+    assert args.pretrained_vae is not None  # Stage2Arguments requires one of the two
     return load_other(args.pretrained_vae, args.vae_subfolder, args.revision)
 
 
 def _make_data(
     args: Stage2Arguments, autoencoder: FrozenAutoencoder
 ) -> tuple[tuple[str, ...], DecodedImages | None, DecodedImages | None, Any]:
-    """Class names, training images and held-out images or, in place of images, a latent data set."""
+    """Returns class names, training images and held-out images, or a latent data set instead of images."""
     if args.latent_dataset is None:
         train, held_out = make_sources(args)
         if train.class_names != held_out.class_names:
             raise ValueError(
                 f"--validation_data_dir must have the {len(train.class_names)} classes of the training images, "
-                f"got {len(held_out.class_names)} or others."
+                f"got {len(held_out.class_names)} classes or other names."
             )
         return train.class_names, train, held_out, None
     expected = {"latent_channels": autoencoder.latent_channels}
@@ -360,11 +307,11 @@ def _make_base(
         fresh = {**latents, "sample_size": args.resolution // autoencoder.ratio, "sample_frames": num_frames}
         if args.num_context_latents:
             fresh["context_conditioning"] = True
-        base = build_base(args.preset, {**fresh, **args.base})
-        flag = "--base"
+        base = build_base(args.preset, {**fresh, **args.base_config})
+        flag = "--base_config"
     else:
-        check_config_keys(UnifiedLatentsTransformer, args.base)
-        base = UnifiedLatentsTransformer.from_pretrained(args.pretrained_model_name_or_path, **args.base)
+        check_config_keys(UnifiedLatentsTransformer, args.base_config)
+        base = UnifiedLatentsTransformer.from_pretrained(args.pretrained_model_name_or_path, **args.base_config)
         flag = "--pretrained_model_name_or_path"
     for key, value in latents.items():
         if base.config[key] != value:
@@ -373,20 +320,20 @@ def _make_base(
 
 
 def _latent_frames(args: Stage2Arguments, latents: LatentDataset | None) -> int | None:
-    """Frames of the latents of clips; None for images.
+    """Number of latent frames in each clip; None for images.
 
     Raises:
-        ValueError: clips of several lengths, or no more frames than are given.
+        ValueError: clips have several lengths, or no more frames than the context.
     """
     lengths = {shape[1] if len(shape) == 4 else None for shape in latents.shapes} if latents is not None else {None}
     if len(lengths) > 1:
-        raise ValueError("--latent_dataset must hold clips of one length, or images, got several.")
+        raise ValueError("--latent_dataset must hold either images or clips of one length, got several lengths.")
     (num_frames,) = lengths
     if args.num_context_latents and (num_frames is None or num_frames <= args.num_context_latents):
-        got = "images" if num_frames is None else f"clips of {num_frames}"
+        got = "images" if num_frames is None else f"clips of {num_frames} frames"
         raise ValueError(
             f"--num_context_latents {args.num_context_latents} needs a --latent_dataset of clips with more latent "
-            f"frames than that, got {got}."
+            f"frames, got {got}."
         )
     return num_frames
 
@@ -395,9 +342,3 @@ def _latent_logsnr(args: Stage2Arguments, autoencoder: FrozenAutoencoder) -> flo
     if autoencoder.is_ours:
         return float(autoencoder.vae.config.latent_logsnr)
     return OTHERS_LOGSNR_MAX if args.logsnr_max is None else args.logsnr_max
-
-
-def train_base_model(argv: Sequence[str] | None = None) -> int:
-    """Stage-2 training from flags and a config file; returns the exit status."""
-    args = parse_arguments(Stage2Arguments, argv, "Train a base model on the latents of an autoencoder (stage 2).")
-    return run_stage(args, Stage2)

@@ -1,4 +1,4 @@
-"""Logs: JSON lines always, beside any tracker that accelerate knows."""
+"""Logs: JSON lines, in addition to any tracker of accelerate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from ul_tokenizer.files import append_json_line
 
 
 class JsonLinesTracker(GeneralTracker):
-    """One line per log: `{"step": …, name: value, …}`; lines past the step that a run resumes at are dropped."""
+    """Writes one line for each log entry, `{"step": …, name: value, …}`.
+
+    Args:
+        path: the file; it is appended to.
+        start_step: the step at which the run starts or resumes; lines of later steps are removed.
+    """
 
     name = "jsonl"
     requires_logging_directory = False
@@ -35,20 +40,20 @@ class JsonLinesTracker(GeneralTracker):
         with self.path.open("ab+") as file:
             file.seek(0)
             kept = sum(map(len, itertools.takewhile(lambda line: _is_kept(line, step), file)))
-            file.truncate(kept)  # needs no room on a full disk, and steps only rise within the file
+            file.truncate(kept)  # steps only rise within the file, and this works on a full disk
 
     @property
     def tracker(self) -> Path:
-        """Where the lines go."""
+        """The file of the log."""
         return self.path
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """The configuration has a file of its own."""
+        """Does nothing: the configuration is in a file of its own."""
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
-        """Appends a line; non-finite values become null, which JSON can hold."""
+        """Appends a line; non-finite values become null, because JSON has none."""
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
         append_json_line(self.path, {"step": step, **finite})
 
@@ -58,7 +63,7 @@ def _is_kept(line: bytes, last_step: int) -> bool:
 
 
 class RunningMeans:
-    """Means of per-step values, kept on their device until they are read."""
+    """Means of values over steps; the sums stay on their device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -72,7 +77,7 @@ class RunningMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over steps and processes, and starts anew."""
+        """Returns the means over steps and processes, and starts again at zero."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         if not means:
@@ -81,13 +86,13 @@ class RunningMeans:
         return dict(zip(means, values.tolist(), strict=True))
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, tuple[float, int]]:
-        """What was added and not yet taken, as means over processes; every process calls it."""
+        """Returns sums and counts since the last `take`, as means over processes; every process must call it."""
         if not self._sums:
             return {}
         sums = accelerator.reduce(torch.stack(list(self._sums.values())), reduction="mean")
         return dict(zip(self._sums, zip(sums.tolist(), self._counts.values(), strict=True), strict=True))
 
     def load_state_dict(self, state: Mapping[str, tuple[float, int]], device: torch.device) -> None:
-        """Restores it."""
+        """Restores what `state_dict` returned."""
         self._sums = {name: torch.tensor(total, device=device) for name, (total, _) in state.items()}
         self._counts = {name: count for name, (_, count) in state.items()}

@@ -1,4 +1,4 @@
-"""What a validation of an autoencoder measures on a fixed batch."""
+"""Validation of an autoencoder on fixed images or clips with fixed noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ul_tokenizer.evaluation.metrics import comparison_grid, mean_psnr, psnr_of_
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
-COLLAPSED_GAP_DB, COLLAPSED_BITS_PER_PIXEL = 1.0, 0.01  # below both, the latent is lost
+COLLAPSED_GAP_DB, COLLAPSED_BITS_PER_PIXEL = 1.0, 0.01  # below both, the latent carries no information
 _LATENT_NOISE, _DECODER_NOISE = 0, 1000  # first seeds
 
 
@@ -25,19 +25,20 @@ def validate_autoencoder(
     num_inference_steps: int,
     device: torch.device,
 ) -> tuple[dict[str, float], Image.Image]:
-    """Measures, with fixed noise.
+    """Validates an autoencoder and its prior.
 
     Args:
-        autoencoder: in evaluation mode, on `device`.
-        prior: likewise.
-        pixels: (B, 3, [T,] H, W) in [−1, 1], B ≥ 2, of which any two in a row show different things.
-        batch_size: images at a time; PSNRs don't depend on it.
-        num_inference_steps: decoding steps of the second PSNR.
-        device: where to compute.
+        autoencoder: the autoencoder, in evaluation mode, on `device`.
+        prior: its prior, likewise.
+        pixels: (B, 3, [T,] H, W) in [−1, 1], B ≥ 2; neighbours must show different things.
+        batch_size: number of images in each batch; PSNRs don't depend on it.
+        num_inference_steps: number of decoding steps for the second PSNR.
+        device: the device of the models.
 
     Returns:
-        PSNR at one and more steps, the dB that decoding with another image's latent costs, bits per pixel;
-        and a picture of originals, one-step and more-step reconstructions.
+        metrics and a picture of originals, reconstructions in one step and in more steps. The metrics are PSNR in one
+        step and in more, the loss in dB if an image is decoded with another image's latent, and bits per pixel; for
+        clips also `flicker`.
     """
 
     def in_batches(function: Callable[[Tensor, int], Tensor], tensor: Tensor) -> Tensor:
@@ -74,25 +75,33 @@ def validate_autoencoder(
 
 
 def flicker(source: Tensor, reconstruction: Tensor) -> float:
-    """Mean absolute difference of the frame-to-frame changes of two clips (B, C, T, H, W) in [−1, 1], of the range."""
+    """Mean absolute difference between the frame-to-frame changes of two clips.
+
+    Args:
+        source: (B, C, T, H, W) in [−1, 1].
+        reconstruction: the same shape and range.
+
+    Returns:
+        a fraction of the range of pixel values, 0 to 2.
+    """
     changes = [clip[:, :, 1:] - clip[:, :, :-1] for clip in (source, reconstruction)]
     return float((changes[0] - changes[1]).abs().mean()) / 2
 
 
 def _as_pictures(x: Tensor) -> Tensor:
-    """Images as they are; of clips, the first and the last frame above each other."""
+    """Images unchanged; for clips, the first frame above the last."""
     return x if x.ndim == 4 else torch.cat([x[:, :, 0], x[:, :, -1]], dim=-2)
 
 
 def collapse_warning(step: int, metrics: dict[str, float]) -> str | None:
-    """What to tell the user of a latent that costs nothing and tells nothing; None if it does."""
+    """A warning if the latent costs no bits and the decoder does not use it; otherwise None."""
     gap, bits = metrics["latent_gap_db"], metrics["bits_per_pixel"]
     if gap >= COLLAPSED_GAP_DB or bits >= COLLAPSED_BITS_PER_PIXEL:
         return None
     return (
         f"posterior collapse at step {step}: {bits:.4f} bits per pixel, and decoding with another image's latent "
-        f"costs only {gap:.2f} dB. Hold the prior longer (--prior_min_hold_steps, --prior_hold_gap_db) and lower "
-        "(--prior_hold_weight), or raise --loss_factor or --decoder_bias."
+        f"costs only {gap:.2f} dB; keep the prior's weight low for longer (--prior_min_hold_steps, "
+        "--prior_hold_gap_db) or lower it (--prior_hold_weight), or raise --loss_factor or --decoder_bias."
     )
 
 

@@ -1,8 +1,8 @@
-"""Warm-up of the prior's weight, which keeps the latent alive until the decoder reads it.
+"""Warm-up of the prior's weight, which prevents posterior collapse.
 
-With the full weight from the first step an unread latent is only a cost: its bits go to zero and never come back
-(posterior collapse). So the weight is held near zero until decoding with the own latent beats decoding with another
-image's by some decibels on a fixed batch, and is then raised linearly to 1.
+As long as the decoder does not use the latent, its bits are only a cost. With the full weight from the first step, the
+bits go to zero and never come back. So the weight is first held near zero. Once an image's own latent decodes better
+than another image's by some decibels on a fixed batch, the weight rises linearly to 1.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass
 class PriorWarmup:
-    """The prior's weight as a function of the step and of what was observed."""
+    """The weight of the prior loss as a function of the step and of the validations so far."""
 
-    hold_weight: float  # while holding
-    min_hold_steps: int  # held at least so long
-    gap_db: float  # own-latent PSNR minus other-latent PSNR that ends the hold
-    ramp_steps: int  # from hold_weight to 1
+    hold_weight: float  # weight during the hold
+    min_hold_steps: int  # shortest hold
+    gap_db: float  # the hold ends once PSNR with the own latent exceeds that with another by this
+    ramp_steps: int  # steps from hold_weight to 1
     ramp_start: int | None = None  # step at which the hold ended; the only state
 
     def __post_init__(self) -> None:
@@ -26,20 +26,20 @@ class PriorWarmup:
 
     @property
     def holding(self) -> bool:
-        """Whether the weight still waits for the decoder to read the latent."""
+        """Whether the weight is still held, until the decoder uses the latent."""
         return self.ramp_start is None
 
     def observe(self, step: int, gap_db: float) -> None:
-        """Ends the hold if it lasted long enough and the decoder reads the latent."""
+        """Takes the gap of a validation; ends the hold if it lasted long enough and the decoder uses the latent."""
         if self.holding and step >= self.min_hold_steps and gap_db >= self.gap_db:
             self.ramp_start = step
 
     def progress(self, step: int) -> float:
-        """How far the ramp has come, 0 while holding, 1 at its end."""
+        """Progress of the ramp: 0 during the hold, 1 at its end."""
         if self.ramp_start is None:
             return 0.0
         return min(1.0, (step - self.ramp_start) / self.ramp_steps) if self.ramp_steps else 1.0
 
     def weight(self, step: int) -> float:
-        """The weight of L_z at a step."""
+        """Weight of L_z at a step."""
         return self.hold_weight + (1.0 - self.hold_weight) * self.progress(step)

@@ -1,4 +1,4 @@
-"""Latents that are already encoded, as the draws of a training run."""
+"""Draws of a training run from stored latents."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from ul_tokenizer.training.draws.crops import NO_LABEL, index_of_draw
 
 
 class LatentSource(Protocol):
-    """A numbered collection of latents, such as `LatentDataset` or `LatentsInMemory`."""
+    """A numbered collection of latents: `LatentDataset` or `LatentsInMemory`."""
 
     def __len__(self) -> int:
         """Number of samples."""
         ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """A sample: "latent", z_clean (c, h, w) fp32, and "label" if there are labels."""
+        """A sample: "latent", z_clean (c, [t,] h, w), and "label" if there are labels."""
         ...
 
 
 class LatentBatch(TypedDict):
-    """A batch of samples, made by `collate_latents`."""
+    """A batch from `collate_latents`."""
 
-    latents: Tensor  # (B, c, h, w), z_clean
+    latents: Tensor  # (B, c, [t,] h, w) fp32, z_clean
     class_labels: Tensor  # (B,) int64
-    skipped: list[str]  # always empty, since unreadable images are not in a latent data set
+    skipped: list[str]  # always empty, because stored latents can always be read
 
 
 class LatentDraws:
-    """Item n is draw n since the start of the training; every epoch draws each sample once, in a new order.
+    """Item n is draw n since the start of the training; each epoch takes every sample once, in a new order.
 
     Args:
-        source: The latents.
-        seed: Seed of the order.
+        source: the latents.
+        seed: seed of the orders.
     """
 
     def __init__(self, source: LatentSource, seed: int) -> None:
@@ -47,12 +47,12 @@ class LatentDraws:
         return len(self.source)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        """The sample of draw n; draws may be read in any order."""
+        """Draw n; any number in any order is possible."""
         return self.source[index_of_draw(n, len(self.source), self.seed)]
 
 
 def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
-    """Stacks samples of the same shape into a batch."""
+    """Stacks samples of one shape into a batch."""
     labels = [sample.get("label") for sample in samples]
     return {
         "latents": torch.stack([sample["latent"] for sample in samples]).float(),
@@ -62,7 +62,12 @@ def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
 
 
 class LatentsInMemory:
-    """A `LatentSource` of latents (N, c, h, w) and labels (N,), or None for no labels."""
+    """Latents in memory as a `LatentSource`.
+
+    Args:
+        latents: (N, c, h, w), z_clean.
+        labels: (N,), or None without labels.
+    """
 
     def __init__(self, latents: Tensor, labels: Tensor | None = None) -> None:
         self.latents, self.labels = latents, labels
@@ -72,6 +77,6 @@ class LatentsInMemory:
         return len(self.latents)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample."""
+        """A sample, as `LatentSource` describes."""
         sample: dict[str, Any] = {"latent": self.latents[index]}
         return sample if self.labels is None else {**sample, "label": int(self.labels[index])}

@@ -15,7 +15,7 @@ from ul_tokenizer.randomness import Stream, derived_seed
 def sample_noise(
     shapes: Sequence[tuple[int, ...]], draws: Sequence[int], seed: int, device: torch.device
 ) -> list[Tensor]:
-    """Standard normal noise of several shapes for each draw.
+    """Makes standard normal noise of several shapes for each draw.
 
     Args:
         shapes: Shapes of the noise of one sample.
@@ -44,8 +44,8 @@ class Draws:
     """
 
     step: int
-    of_step: range  # of all processes and micro-batches of this optimiser step
-    local: range  # of this micro-batch, on this process
+    of_step: range  # samples of this optimiser step, in all processes and micro-batches
+    local: range  # samples of this micro-batch on this process
 
     @classmethod
     def of(cls, step: int, micro_step: int, accelerator: Accelerator, batch_size: int, micro_steps: int) -> Draws:

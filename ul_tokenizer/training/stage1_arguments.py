@@ -1,0 +1,113 @@
+"""Arguments of stage 1. Importing them imports no networks, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from ul_tokenizer.models.presets import PRESETS
+from ul_tokenizer.training.arguments import FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
+
+
+@dataclass
+class Stage1Arguments(TrainingArguments):
+    """Arguments of `train_autoencoder`; `ul-tokenizer train autoencoder --help` explains each of them.
+
+    Raises:
+        ValueError: an argument has an illegal value, or several contradict each other.
+    """
+
+    PATHS: ClassVar[tuple[str, ...]] = (
+        *TrainingArguments.PATHS,
+        "pretrained_model_name_or_path",
+        "train_video_dir",
+        "validation_video_dir",
+    )
+    RENAMED: ClassVar[dict[str, str]] = {"autoencoder": "autoencoder_config", "prior": "prior_config"}
+
+    # Networks
+    preset: str = arg("ul-small-f8", f"Configuration of the networks: {', '.join(PRESETS)}.")
+    autoencoder_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Entries of the autoencoder's config to change, as a JSON object."}
+    )
+    prior_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Entries of the prior's config to change, as a JSON object."}
+    )
+    pretrained_model_name_or_path: str | None = arg(
+        None, "Fine-tune this model (bundled name, folder or hub id) instead of training new networks."
+    )
+    revision: str | None = arg(None, "Branch, tag or commit of the pretrained model on the hub.")
+    fresh_prior: bool = arg(False, "Train a new prior of the preset for the pretrained autoencoder.")
+    train_only: Literal["encoder", "decoder", "prior"] | None = arg(
+        None, "Train only this network and freeze the other two."
+    )
+
+    # Objective
+    loss_factor: float = arg(
+        1.5, "Weight c_lf of the decoder loss. A higher weight gives more bits and a higher PSNR.", POSITIVE
+    )
+    decoder_bias: float = arg(
+        4.5, "Bias b of the decoder's sigmoid weighting. A higher bias gives more bits and a higher PSNR."
+    )
+    decoder_boost_below: float | None = arg(
+        0.0,
+        "Raise the decoder's loss weight at log-SNRs below this value, without changing the encoder's gradient; "
+        "null turns this off.",
+    )
+    prior_logsnr_min: float = arg(-10.0, "Lowest log-SNR λ_z(1) of the prior.")
+    prior_schedule: Literal["linear", "cosine"] = arg("linear", "Noise schedule of the prior.")
+
+    # Warm-up of the prior's weight
+    prior_warmup: bool | None = arg(
+        None,
+        "Keep the weight of the prior loss low until the decoder uses the latent, then raise it to 1. "
+        "By default this is on for new networks and off for pretrained ones.",
+    )
+    prior_hold_weight: float = arg(0.01, "Weight of the prior loss while it is kept low.", FRACTION)
+    prior_min_hold_steps: int = arg(500, "Keep the weight low for at least this number of steps.", NOT_NEGATIVE)
+    prior_hold_gap_db: float = arg(
+        6.0,
+        "Keep the weight low until an image's own latent decodes better than another image's, by this number of dB.",
+    )
+    prior_ramp_steps: int = arg(2000, "Number of steps over which the weight then rises to 1.", NOT_NEGATIVE)
+
+    # Clips
+    num_frames: int | None = arg(
+        None, "Train a video model on clips of this number of frames. Without it, train on images only.", POSITIVE
+    )
+    train_video_dir: str | None = arg(
+        None, "Cut clips out of the videos in this folder. Without it, all clips are pans over images."
+    )
+    validation_video_dir: str | None = arg(
+        None, "Validate on the videos in this folder. Without it, validation uses pans over held-out images."
+    )
+    video_fps: float | None = arg(
+        None, "Frame rate to which videos are resampled. Without it, they keep their own.", POSITIVE
+    )
+    cache_videos_gb: float = arg(
+        4.0,
+        "Memory for decoded videos in each process, in GB. If they need more, parts are read from the files.",
+        NOT_NEGATIVE,
+    )
+    image_batch_fraction: float = arg(0.25, "Fraction of the steps that train on single images.", FRACTION)
+    pan_fraction: float = arg(
+        0.5, "Fraction of the clips that are pans over images, if there are videos as well.", FRACTION
+    )
+
+    # Validation
+    validation_inference_steps: int = arg(4, "Number of decoding steps for the second PSNR.", POSITIVE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {self.preset}.")
+        if self.fresh_prior and not self.pretrained_model_name_or_path:
+            raise ValueError("--fresh_prior needs --pretrained_model_name_or_path.")
+        if self.revision and not self.pretrained_model_name_or_path:
+            raise ValueError("--revision needs --pretrained_model_name_or_path.")
+        if self.prior_warmup is None:  # the decoder of a trained model uses its latent already
+            self.prior_warmup = self.pretrained_model_name_or_path is None
+        if (self.train_video_dir or self.validation_video_dir) and self.num_frames is None:
+            raise ValueError("--train_video_dir and --validation_video_dir need --num_frames.")
+        if not (self.train_data_dir or self.dataset_name):
+            raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")

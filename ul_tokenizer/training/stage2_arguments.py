@@ -1,0 +1,110 @@
+"""Arguments of stage 2. Importing them imports no networks, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from ul_tokenizer.models.presets import BASE_PRESETS
+from ul_tokenizer.training.arguments import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
+
+OTHERS_LOGSNR_MAX = 10.0  # for autoencoders of diffusers, whose latents have no noise level of their own
+
+
+@dataclass
+class Stage2Arguments(TrainingArguments):
+    """Arguments of `train_base_model`; `ul-tokenizer train base --help` explains each of them.
+
+    Raises:
+        ValueError: an argument has an illegal value, or several contradict each other.
+    """
+
+    EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
+        *TrainingArguments.EXCLUSIVE,
+        ("pretrained_autoencoder", "pretrained_vae"),
+    )
+    PATHS: ClassVar[tuple[str, ...]] = (
+        *TrainingArguments.PATHS,
+        "pretrained_autoencoder",
+        "pretrained_vae",
+        "latent_dataset",
+        "pretrained_model_name_or_path",
+    )
+    RENAMED: ClassVar[dict[str, str]] = {"base": "base_config"}
+
+    # Latents
+    pretrained_autoencoder: str | None = arg(None, "The frozen autoencoder (bundled name, folder or hub id).")
+    pretrained_vae: str | None = arg(
+        None, "Any autoencoder of diffusers, instead of --pretrained_autoencoder, to compare latents."
+    )
+    vae_subfolder: str | None = arg(None, "Subfolder of --pretrained_vae that contains the autoencoder.")
+    revision: str | None = arg(None, "Branch, tag or commit of the autoencoder on the hub.")
+    latent_dataset: str | None = arg(
+        None, "Train on this latent data set (folder or hub id) instead of images, so that nothing is encoded."
+    )
+    cache_latents: bool = arg(
+        False, "Encode every training image once before the first step, and keep the latents in memory."
+    )
+
+    # Network
+    preset: str = arg("ul-base-mini", f"Configuration of the base model: {', '.join(BASE_PRESETS)}.")
+    base_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Entries of the base model's config to change, as a JSON object."}
+    )
+    pretrained_model_name_or_path: str | None = arg(
+        None, "Continue to train this base model (folder or hub id) instead of a new one."
+    )
+
+    # Objective
+    sigmoid_bias: float = arg(
+        2.0, "Bias b of the loss weight sigmoid(b - log-SNR). A higher bias gives fine detail more weight."
+    )
+    logsnr_max: float | None = arg(
+        None,
+        f"Highest log-SNR, for --pretrained_vae only, where {OTHERS_LOGSNR_MAX} is used without it. Our own "
+        "autoencoders define it themselves.",
+    )
+    logsnr_min: float = arg(-10.0, "Lowest log-SNR.")
+    schedule: Literal["linear", "cosine"] = arg("linear", "Noise schedule.")
+    class_conditional: bool = arg(True, "Condition the model on the class, if the samples have classes.")
+    label_dropout: float = arg(0.1, "Probability of training without the class, which guidance needs.", BELOW_1)
+
+    # Clips
+    num_context_latents: int = arg(
+        0,
+        "Train a model that continues clips: it sees this number of latent frames at the start of each clip and "
+        "generates the others.",
+        NOT_NEGATIVE,
+    )
+    context_dropout: float = arg(0.1, "Fraction of the steps that generate all frames, without context.", FRACTION)
+
+    # Validation
+    validation_inference_steps: int = arg(16, "Number of sampling steps in validation.", POSITIVE)
+    validation_guidance_scale: float = arg(1.0, "Guidance scale of the samples in validation.", NOT_NEGATIVE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in BASE_PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(BASE_PRESETS)}, got {self.preset}.")
+        if not (self.pretrained_autoencoder or self.pretrained_vae):
+            raise ValueError("one of --pretrained_autoencoder and --pretrained_vae is needed, got neither.")
+        if self.vae_subfolder and not self.pretrained_vae:
+            raise ValueError("--vae_subfolder needs --pretrained_vae.")
+        if self.logsnr_max is not None and not self.pretrained_vae:
+            raise ValueError("--logsnr_max needs --pretrained_vae, because our autoencoders define their own level.")
+        self._check_data()
+
+    def _check_data(self) -> None:
+        sources = [bool(self.train_data_dir or self.dataset_name), bool(self.latent_dataset)]
+        if sum(sources) != 1:
+            got = "both" if all(sources) else "neither"
+            raise ValueError(
+                f"either images (--train_data_dir or --dataset_name) or --latent_dataset are needed, got {got}."
+            )
+        if self.cache_latents and not self._crops_are_fixed():
+            raise ValueError(
+                "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1."
+            )
+
+    def _crops_are_fixed(self) -> bool:
+        return self.latent_dataset is None and self.center_crop and not self.random_flip and self.scale_min == 1
