@@ -277,7 +277,7 @@ def data(model: str, photos: Path) -> str:
 
 
 def test_info_tells_what_is_in_it(data: str) -> None:
-    facts = json.loads(ul("latents", "info", data, "--json").stdout)
+    (facts,) = json.loads(ul("latents", "info", data, "--json").stdout)["results"]
     assert facts["samples"] == 14 and facts["shapes"] == {"4×2×2": 14} and facts["class_names"] == ["cats", "dogs"]
     assert "14" in ul("latents", "info", data).stdout
 
@@ -289,7 +289,10 @@ def test_verify_finds_and_repairs_a_flipped_byte_and_the_job_fills_the_gap(data:
     content[-3] ^= 4
     shard.write_bytes(content)
     result = ul("latents", "verify", data, status=1)
-    assert f"{shard.name}: its sha256 differs from the manifest's" in result.stdout and "--repair takes them out" in result.stderr
+    assert (
+        f"{shard.name}: its sha256 differs from the manifest's" in result.stdout
+        and "--repair removes damaged shards" in result.stderr
+    )
     ul("latents", "verify", data, "--repair")
     encode(photos, data, model)
     ul("latents", "verify", data)
@@ -299,7 +302,7 @@ def test_verify_finds_and_repairs_a_flipped_byte_and_the_job_fills_the_gap(data:
 def test_stats_are_the_data_sets_and_go_into_a_config(data: str, model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "copy")
     words = ["latents", "stats", data, "--json", "--model", model, "--num", 3, "--write-config", tmp_path / "copy"]
-    facts = json.loads(ul(*words).stdout)
+    (facts,) = json.loads(ul(*words).stdout)["results"]
     values: Tensor = torch.stack([sample["latent"] for sample in LatentDataset(data)])
     exact = values.double().transpose(0, 1).flatten(1)
     np.testing.assert_allclose(facts["mean"], exact.mean(1), rtol=1e-9, atol=1e-12)

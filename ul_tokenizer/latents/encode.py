@@ -180,9 +180,7 @@ class EncodingJob:
             parts.append(np.array(part, np.int64)[~is_done])
         return np.concatenate(parts)
 
-    def _batches(
-        self, pending: Array, done: Ids, summary: EncodingSummary, count: _Counter
-    ) -> Iterator[list[Decoded]]:
+    def _batches(self, pending: Array, done: Ids, summary: EncodingSummary, count: _Counter) -> Iterator[list[Decoded]]:
         """Yields batches of one shape each; samples that can't be read go to the summary."""
         waiting: defaultdict[tuple[int, ...], list[Decoded]] = defaultdict(list)
         for decoded in self._decoded(pending):

@@ -75,6 +75,7 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
+        """Encodes a batch."""
         x = pixels.to(self.device, non_blocking=True)
         if x.ndim == 4:  # the encoder itself arranges the frames of clips
             x = x.contiguous(memory_format=torch.channels_last)
@@ -129,4 +130,4 @@ def _has_weights_of(autoencoder: UnifiedLatentsAutoencoder, files: ModelFiles) -
                 seen.add(key)
                 if key not in state or not torch.equal(file.get_tensor(key).to(state[key]), state[key]):
                     return False
-    return seen == state.keys()
+    return bool(seen == state.keys())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -103,9 +102,7 @@ def encode_dataset(
     samples = open_samples(source, source_options)
     header = make_job_header(encoder, preprocessing, samples, store_dtype, flip)
     workers = pick_workers(encoder.device) if num_workers is None else num_workers
-    job = EncodingJob(
-        samples, preprocessing, encoder, batch_size, workers, flip, processes.rank, processes.world_size
-    )
+    job = EncodingJob(samples, preprocessing, encoder, batch_size, workers, flip, processes.rank, processes.world_size)
     with encoder.in_use():
         summary = _run(job, Path(output), header, processes, on_progress)
     summary.check(max_skip_fraction)
@@ -187,7 +184,6 @@ def open_samples(source: str | Path | SampleSource, options: SourceOptions) -> S
     Raises:
         ValueError: options of clips without `clip_frames`, or options for a source that is no name.
     """
-    options = options.copy()
     if not isinstance(source, (str, Path)):
         if options:
             raise ValueError(f"{next(iter(options))} must not be given for a source that is an object.")
@@ -195,8 +191,8 @@ def open_samples(source: str | Path | SampleSource, options: SourceOptions) -> S
     of_clips = [name for name in ("clip_stride", "clip_fps", "clip_without_cuts") if options.get(name)]
     if of_clips and options.get("clip_frames") is None:
         raise ValueError(f"{of_clips[0]} needs clip_frames, got none.")
-    revision = options.pop("source_revision", None)
-    return open_source(str(source), revision=revision, **options)
+    others: dict[str, Any] = {name: value for name, value in options.items() if name != "source_revision"}
+    return open_source(str(source), revision=options.get("source_revision"), **others)
 
 
 def make_job_header(

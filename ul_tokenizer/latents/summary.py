@@ -67,7 +67,9 @@ class EncodingSummary:
             raise TooManySkippedError(message, self)
         if skipped > max_skip_fraction * self.total:
             limit = f"max_skip_fraction {max_skip_fraction:g}"
-            raise TooManySkippedError(f"{skipped} of {self.total} samples were skipped, more than {limit} allows.", self)
+            raise TooManySkippedError(
+                f"{skipped} of {self.total} samples were skipped, more than {limit} allows.", self
+            )
 
 
 class TooManySkippedError(ValueError):
