@@ -80,7 +80,7 @@ def _decoded(
     """(c, [t,] h, w) → (3, [T,] H, W) in [−1, 1]."""
     options = {} if num_frames is None else {"num_frames": num_frames}
     generator = torch.Generator().manual_seed(seed)
-    sample = autoencoder.decode(z_0[None], generator=generator, num_inference_steps=steps, **options).sample
+    sample: Tensor = autoencoder.decode(z_0[None], generator=generator, num_inference_steps=steps, **options).sample
     return sample[0].float().clamp(-1, 1)
 
 
