@@ -2,10 +2,10 @@
 
     python benchmarks/dataset_encoding.py [--images 600] [--resolution 128] [--data DIR] [--memory]
 
-JPEGs are cut out of the demo's photographs, unless --data names a folder. Printed are images per second of the encoder
-alone on ready batches, of decoding alone, of the job, and what the first two allow together on this machine's cores:
-1 / (1 / encoder + 1 / (cores × decoding)). Then the loop by hand, two processes against one, and with --memory the
-job's peak memory over 1,000 and over 20,000 images.
+JPEGs are cut out of the demo's photographs, unless --data names a folder. The script prints images per second of the
+encoder alone on ready batches, of decoding alone and of the job, and what the first two allow together on this
+machine's cores: 1 / (1 / encoder + 1 / (cores × decoding)). Then follow a plain loop, two processes against one, and
+with --memory the job's peak memory over 1,000 and over 20,000 images.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from _measure import machine, median_seconds, peak_memory_bytes, reset_peak_memo
 from PIL import Image
 
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
-from ul_tokenizer.cli.encode_dataset import describe_job, load_encoder, make_encode
-from ul_tokenizer.latents.encode import EncodingJob
-from ul_tokenizer.latents.writer import LatentWriter
+from ul_tokenizer.latents.job import encode_dataset, load_encoder
 from ul_tokenizer.media.transforms import Preprocessing
 from ul_tokenizer.sources.folder import FolderSource
 
@@ -57,7 +55,7 @@ def make_photos(folder: Path, count: int, side: int) -> None:
 
 
 def in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Its memory and its caches are its own."""
+    """Calls a function in a process with memory and caches of its own."""
     # A spawned process would spawn its loader's workers too, which import torch anew for seconds.
     again: dict[str, Any] = {"initializer": set_start_method, "initargs": (None, True)}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **again) as pool:
@@ -69,10 +67,10 @@ def in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
 
 def encoder_rate(resolution: int) -> float:
     """Images/s on ready batches."""
-    autoencoder, device, _ = load_encoder(MODEL, None, "cpu")
-    encode = make_encode(autoencoder, device, "float32")
+    encoder = load_encoder(MODEL, device="cpu")
     pixels = torch.rand(BATCH, 3, resolution, resolution)
-    return BATCH / median_seconds(lambda: encode(pixels), runs=9, warmup=2)
+    with encoder.in_use():
+        return BATCH / median_seconds(lambda: encoder(pixels), runs=9, warmup=2)
 
 
 def decoding_rate(folder: Path, resolution: int) -> float:
@@ -86,19 +84,18 @@ def decoding_rate(folder: Path, resolution: int) -> float:
 
 def job(folder: Path, output: Path, resolution: int) -> tuple[float, int, int]:
     """Images/s, peak bytes of this process, and files."""
-    autoencoder, device, header = load_encoder(MODEL, None, "cpu")
-    encode = make_encode(autoencoder, device, "float32")
-    encode(torch.zeros(BATCH, 3, resolution, resolution))
+    autoencoder = load_encoder(MODEL, device="cpu").autoencoder
+    with torch.inference_mode():
+        autoencoder.encode(torch.zeros(BATCH, 3, resolution, resolution))
     reset_peak_memory()
     start = time.perf_counter()
-    preprocessing, samples = Preprocessing(resolution), FolderSource(folder)
-    with LatentWriter(output, header | describe_job(preprocessing, samples, "float16", False)) as writer:
-        EncodingJob(samples, preprocessing, encode, BATCH).run(writer)
-    return len(samples) / (time.perf_counter() - start), peak_memory_bytes(), len(list(output.iterdir()))
+    encode_dataset(folder, output, model=autoencoder, resolution=resolution, batch_size=BATCH)
+    count = len(list(folder.iterdir()))
+    return count / (time.perf_counter() - start), peak_memory_bytes(), len(list(output.iterdir()))
 
 
 def by_hand(folder: Path, output: Path, resolution: int) -> tuple[float, int]:
-    """Images/s and files of the loop that everyone writes first."""
+    """Images/s and files of a plain loop over the images."""
     autoencoder = UnifiedLatentsAutoencoder.from_pretrained(MODEL).eval()
     output.mkdir()
     paths = sorted(folder.iterdir())
@@ -137,7 +134,7 @@ def command(folder: Path, output: Path, resolution: int, processes: int) -> floa
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of every sample's latent, by its id."""
+    """The sha256 of every latent, by id."""
     return {s["id"]: hashlib.sha256(s["latent"].numpy().tobytes()).hexdigest() for s in LatentDataset(folder)}
 
 

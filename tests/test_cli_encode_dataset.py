@@ -56,7 +56,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(source: object, out: object, model: str, *more: object) -> list[str]:
-    fixed = ["--model", model, "--resolution", 16, "--batch-size", 4, "--workers", 0, "--dtype", "float32"]
+    fixed = ["--model", model, "--resolution", 16, "--batch-size", 4, "--workers", 0, "--store-dtype", "float32"]
     return [str(word) for word in ("encode-dataset", source, "-o", out, *fixed, *more)]
 
 
@@ -247,8 +247,8 @@ def test_no_usable_image_at_all_is_an_error(model: str, tmp_path: Path) -> None:
     ("more", "words"),
     [
         (("--resolution", 20), "resolution must be a positive multiple of 8, got 20."),
-        (("--rank", 1), "--rank and --world-size must be given together, got one of them."),
-        (("--rank", 2, "--world-size", 2), "--rank must be below --world-size, got 2 and 2."),
+        (("--rank", 1), "--rank and --world-size must be given together, got 1 and None."),
+        (("--rank", 2, "--world-size", 2), "--rank must be from 0 to below --world-size, got 2 and 2."),
         (("--model", "nothing"), "Model nothing is no bundled name"),
     ],
 )
@@ -260,7 +260,7 @@ def test_contradictions_are_one_sentence(model: str, photos: Path, more: tuple[o
 
 def test_another_configuration_in_the_folder_is_refused(model: str, photos: Path) -> None:
     encode(photos, "out", model)
-    error = encode(photos, "out", model, "--dtype", "float16", status=1).stderr
+    error = encode(photos, "out", model, "--store-dtype", "float16", status=1).stderr
     assert "must have the dtype 'float16', got 'float32'" in error
     error = encode(photos, "out", model, "--resolution", 24, status=1).stderr
     assert "must have the preprocessing" in error
@@ -277,7 +277,7 @@ def data(model: str, photos: Path) -> str:
 
 
 def test_info_tells_what_is_in_it(data: str) -> None:
-    facts = json.loads(ul("latents", "info", data, "--json").stdout)
+    (facts,) = json.loads(ul("latents", "info", data, "--json").stdout)["results"]
     assert facts["samples"] == 14 and facts["shapes"] == {"4×2×2": 14} and facts["class_names"] == ["cats", "dogs"]
     assert "14" in ul("latents", "info", data).stdout
 
@@ -289,7 +289,10 @@ def test_verify_finds_and_repairs_a_flipped_byte_and_the_job_fills_the_gap(data:
     content[-3] ^= 4
     shard.write_bytes(content)
     result = ul("latents", "verify", data, status=1)
-    assert f"{shard.name}: its sha256 is another one" in result.stdout and "--repair takes them out" in result.stderr
+    assert (
+        f"{shard.name}: its sha256 differs from the manifest's" in result.stdout
+        and "--repair removes damaged shards" in result.stderr
+    )
     ul("latents", "verify", data, "--repair")
     encode(photos, data, model)
     ul("latents", "verify", data)
@@ -299,7 +302,7 @@ def test_verify_finds_and_repairs_a_flipped_byte_and_the_job_fills_the_gap(data:
 def test_stats_are_the_data_sets_and_go_into_a_config(data: str, model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "copy")
     words = ["latents", "stats", data, "--json", "--model", model, "--num", 3, "--write-config", tmp_path / "copy"]
-    facts = json.loads(ul(*words).stdout)
+    (facts,) = json.loads(ul(*words).stdout)["results"]
     values: Tensor = torch.stack([sample["latent"] for sample in LatentDataset(data)])
     exact = values.double().transpose(0, 1).flatten(1)
     np.testing.assert_allclose(facts["mean"], exact.mean(1), rtol=1e-9, atol=1e-12)
@@ -379,7 +382,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(model: str, photos: Pa
 def ray_job(source: Path, out: str, model: str) -> subprocess.CompletedProcess[str]:
     """A local cluster of two workers, for this one job."""
     words = [sys.executable, ROOT / "examples" / "encode_dataset_ray.py", source, "-o", out, "--model", model]
-    words += ["--resolution", 16, "--batch-size", 4, "--dtype", "float32", "--actors", 2]
+    words += ["--resolution", 16, "--batch-size", 4, "--store-dtype", "float32", "--actors", 2]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     return subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, timeout=300)

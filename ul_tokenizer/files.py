@@ -97,20 +97,30 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def whole_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a file; an incomplete last line, left by a killed process, is ignored."""
-    content = Path(path).read_bytes()
-    # Not `splitlines`, which also ends lines at characters that JSON strings may hold.
-    yield from content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
+    """Yields the lines of a file; an incomplete last line, left by a killed process, is ignored."""
+    # In binary mode only "\n" ends a line; text mode also splits at characters that JSON strings may hold.
+    with Path(path).open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1].decode("utf-8", "replace")
 
 
 def cut_off_partial_line(path: str | Path) -> None:
     """Removes an incomplete last line, which a killed process left."""
     path = Path(path)
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            os.truncate(path, whole)
+    if not path.is_file():
+        return
+    size = end = path.stat().st_size
+    with path.open("rb") as file:
+        while end:  # block by block from the end, since logs can be large
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+                end = start + newline + 1
+                break
+            end = start
+    if end != size:
+        os.truncate(path, end)
 
 
 # ---------------------------------------------------------------- hashes

@@ -26,6 +26,7 @@ from ul_tokenizer.files import whole_file
 from ul_tokenizer.media.images import fit_to_multiple, read_image
 from ul_tokenizer.media.pixels import frame_to_float, to_image
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.devices import pick_device as pick_device
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.repository import (
     PRIOR,
@@ -84,20 +85,6 @@ def mean_figures(rows: Sequence[Reconstruction]) -> Totals:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def pick_device(name: str | None) -> torch.device:
-    """A device that works.
-
-    Raises:
-        ValueError: there is none of that name here.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{name} is no device of this machine.") from error
-    return device
 
 
 @dataclass

@@ -1,79 +1,83 @@
-"""The commands `latents …`: what a latent data set holds, whether it is whole, and what else can be done with it."""
+"""The commands `latents …`: describe, check, convert and decode latent data sets.
+
+Only the commands that compute import torch; `info`, `verify`, `merge`, `push` and `pull` don't.
+"""
 
 from __future__ import annotations
 
 import enum
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ul_tokenizer.cli import hub
 
 app = typer.Typer(
     name="latents",
-    help="Look into latent data sets, check, merge and export them.",
+    help="Describe, check, merge, export and decode latent data sets.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-Folder = Annotated[str, typer.Argument(metavar="DATA", help="A latent data set: a folder, or a hub id.")]
+Folder = Annotated[str, typer.Argument(metavar="DATA", help="A latent data set: a folder or a hub id.")]
 Local = Annotated[
-    Path, typer.Argument(metavar="DATA", exists=True, file_okay=False, help="A latent data set's folder.")
+    Path, typer.Argument(metavar="DATA", exists=True, file_okay=False, help="Folder of a latent data set.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def info(data: Folder, as_json: AsJson = False) -> None:
-    """Describe a data set: samples, shapes, columns, classes, and the header."""
-    from ul_tokenizer.latents.dataset import LatentDataset
+    """Describe a data set: samples, shapes, columns, classes and the fields of its header."""
+    from ul_tokenizer.latents.index import LatentIndex
+    from ul_tokenizer.latents.location import find_files
+    from ul_tokenizer.latents.manifest import read_header
 
-    dataset = LatentDataset(data)
-    size = sum(shard.bytes for shard in dataset.shards)
-    facts: dict[str, Any] = {
-        "samples": len(dataset),
-        "shards": len(dataset.shards),
-        "bytes": size,
-        "shapes": {"×".join(map(str, shape)): count for shape, count in dataset.shapes.items()},
-        "columns": list(dataset.column_names),
-        "rounding_rms": max(shard.rounding.get("rms", 0.0) for shard in dataset.shards),
-        **dataset.header,
-    }
+    folder = find_files(data).folder
+    facts = LatentIndex(folder, read_header(folder)).facts()
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json([{"data": data, **facts}], {name: facts[name] for name in ("samples", "shards", "bytes")})
         return
     for key, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         typer.echo(f"{key.replace('_', ' '):28}{shown}")
 
 
+def print_json(results: list[dict[str, Any]], totals: dict[str, Any]) -> None:
+    """Prints results and totals in the form that all commands share; nothing is skipped."""
+    typer.echo(json.dumps({"results": results, "skipped": [], "totals": totals}, indent=2, ensure_ascii=False))
+
+
 def verify(
     data: Local,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Take out what is wrong; the job that made the data makes it again.")
+        bool, typer.Option("--repair", help="Remove damaged shards; the job that made them makes them again.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Read every byte and compare it with the manifest. Exit status: 0 if the data set is whole, 1 otherwise."""
-    from ul_tokenizer.latents import integrity as latent_checks
+    """Read every byte and compare it with the manifests. Exit status: 0 if the data set is whole, else 1."""
+    from ul_tokenizer.latents import integrity
 
-    problems = latent_checks.repair(data) if repair else latent_checks.verify(data)
-    for problem in problems:
-        typer.echo(f"{problem.file}: {problem.reason}")
+    problems = integrity.repair(data) if repair else integrity.verify(data)
+    if as_json:
+        print_json([vars(problem) for problem in problems], {"problems": len(problems)})
+    else:
+        for problem in problems:
+            typer.echo(f"{problem.file}: {problem.reason}")
     if problems and not repair:
-        raise ValueError(f"{data} is not whole, {len(problems)} problems; --repair takes them out.")
+        raise ValueError(f"{data} is not whole: {len(problems)} problems; --repair removes damaged shards.")
     typer.echo(f"{data}: {'repaired' if problems else 'whole'}", err=True)
 
 
 def stats(
     data: Folder,
     model: Annotated[
-        str | None, typer.Option(help="The autoencoder, for bits per image by its prior.", show_default="no bits")
+        str | None,
+        typer.Option(help="Autoencoder whose prior gives the bits per image.", show_default="no bits"),
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Samples for the bits.")] = 256,
+    num: Annotated[int, typer.Option(min=1, help="Number of samples for the bits; needs --model.")] = 256,
     write_config: Annotated[
         Path | None,
         typer.Option(
@@ -82,7 +86,7 @@ def stats(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Exact mean, standard deviation and extremes per channel, and on request bits per image."""
+    """Print exact mean, standard deviation and extremes per channel, and with --model bits per image."""
     from ul_tokenizer.latents.dataset import LatentDataset
 
     dataset = LatentDataset(data)
@@ -93,7 +97,7 @@ def stats(
     if write_config is not None:
         _write_statistics(write_config, statistics.to_config())
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        print_json([{"data": data, **facts}], {"samples": len(dataset)})
         return
     table = Table("channel", "mean", "std", "min", "max")
     rows = zip(statistics.mean, statistics.std, statistics.minimum, statistics.maximum, strict=True)
@@ -101,11 +105,11 @@ def stats(
         table.add_row(str(channel), *(f"{float(value):.4f}" for value in row))
     Console(soft_wrap=True).print(table)
     if "bits_per_image" in facts:
-        typer.echo(f"bits per image, by the prior, {min(num, len(dataset))} samples: {facts['bits_per_image']:.1f}")
+        typer.echo(f"bits per image by the prior, over {min(num, len(dataset))} samples: {facts['bits_per_image']:.1f}")
 
 
 def mean_bits(dataset: Any, model: str, num: int) -> float:
-    """Mean of the prior's bound over the first samples, of whatever shapes."""
+    """Mean of the prior's bound on the bits, over the first samples."""
     import torch
 
     from ul_tokenizer.diffusion.schedule import LogSNRSchedule
@@ -127,7 +131,7 @@ def _write_statistics(folder: Path, values: dict[str, Any]) -> None:
 
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"--write-config must be an autoencoder's folder, got {folder} without a config.json.")
+        raise ValueError(f"--write-config must be the folder of an autoencoder, got {folder} without a config.json.")
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {**config, **values}, sort_keys=True)
 
@@ -136,10 +140,10 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(metavar="DATA…", exists=True, file_okay=False, help="Data sets.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
 ) -> None:
-    """Make one data set of several that one autoencoder made in one way."""
-    from ul_tokenizer.latents import integrity as latent_checks
+    """Merge data sets that the same autoencoder made with the same settings."""
+    from ul_tokenizer.latents import integrity
 
-    count = latent_checks.merge(sources, output)
+    count = integrity.merge(sources, output)
     typer.echo(f"merged {count} samples: {output}", err=True)
 
 
@@ -147,7 +151,7 @@ def merge(
 
 
 class Form(str, enum.Enum):
-    """What `export` writes."""
+    """The formats that `export` writes."""
 
     webdataset = "webdataset"
     parquet = "parquet"
@@ -165,46 +169,53 @@ def export(
     """Write latents and columns in a format that other libraries read."""
     from ul_tokenizer.latents import export as latent_export
     from ul_tokenizer.latents.dataset import LatentDataset
+    from ul_tokenizer.progress import progress
 
     dataset = LatentDataset(data, normalize=normalize)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("exporting", total=len(dataset))
-        count = latent_export.export(dataset, output, form.value, lambda done: bar.update(task, advance=done))
+    with progress("exporting", len(dataset), "samples") as bar:
+        count = latent_export.export(dataset, output, form.value, bar.update)
     typer.echo(f"exported {count} samples as {form.value}: {output}", err=True)
 
 
 def decode(
     data: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The sheet, a .png file.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .png file (of clips it shows the first, middle and last frame), or for clips an .mp4 file.",
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option(help="The autoencoder: bundled name, folder or hub id.", show_default="the header's")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples, drawn at random.")] = 16,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples, drawn at random.")] = 16,
     steps: Annotated[int | None, typer.Option(min=1, help="Decoding steps.", show_default="the model's")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw and of all noise.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the sheet.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of all noise.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
 ) -> None:
-    """Decode some samples into a contact sheet, to see with one's own eyes what was encoded.
+    """Decode some samples and show them side by side, to see what a data set holds.
 
-    The model must be the one that made the latents, weight for weight.
+    The autoencoder must have exactly the weights that made the latents.
     """
     from ul_tokenizer.cli import contact_sheet
-    from ul_tokenizer.files import whole_file
     from ul_tokenizer.latents.dataset import LatentDataset
 
-    if output.suffix != ".png":
-        raise ValueError(f"--output must be a .png file, got {output}.")
+    if output.suffix not in (".png", ".mp4"):
+        raise ValueError(f"--output must be a .png or .mp4 file, got {output}.")
     if output.exists() and not force:
         raise ValueError(f"{output} exists already; --force overwrites.")
     dataset = LatentDataset(data)
+    if output.suffix == ".mp4" and any(len(shape) == 3 for shape in dataset.shapes):
+        raise ValueError(f"--output must be a .png file for a data set of images, got {output}.")
     autoencoder = contact_sheet.load_maker(dataset, model)
     indices = contact_sheet.choose(len(dataset), num, seed)
-    sheet = contact_sheet.arrange(contact_sheet.decode(dataset, indices, autoencoder, steps, seed))
-    with whole_file(output) as temporary:
-        sheet.save(temporary, format="PNG")
-    for index in indices:
-        typer.echo(dataset.id(index))
+    samples = list(contact_sheet.decode(dataset, indices, autoencoder, steps, seed))
+    write = contact_sheet.write_video if output.suffix == ".mp4" else contact_sheet.write_picture
+    write(samples, output)
+    for sample in samples:
+        typer.echo(sample.id)
     typer.echo(f"decoded {len(indices)} of {len(dataset)} samples: {output}", err=True)
 
 
@@ -220,7 +231,7 @@ def push(
     message: hub.Message = None,
     license: hub.Licence = None,
 ) -> None:
-    """Push a data set to the hub: shards, manifests and a card in one commit, after all was verified."""
+    """Verify a data set and push it to the hub: shards, manifests and a card in one commit."""
     from ul_tokenizer.hub.upload import Target
     from ul_tokenizer.latents.hub import push_latents
 
@@ -229,11 +240,11 @@ def push(
 
 
 def pull(
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set repository of the hub: owner/name.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set repository on the hub: owner/name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="main")] = None,
 ) -> None:
-    """Fetch a data set into a folder, whole and verified. Training reads one from the hub without it."""
+    """Download a data set into a folder and verify it. Training can read a data set from the hub without this."""
     from ul_tokenizer.latents.hub import pull_latents
 
     snapshot = pull_latents(repo, output, revision)

@@ -1,8 +1,12 @@
-"""The encoding job: a source's samples through an encoder into a latent data set, from wherever it stopped."""
+"""The engine of the encoding job: samples of a source, through an encoder, into a latent data set.
+
+```
+source ─ read and decoded by threads or processes ─ batches of one shape ─ encoder ─ writer, in a thread
+```
+"""
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -10,32 +14,34 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ul_tokenizer.files import write_whole
+from ul_tokenizer.latents.packed_values import Array
+from ul_tokenizer.latents.summary import EncodingSummary
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.media.transforms import Preprocessing
 from ul_tokenizer.sources.base import SkippedSample, Source
 
-FLIPPED = "#flipped"  # behind the id of a mirrored view
-QUEUED_BATCHES = 4  # encoded and not yet written
+FLIPPED = "#flipped"  # the end of a mirrored view's id
+QUEUED_BATCHES = 4  # encoded batches that wait for the writer
+_LOOKED_UP = 1 << 14  # ids that are looked up together
 Encode = Callable[[Tensor], Tensor]  # pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w)
 
 
-# ---------------------------------------------------------------- one sample, one batch: for any engine
+# ---------------------------------------------------------------- one sample, one batch: for any engine, such as Ray
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A sample that was read."""
+    """A sample that was read and decoded."""
 
     id: str
     pixels: Tensor  # (3, [T,] H, W) uint8
@@ -43,7 +49,7 @@ class Decoded:
 
 
 def decode_sample(source: Source, preprocessing: Preprocessing, index: int) -> Decoded | SkippedSample:
-    """Reads sample `index`; what goes wrong with it is a value, since an exception would end the job."""
+    """Reads sample `index`. A failure is returned as a value, since an exception would end the job."""
     name = source.id(index)
     try:
         pixels, size = preprocessing(source.open(index))
@@ -56,19 +62,19 @@ def decode_sample(source: Source, preprocessing: Preprocessing, index: int) -> D
 
 
 def views(sample: Decoded, flip: bool) -> list[Decoded]:
-    """The views of a sample that are stored: itself, with `flip` also its mirror image."""
+    """The views of a sample that are stored: the sample itself, and with `flip` also its mirror image."""
     if not flip:
         return [sample]
     mirrored = Decoded(sample.id + FLIPPED, sample.pixels.flip(-1), {**sample.columns, "flipped": True})
-    # The image itself comes last: once it is done, so is the mirrored view.
+    # The sample itself comes last: if it is stored, its mirror image is stored, too.
     return [mirrored, Decoded(sample.id, sample.pixels, {**sample.columns, "flipped": False})]
 
 
 def encode_batch(encode: Encode, pixels: Sequence[Tensor], batch_size: int) -> Tensor:
     """Pixels of one shape, (3, [T,] H, W) uint8 each → z_clean (B, c, [t,] h, w) fp32, on the CPU.
 
-    The encoder always sees `batch_size` rows, the last one repeated where samples are lacking: a sample's latent does
-    not depend, by a rounding, on which samples it is encoded with.
+    The encoder always gets `batch_size` rows; a smaller batch is filled up with copies of its last row. Otherwise the
+    rounding of a sample's latent would depend on the size of its batch.
     """
     filled = torch.stack([*pixels, *[pixels[-1]] * (batch_size - len(pixels))])
     return encode(to_float(filled))[: len(pixels)].float().cpu()
@@ -77,47 +83,50 @@ def encode_batch(encode: Encode, pixels: Sequence[Tensor], batch_size: int) -> T
 # ---------------------------------------------------------------- the job
 
 
+class Ids(Protocol):
+    """A set of ids."""
+
+    def contains(self, names: Sequence[str], /) -> list[bool]:
+        """Which of several ids are in the set."""
+        ...
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+
 class Writer(Protocol):
-    """Where latents go."""
+    """Stores latents."""
 
     @property
-    def done_ids(self) -> Any:
-        """Ids that are safely stored, of all processes."""
+    def done_ids(self) -> Ids:
+        """Ids of the latents that are stored already, by all processes."""
+        ...
 
-    def append(self, ids: Sequence[str], latents: Tensor, columns: Sequence[dict[str, Any]]) -> None:
-        """Takes a batch."""
+    def append(self, ids: Sequence[str], latents: Tensor, columns: Sequence[dict[str, Any]], /) -> None:
+        """Stores a batch."""
+        ...
 
 
-@dataclass
-class Summary:
-    """What a job did, on this process."""
-
-    encoded: int = 0
-    found: int = 0  # stored already, by an earlier run
-    skipped: list[SkippedSample] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        """Of this run."""
-        return self.encoded / self.seconds if self.seconds else 0.0
+OnProgress = Callable[[int, int], None]  # (samples dealt with so far, their total)
 
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """Encodes the samples of a source that are not stored yet.
+    """Encodes those samples of a source that are not stored yet.
 
     Args:
         source: the samples.
         preprocessing: images → pixels.
-        encode: pixels → z_clean, on whichever device.
-        batch_size: rows of a batch.
-        num_workers: processes that read and decode, beside an encoder on a GPU. 0 does it in this one, a batch at a
-            time by as many threads as torch computes with: best where the encoder needs the same cores, since threads
-            of OpenMP wait for the slowest of them.
-        flip_views: whether each image is stored mirrored, too.
-        rank: this process's number, of `world_size`; every process takes its own part of the samples.
-        world_size: how many processes share the source.
+        encode: pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w), on any device.
+        batch_size: number of rows in a batch.
+        num_workers: number of processes that read and decode, beside an encoder on a GPU. With 0, threads of this
+            process decode one batch, as many as torch computes with, before it is encoded. That is best if the encoder
+            runs on the same cores, because OpenMP's threads wait for the slowest of them.
+        flip_views: whether to store the mirror image of each image, too.
+        rank: number of this process, below `world_size`; each process takes its own part of the samples.
+        world_size: number of processes that share the source.
+
+    Raises:
+        ValueError: `batch_size` is not positive.
     """
 
     source: Source
@@ -129,46 +138,58 @@ class EncodingJob:
     rank: int = 0
     world_size: int = 1
 
-    def run(self, writer: Writer, on_progress: Callable[[int], None] | None = None) -> Summary:
-        """Encodes and writes; the writer is closed by whoever made it.
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+
+    def run(self, writer: Writer, on_progress: OnProgress | None = None) -> EncodingSummary:
+        """Encodes and writes; closing the writer is left to the caller.
 
         Args:
-            writer: where latents go; what it says is done is not encoded again.
-            on_progress: called with the number of images that were just dealt with.
+            writer: stores the latents; samples that it has already are not encoded again.
+            on_progress: called with the number of samples dealt with so far, and with their total.
 
         Returns:
-            what was done.
+            what this process did.
 
         Raises:
-            OSError: what the writer raises.
+            OSError: the writer's.
         """
         start = time.perf_counter()
         mine = range(self.rank, len(self.source), self.world_size)
         done = writer.done_ids
-        pending = [index for index in mine if self.source.id(index) not in done]
-        summary = Summary(found=len(mine) - len(pending))
+        pending = self._pending(mine, done)
+        summary = EncodingSummary(found=len(mine) - len(pending))
         if self.rank == 0:
             summary.skipped += self.source.skipped
+        count = _Counter(summary.found, len(mine), on_progress)
         with _background(writer.append) as append:
-            for samples in self._batches(pending, done, summary, on_progress or (lambda _: None)):
+            for samples in self._batches(pending, done, summary, count):
                 latents = encode_batch(self.encode, [sample.pixels for sample in samples], self.batch_size)
                 append([sample.id for sample in samples], latents, [sample.columns for sample in samples])
                 summary.encoded += len(samples)
         summary.seconds = time.perf_counter() - start
         return summary
 
-    def _batches(
-        self, pending: list[int], done: Any, summary: Summary, on_progress: Callable[[int], None]
-    ) -> Iterator[list[Decoded]]:
-        """Batches of one shape each; samples that can't be read go to the summary."""
+    def _pending(self, mine: range, done: Ids) -> Array:
+        """Numbers of the samples that are not stored yet, (N,) int64."""
+        parts = [np.empty(0, np.int64)]
+        for first in range(0, len(mine), _LOOKED_UP):
+            part = mine[first : first + _LOOKED_UP]
+            is_done = np.array(done.contains([self.source.id(index) for index in part]))
+            parts.append(np.array(part, np.int64)[~is_done])
+        return np.concatenate(parts)
+
+    def _batches(self, pending: Array, done: Ids, summary: EncodingSummary, count: _Counter) -> Iterator[list[Decoded]]:
+        """Yields batches of one shape each; samples that can't be read go to the summary."""
         waiting: defaultdict[tuple[int, ...], list[Decoded]] = defaultdict(list)
         for decoded in self._decoded(pending):
-            on_progress(1)
+            count.up()
             if isinstance(decoded, SkippedSample):
                 summary.skipped.append(decoded)
                 continue
             for view in views(decoded, self.flip_views):
-                if view.id in done:  # of a mirrored pair, one may be
+                if view.id in done:  # one of a mirrored pair may be stored already
                     continue
                 same_shape = waiting[tuple(view.pixels.shape)]
                 same_shape.append(view)
@@ -177,7 +198,7 @@ class EncodingJob:
                     waiting[tuple(view.pixels.shape)] = []
         yield from filter(None, waiting.values())
 
-    def _decoded(self, pending: list[int]) -> Iterator[Decoded | SkippedSample]:
+    def _decoded(self, pending: Array) -> Iterator[Decoded | SkippedSample]:
         if not self.num_workers:
             yield from self._decoded_by_threads(pending)
             return
@@ -190,20 +211,33 @@ class EncodingJob:
         for batch in loader:
             yield from batch
 
-    def _decoded_by_threads(self, pending: list[int]) -> Iterator[Decoded | SkippedSample]:
-        """Not ahead of the encoder, beside which they would take the time that they save."""
+    def _decoded_by_threads(self, pending: Array) -> Iterator[Decoded | SkippedSample]:
+        """Decodes one batch at a time, not ahead of the encoder: that would slow the encoder by the time it saves."""
         decode = partial(decode_sample, self.source, self.preprocessing)
         with ThreadPoolExecutor(torch.get_num_threads(), "decoding") as pool:
             for first in range(0, len(pending), self.batch_size):
-                yield from list(pool.map(decode, pending[first : first + self.batch_size]))
+                yield from list(pool.map(decode, pending[first : first + self.batch_size].tolist()))
+
+
+class _Counter:
+    """Counts samples, and reports the count."""
+
+    def __init__(self, done: int, total: int, on_progress: OnProgress | None) -> None:
+        self.done, self.total, self._report = done, total, on_progress or (lambda done, total: None)
+        self._report(done, total)
+
+    def up(self) -> None:
+        """One more."""
+        self.done += 1
+        self._report(self.done, self.total)
 
 
 class _DecodingDataset(Dataset[Any]):
-    """The samples that are wanted, in processes that read and decode."""
+    """The pending samples, as worker processes read and decode them."""
 
-    def __init__(self, source: Source, preprocessing: Preprocessing, indices: list[int]) -> None:
+    def __init__(self, source: Source, preprocessing: Preprocessing, indices: Array) -> None:
         self.source, self.preprocessing = source, preprocessing
-        self.indices = torch.tensor(indices)  # one block of memory, which worker processes share
+        self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -218,7 +252,7 @@ def _as_they_are(samples: list[Any]) -> list[Any]:
 
 @contextmanager
 def _background(work: Callable[..., None]) -> Iterator[Callable[..., None]]:
-    """Calls of the result are made in a thread, in order; the first error is raised at a later call or at the end."""
+    """Yields a function that calls `work` in a thread, in order; an error is raised by a later call or at the end."""
     calls: queue.Queue[tuple[Any, ...] | None] = queue.Queue(QUEUED_BATCHES)
     errors: list[BaseException] = []
 
@@ -227,7 +261,7 @@ def _background(work: Callable[..., None]) -> Iterator[Callable[..., None]]:
             if not errors:
                 try:
                     work(*arguments)
-                except BaseException as error:  # for the thread that waits
+                except BaseException as error:  # raised in the other thread
                     errors.append(error)
 
     def call(*arguments: Any) -> None:
@@ -244,8 +278,3 @@ def _background(work: Callable[..., None]) -> Iterator[Callable[..., None]]:
         thread.join()
     if errors:
         raise errors[0]
-
-
-def write_skipped(path: Path, skipped: Sequence[SkippedSample]) -> None:
-    """Writes what was passed over as JSON lines, whole or not at all."""
-    write_whole(path, "".join(json.dumps(skip._asdict(), ensure_ascii=False) + "\n" for skip in skipped))

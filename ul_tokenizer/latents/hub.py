@@ -1,4 +1,4 @@
-"""Latent data sets to the hub and from it, as repositories of data sets."""
+"""Pushes latent data sets to the hub and pulls them from it; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ul_tokenizer.hub.download import Access, Snapshot, fetch
 from ul_tokenizer.hub.upload import Target, push
+from ul_tokenizer.latents.index import LatentIndex
 from ul_tokenizer.latents.integrity import verify
-from ul_tokenizer.latents.manifest import HEADER, is_shard, manifests, read_header, read_shards
-from ul_tokenizer.latents.shards import described
+from ul_tokenizer.latents.location import described
+from ul_tokenizer.latents.manifest import HEADER, is_shard, manifests, read_header
 from ul_tokenizer.publish.card_merge import Card, card_reviser
 from ul_tokenizer.publish.cards import CARD, latents_card
 
@@ -19,34 +20,36 @@ SKIPPED = "skipped.jsonl"
 
 
 def push_latents(folder: str | Path, target: Target, license: str | None = None) -> str:
-    """Pushes a data set in one commit, with a card; returns the commit's sha.
+    """Pushes a data set in one commit, with a card.
 
     Args:
-        folder: of the data set.
-        target: where; its type is "dataset" whatever it says.
-        license: for the card, the hub's identifier, e.g. "cc0-1.0"; None for no entry.
+        folder: folder of the data set.
+        target: the repository; its type is taken to be "dataset".
+        license: the hub's identifier of the license for the card, for example "cc0-1.0"; None for no entry.
+
+    Returns:
+        the commit's sha.
 
     Raises:
-        ValueError: no data set, an empty one, or one that is not whole.
-        HubError: what the hub says.
+        ValueError: the folder holds no data set, or one that is empty or damaged.
+        HubError: the hub refuses the push or can't be reached.
     """
     folder = Path(folder)
     header = read_header(folder)
-    shards = [shard for path in manifests(folder) for shard in read_shards(path)]
-    if not shards:
-        raise ValueError(f"Latent data set {folder} is empty: no shard of it is finished.")
     if problems := verify(folder):
         raise ValueError(f"{folder} is not whole: {problems[0].file}: {problems[0].reason}; run `latents verify`.")
-    names = [HEADER, *(path.name for path in manifests(folder)), *(shard.file for shard in shards)]
+    index = LatentIndex(folder, header)
+    if not len(index):
+        raise ValueError(f"Latent data set {folder} is empty: it has no finished shard.")
+    names = [HEADER, *(path.name for path in manifests(folder)), *(shard.file for shard in index.shards)]
     names += [SKIPPED] if (folder / SKIPPED).is_file() else []
-    shapes = ", ".join(sorted({"×".join(map(str, shard.shape[1:])) for shard in shards}))
-    samples = sum(len(shard.ids) for shard in shards)
+    shapes = ", ".join(sorted("×".join(map(str, shape)) for shape in index.shapes))
 
     def make_card(repo_id: str) -> Card:
         own = folder / CARD
         if own.is_file():
             return Card.parsed(own.read_text(encoding="utf-8"))
-        return latents_card(header, repo_id, samples, shapes, license)
+        return latents_card(header, repo_id, len(index), shapes, license)
 
     files = {name: folder / name for name in names}
     return push(target._replace(repo_type="dataset"), files, {CARD: card_reviser(make_card)})
@@ -55,12 +58,15 @@ def push_latents(folder: str | Path, target: Target, license: str | None = None)
 def pull_latents(
     repo_id: str, output: str | Path, revision: str | None = None, access: Access | None = None
 ) -> Snapshot:
-    """Fetches a data set of the hub into a new folder, whole or not at all.
+    """Downloads a data set of the hub into a new folder, completely or not at all.
+
+    Returns:
+        the folder, and the commit that it holds.
 
     Raises:
-        ValueError: the folder exists, or what came is no data set or not whole.
-        HubError: what the hub says.
-        OSError: a full or read-only disk.
+        ValueError: the folder exists, or the repository holds no data set or a damaged one.
+        HubError: the repository can't be read.
+        OSError: the disk is full or can't be written.
     """
     output = Path(output)
     if output.exists():

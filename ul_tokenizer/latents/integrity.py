@@ -1,89 +1,108 @@
-"""Whether a latent data set is whole, what to do if it isn't, and several made into one."""
+"""Checks latent data sets, repairs damaged ones and merges several into one; needs no torch."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ul_tokenizer.files import append_line, sha256_of, write_whole
+from ul_tokenizer.files import append_line, sha256_of, whole_file
+from ul_tokenizer.latents.ids import RepeatedIds
 from ul_tokenizer.latents.manifest import (
     HEADER,
+    VOLATILE,
     Shard,
     check_header,
     manifest_name,
     manifests,
+    read_all_shards,
     read_header,
     read_shards,
     shard_name,
 )
-from ul_tokenizer.latents.writer import VOLATILE
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong with a file of a data set."""
+    """A defect of one file of a data set."""
 
     file: str
     reason: str
 
 
 def verify(folder: str | Path) -> list[Problem]:
-    """Reads every byte of a data set and compares it with its manifests; no problems is an empty list.
+    """Reads every byte of a data set and compares it with the manifests.
+
+    Returns:
+        the defects; an empty list if the data set is whole.
 
     Raises:
-        ValueError: no data set, or a manifest that can't be read.
+        ValueError: the folder holds no data set, or a manifest can't be read.
     """
     folder = Path(folder)
     read_header(folder)
-    shards = [shard for path in manifests(folder) for shard in read_shards(path)]
-    problems = [problem for shard in shards if (problem := _check_shard(folder, shard))]
-    problems += _duplicates(shards)
-    known = {shard.file for shard in shards}
+    known: set[str] = set()
+    problems: list[Problem] = []
+    for shard in read_all_shards(folder):
+        known.add(shard.file)
+        problems += _shard_problems(folder, shard)
+    problems += _repeated(list(manifests(folder)))
     orphans = sorted(path.name for path in folder.glob("shard-r*") if path.name not in known)
-    problems += [Problem(name, "it is in no manifest: a run was stopped within it") for name in orphans]
+    problems += [Problem(name, "no manifest lists it: a run was stopped while it wrote it") for name in orphans]
     problems += [
-        Problem(path.name, "its last line is cut short: a run was stopped within it")
+        Problem(path.name, "its last line is incomplete: a run was stopped while it wrote it")
         for path in manifests(folder)
-        if (content := path.read_bytes()) and not content.endswith(b"\n")
+        if _ends_within_a_line(path)
     ]
     return problems
 
 
-def _check_shard(folder: Path, shard: Shard) -> Problem | None:
+def _shard_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
     path = folder / shard.file
     if not path.is_file():
-        return Problem(shard.file, "it is missing")
-    if path.stat().st_size != shard.bytes:
-        return Problem(shard.file, f"it has {path.stat().st_size} bytes, not {shard.bytes}")
-    return None if sha256_of(path) == shard.sha256 else Problem(shard.file, "its sha256 is another one")
+        yield Problem(shard.file, "it is missing")
+    elif path.stat().st_size != shard.bytes:
+        yield Problem(shard.file, f"it has {path.stat().st_size} bytes instead of {shard.bytes}")
+    elif sha256_of(path) != shard.sha256:
+        yield Problem(shard.file, "its sha256 differs from the manifest's")
 
 
-def _duplicates(shards: Sequence[Shard]) -> list[Problem]:
-    first: dict[str, str] = {}
-    problems = []
-    for shard in shards:
-        for name in shard.ids:
-            if name in first:
-                problems.append(Problem(shard.file, f"its id {name!r} is in {first[name]} already"))
-            first.setdefault(name, shard.file)
-    return problems
+def _repeated(paths: Sequence[Path]) -> list[Problem]:
+    """Ids that stand twice in manifests; these are read again only if there may be such ids."""
+    repeated, files = RepeatedIds(), []
+    for shard in _shards_of(paths):
+        repeated.add(shard.ids)
+        files.append(shard.file)
+    found = repeated.find(shard.ids for shard in _shards_of(paths))
+    return [Problem(files[n], f"its id {name!r} is in {files[first]} already") for n, name, first in found]
+
+
+def _shards_of(paths: Sequence[Path]) -> Iterator[Shard]:
+    return (shard for path in paths for shard in read_shards(path))
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def repair(folder: str | Path) -> list[Problem]:
-    """Takes what is wrong out of a data set, so that the job which made it makes that part again.
+    """Removes damaged shards from a data set, so that the job which made it makes these samples again.
 
     Returns:
-        what was wrong.
+        the defects that were found.
     """
     folder = Path(folder)
     problems = verify(folder)
     bad = {problem.file for problem in problems}
-    for path in manifests(folder):
-        good = [shard for shard in read_shards(path) if shard.file not in bad]
-        write_whole(path, "".join(f"{shard.to_line()}\n" for shard in good))
+    for path in manifests(folder) if problems else ():
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{shard.to_line()}\n" for shard in read_shards(path) if shard.file not in bad)
     for name in bad:
         if name.startswith("shard-"):
             (folder / name).unlink(missing_ok=True)
@@ -91,13 +110,13 @@ def repair(folder: str | Path) -> list[Problem]:
 
 
 def merge(sources: Sequence[str | Path], output: str | Path) -> int:
-    """Makes one data set of several with the same header; files are linked where that is possible, else copied.
+    """Merges data sets with equal headers into a new one; files are hard links where possible, else copies.
 
     Returns:
         the number of samples.
 
     Raises:
-        ValueError: headers that differ, an id that is in two of them, or an output folder that is not empty.
+        ValueError: headers differ, two data sets have the same id, or the output folder is not empty.
     """
     folders, output = [Path(source) for source in sources], Path(output)
     if output.exists() and any(output.iterdir()):
@@ -106,17 +125,22 @@ def merge(sources: Sequence[str | Path], output: str | Path) -> int:
     wanted = {key: value for key, value in header.items() if key not in VOLATILE}
     for folder in folders[1:]:
         check_header(read_header(folder), wanted, str(folder / HEADER))
-    shards = [(folder, shard) for folder in folders for path in manifests(folder) for shard in read_shards(path)]
-    twice = _duplicates([shard for _, shard in shards])
-    if twice:
+    paths = [path for folder in folders for path in manifests(folder)]
+    if twice := _repeated(paths):
         raise ValueError(f"sources must not share samples: in {twice[0].file}, {twice[0].reason}.")
     output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folders[0] / HEADER, output / HEADER)
-    for number, (folder, shard) in enumerate(shards):
+    return sum(_add_shards(paths, output))
+
+
+def _add_shards(paths: Sequence[Path], output: Path) -> Iterator[int]:
+    """Adds the shards of several manifests to a data set; yields their numbers of samples."""
+    numbered = enumerate((path.parent, shard) for path in paths for shard in read_shards(path))
+    for number, (folder, shard) in numbered:
         name = shard_name(0, number)
         _link_or_copy(folder / shard.file, output / name)
         append_line(output / manifest_name(0), replace(shard, file=name).to_line())
-    return sum(len(shard.ids) for _, shard in shards)
+        yield len(shard.ids)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -1,11 +1,11 @@
-"""What a latent data set says of itself: one header, and one line per finished shard. `docs/latent_format.md`."""
+"""The header and the manifests of a latent data set, as `docs/latent_format.md` describes them; needs no torch."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,25 @@ MANIFESTS = "manifest-r*.jsonl"
 _FILE = re.compile(r"shard-r\d{3,}-\d{6,}\.safetensors")
 REQUIRED = ("latent_channels", "latent_logsnr", "dtype")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
+VOLATILE = ("library_version", "created")  # header fields in which a continued job may differ
 
 Header = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A line of a manifest: a finished file, whose latents all have one shape.
+    """A line of a manifest. It describes a finished file, whose latents all have one shape.
 
     Attributes:
-        file: its name in the folder.
-        sha256: of its bytes.
-        bytes: how many.
+        file: name of the file in the folder.
+        sha256: hex digest of the file.
+        bytes: size of the file.
         shape: (N, c, [t,] h, w).
-        dtype: as stored.
-        ids: of the N samples.
-        columns: per column a value per sample.
-        statistics: of the latents before rounding, as `ChannelStatistics.to_json`.
-        rounding: largest and root-mean-square error of what is stored.
+        dtype: dtype of the stored latents.
+        ids: ids of the N samples.
+        columns: for each column N values; None where a sample has no value.
+        statistics: statistics of the latents before rounding, as `ChannelStatistics.to_json` gives them.
+        rounding: largest ("max") and root-mean-square ("rms") error of the stored latents.
     """
 
     file: str
@@ -42,24 +43,26 @@ class Shard:
     bytes: int
     shape: tuple[int, ...]
     dtype: str
-    ids: list[str]
-    columns: dict[str, list[Any]] = field(default_factory=dict)
+    ids: Sequence[str]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     rounding: dict[str, float] = field(default_factory=dict)
 
     def to_line(self) -> str:
-        """Its JSON, without a line's end."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        """The shard as JSON, without a line break."""
+        columns = {name: list(values) for name, values in self.columns.items()}
+        values = {**vars(self), "ids": list(self.ids), "columns": columns}
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
 # ---------------------------------------------------------------- header
 
 
 def read_header(folder: Path) -> Header:
-    """The header.
+    """Reads the header of a folder.
 
     Raises:
-        ValueError: none, a damaged one, or one of another format or version.
+        ValueError: there is no header, it is damaged, or it has another format or version.
     """
     path = folder / HEADER
     if not path.is_file():
@@ -87,7 +90,7 @@ def _check_required(header: Mapping[str, Any], where: str) -> None:
 
 
 def make_header(**values: Any) -> Header:
-    """A header with format and version; see `docs/latent_format.md` for the fields.
+    """Makes a header with format and version; `docs/latent_format.md` lists the fields.
 
     Raises:
         ValueError: a required field is missing.
@@ -98,10 +101,10 @@ def make_header(**values: Any) -> Header:
 
 
 def check_header(header: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    """Refuses a header that differs in an expected field.
+    """Compares a header with expected values; other fields may have any value.
 
     Raises:
-        ValueError: names the first field that differs.
+        ValueError: a field differs; the message names the first one.
     """
     for name, value in json.loads(json.dumps(dict(expected))).items():
         if header.get(name) != value:
@@ -112,32 +115,39 @@ def check_header(header: Mapping[str, Any], expected: Mapping[str, Any], where: 
 
 
 def manifest_name(rank: int) -> str:
-    """The manifest of one process."""
+    """Name of the manifest that a process writes."""
     return f"manifest-r{rank:03d}.jsonl"
 
 
 def shard_name(rank: int, number: int) -> str:
-    """The file of one process's shard."""
+    """Name of a shard that a process writes."""
     return f"shard-r{rank:03d}-{number:06d}.safetensors"
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file has the name of a shard."""
+    """Whether a file name is that of a shard."""
     return bool(_FILE.fullmatch(name))
 
 
 def manifests(folder: Path) -> list[Path]:
-    """All manifests of a folder, in order."""
+    """All manifests of a folder, sorted."""
     return sorted(folder.glob(MANIFESTS))
 
 
-def read_shards(path: Path) -> list[Shard]:
-    """The finished shards of one manifest; a last line that was cut short is none.
+def read_shards(path: Path) -> Iterator[Shard]:
+    """Yields the finished shards of one manifest, one at a time; an incomplete last line is ignored.
 
     Raises:
         ValueError: a damaged line, or one that names a file outside of the folder.
     """
-    return [_parsed(path, number, line) for number, line in enumerate(whole_lines(path), 1)]
+    for number, line in enumerate(whole_lines(path), 1):
+        yield _parsed(path, number, line)
+
+
+def read_all_shards(folder: Path) -> Iterator[Shard]:
+    """Yields the finished shards of all manifests of a folder; errors as `read_shards`."""
+    for path in manifests(folder):
+        yield from read_shards(path)
 
 
 def _parsed(path: Path, number: int, line: str) -> Shard:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HISTOGRAM_RANGE, HISTOGRAM_BINS = 8.0, 64  # of all channels together; what lies outside counts in the outer bins
+HISTOGRAM_RANGE, HISTOGRAM_BINS = 8.0, 64  # of all channels together; values outside count in the outer bins
 MIN_STD = 1e-6  # so that a dead channel normalises to zeros, not to NaN
 
 
@@ -89,11 +89,11 @@ class ChannelStatistics:
 _PER_CHANNEL = ("mean", "squared_deviations", "minimum", "maximum")
 
 
-def channel_statistics(batches: Sequence[Tensor]) -> ChannelStatistics:
-    """Statistics of several batches (B, c, …)."""
-    return merge_statistics([ChannelStatistics.of(batch) for batch in batches])
+def channel_statistics(batches: Iterable[Tensor]) -> ChannelStatistics:
+    """Statistics of several batches (B, c, …); at least one."""
+    return merge_statistics(map(ChannelStatistics.of, batches))
 
 
-def merge_statistics(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
-    """Of all parts together; at least one."""
+def merge_statistics(parts: Iterable[ChannelStatistics]) -> ChannelStatistics:
+    """Statistics of all parts together; at least one."""
     return reduce(ChannelStatistics.merged, parts)

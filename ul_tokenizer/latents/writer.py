@@ -1,4 +1,4 @@
-"""Writes latent data sets such that a kill at any moment costs at most what was not yet in a finished shard."""
+"""Writes latent data sets; a process that is killed at any moment loses only the samples of unfinished shards."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ul_tokenizer.files import append_line, cut_off_partial_line, sync_folder, write_json, write_whole
+from ul_tokenizer.latents.ids import IdSet
 from ul_tokenizer.latents.manifest import (
     HEADER,
+    VOLATILE,
     Header,
     Shard,
     check_header,
     make_header,
     manifest_name,
-    manifests,
+    read_all_shards,
     read_header,
     read_shards,
     shard_name,
@@ -33,28 +35,41 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SHARD_BYTES = 64_000_000
-SHARD_SAMPLES = 1024  # what a kill costs at most, of each shape
-VOLATILE = ("library_version", "created")  # header fields that a continued job may have otherwise
+SHARD_SAMPLES = 1024  # the most that a kill costs, for each shape
 
 
 class LatentWriter:
-    """Appends latents to a data set; the same arguments, after a kill, go on with it.
+    """Appends latents to a data set. The same arguments continue a data set after a kill.
 
     ```
     append ─ one waiting list per shape ─ full? ─ temporary file, fsync ─ rename ─ line in the manifest, fsync
     ```
 
     Args:
-        folder: of the data set; made if needed.
-        header: what the data set says of itself, as `make_header` makes it; one that is there must be the same.
-        rank: this process's number, of `world_size`; each has its own files.
-        world_size: how many processes write now.
-        shard_samples: most samples in a shard.
-        shard_bytes: most bytes in a shard, about.
+        folder: folder of the data set; made if needed.
+        header: what made the latents, and how. `latent_channels`, `latent_logsnr` and `dtype` ("float32", "float16",
+            "bfloat16" or "int8") are required; `docs/latent_format.md` lists the other fields. A data set that is
+            continued must have the same header.
+        rank: number of this process, below `world_size`; each process writes its own files.
+        world_size: number of processes that write now.
+        shard_samples: largest number of samples in a shard.
+        shard_bytes: approximate largest size of a shard.
+
+    Attributes:
+        done_ids: the ids that the data set has, of all processes; supports `in` and `len`.
 
     Raises:
         ValueError: the folder holds a data set with another header.
         OSError: the folder can't be written.
+
+    Example:
+        ```python
+        header = {"latent_channels": 16, "latent_logsnr": 5.0, "dtype": "float16", "class_names": ["cat", "dog"]}
+        with LatentWriter("latents/", header) as writer:
+            for names, images, labels in batches:  # images: (B, 3, H, W) in [−1, 1]
+                latents = autoencoder.encode(images).latent
+                writer.append(names, latents, [{"label": label} for label in labels])
+        ```
     """
 
     def __init__(
@@ -73,24 +88,24 @@ class LatentWriter:
         self._manifest = self.folder / manifest_name(rank)
         self._waiting: defaultdict[tuple[int, ...], _Waiting] = defaultdict(_Waiting)
         self._recover(world_size)
-        self.done_ids = {name for path in manifests(self.folder) for shard in read_shards(path) for name in shard.ids}
+        self.done_ids = IdSet(shard.ids for shard in read_all_shards(self.folder))
         self._next = self._first_free_number()
 
     def _agree(self, header: Header) -> Header:
         path = self.folder / HEADER
         if path.exists():
-            there = read_header(self.folder)
+            found = read_header(self.folder)
             wanted = {key: value for key, value in header.items() if key not in VOLATILE}
-            check_header(there, {**dict.fromkeys(set(there) - set(header) - set(VOLATILE)), **wanted}, str(path))
-            return there
+            check_header(found, {**dict.fromkeys(set(found) - set(header) - set(VOLATILE)), **wanted}, str(path))
+            return found
         if any(self.folder.glob("*.safetensors")):
-            raise ValueError(f"Folder {self.folder} holds other safetensors files and no {HEADER}; take another one.")
+            raise ValueError(f"Folder {self.folder} holds other safetensors files and no {HEADER}; use another folder.")
         # Every process writes the same bytes.
         write_json(path, header)
         return header
 
     def _recover(self, world_size: int) -> None:
-        """Removes what killed processes left: this one's own traces, and for rank 0 those of ranks beyond today's."""
+        """Removes unfinished files of killed processes: of this rank, and on rank 0 of ranks beyond `world_size`."""
         ranks = [self.rank, *(self._ranks_from(world_size) if self.rank == 0 else [])]
         for rank in ranks:
             manifest = self.folder / manifest_name(rank)
@@ -115,16 +130,16 @@ class LatentWriter:
     # ------------------------------------------------------------------------------------------------------------
 
     def append(self, ids: Sequence[str], latents: Tensor, columns: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Takes samples of one shape; they are safe once their shard is full, or after `flush`.
+        """Adds samples of one shape. They are on the disk once their shard is full, or after `flush`.
 
         Args:
             ids: unique names.
-            latents: z_clean, (B, c, [t,] h, w).
-            columns: per sample, values that JSON holds; None for none.
+            latents: z_clean, (B, c, [t,] h, w), on any device and in any floating dtype.
+            columns: for each sample its columns, with values that JSON can hold; None if there are none.
 
         Raises:
-            ValueError: an id that is there already, or latents that don't fit the header or aren't finite.
-            OSError: a full or read-only disk; finished shards stay.
+            ValueError: the data set has an id already, or latents don't fit the header or aren't finite.
+            OSError: the disk is full or can't be written; finished shards stay.
         """
         rows = [{} for _ in ids] if columns is None else [dict(row) for row in columns]
         self._check(ids, latents, rows)
@@ -138,14 +153,14 @@ class LatentWriter:
     def _check(self, ids: Sequence[str], latents: Tensor, rows: Sequence[dict[str, Any]]) -> None:
         if not len(ids) == len(latents) == len(rows):
             counts = f"{len(ids)}, {len(latents)}, {len(rows)}"
-            raise ValueError(f"ids, latents and columns must be equally many, got {counts}.")
+            raise ValueError(f"ids, latents and columns must have the same length, got {counts}.")
         if latents.ndim not in (4, 5) or latents.shape[1] != self.header["latent_channels"]:
             raise ValueError(
                 f"latents must be (B, {self.header['latent_channels']}, [t,] h, w), got {tuple(latents.shape)}."
             )
         if not latents.isfinite().all():
             raise ValueError("latents must be finite, got NaN or infinity.")
-        known = next((name for name in ids if name in self.done_ids), None)
+        known = next((name for name, is_known in zip(ids, self.done_ids.contains(ids), strict=True) if is_known), None)
         if known is not None or len(set(ids)) != len(ids):
             raise ValueError(f"ids must be unique, got {known or 'one'} twice.")
 
@@ -174,7 +189,7 @@ class LatentWriter:
         append_line(self._manifest, shard.to_line())
 
     def flush(self) -> None:
-        """Writes what waits, in shards that are not full."""
+        """Writes all waiting samples, in shards that are not full."""
         for waiting in self._waiting.values():
             while len(waiting):
                 self._write(waiting.take(self.shard_samples))
@@ -185,13 +200,13 @@ class LatentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error what waits is lost as after a kill; the next run makes it again.
+        # After an error waiting samples are lost, as after a kill; the next run makes them again.
         if kind is None or issubclass(kind, KeyboardInterrupt):
             self.flush()
 
 
 class _Samples(NamedTuple):
-    """Samples of one shape, ready for a shard; their latents lie in batches, so that no second copy is needed."""
+    """Samples of one shape, ready for a shard; their latents stay in batches, which saves a second copy."""
 
     ids: list[str]
     latents: list[Tensor]
@@ -199,7 +214,7 @@ class _Samples(NamedTuple):
 
 
 class _Waiting:
-    """Samples of one shape that no shard holds yet."""
+    """Samples of one shape that are in no shard yet."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -215,7 +230,7 @@ class _Waiting:
         self._rows += rows
 
     def take(self, count: int) -> _Samples:
-        """The first samples, at most so many."""
+        """Removes and returns the first samples, at most `count`."""
         taken = _Samples(self._ids[:count], list(self._take_latents(min(count, len(self)))), self._rows[:count])
         self._ids, self._rows = self._ids[count:], self._rows[count:]
         return taken
@@ -234,7 +249,7 @@ class _Waiting:
 
 
 def _stored(batches: Sequence[Tensor], dtype: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors of a shard, and what their rounding costs; batch by batch, since a shard's temporaries add up."""
+    """The tensors of a shard and their rounding error; batch by batch, which keeps temporary tensors small."""
     scale = _int8_scale(batches) if dtype == "int8" else None
     stored = torch.empty((sum(map(len, batches)), *batches[0].shape[1:]), dtype=getattr(torch, dtype))
     largest, squares = 0.0, 0.0
@@ -249,7 +264,7 @@ def _stored(batches: Sequence[Tensor], dtype: str) -> tuple[dict[str, Tensor], d
 
 
 def _int8_scale(batches: Sequence[Tensor]) -> Tensor:
-    """What 1 stands for, per channel, (1, c, 1, …)."""
+    """The step between two int8 values of each channel, (1, c, 1, …)."""
     extremes = torch.stack([batch.abs().transpose(0, 1).flatten(1).amax(1) for batch in batches]).amax(0)
     return (extremes.clamp_min(1e-12) / 127).reshape(1, -1, *[1] * (batches[0].ndim - 2))
 

@@ -214,7 +214,7 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
 
 
 def _sought(container: Any, path: str | Path, stamp: float, notes: list[str]) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe at or before `stamp` on. A seek in MPEG-TS may end too late; then it seeks further back."""
+    """Frames from a keyframe at or before `stamp` on. A seek in MPEG-TS may end too late: then it goes back more."""
     stream = container.streams.video[0]
     for back in (0.0, 1.0, 4.0, 16.0, stamp):
         container.seek(int(max(0.0, stamp - back) / stream.time_base), stream=stream, backward=True)
