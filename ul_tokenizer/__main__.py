@@ -1,4 +1,4 @@
-"""`python -m ul_tokenizer` is the command line `ul-tokenizer`."""
+"""Runs the command line: `python -m ul_tokenizer` does the same as `ul-tokenizer`."""
 
 from __future__ import annotations
 

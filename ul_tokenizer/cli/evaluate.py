@@ -1,17 +1,37 @@
-"""The command `evaluate`: figures of generated images and of reconstructions. Only the command imports torch."""
+"""The command `evaluate`: figures of generated images and of reconstructions. Only running it imports torch."""
 
 from __future__ import annotations
 
+import enum
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from ul_tokenizer.cli.options import (
+    DEFAULT_PIPELINE,
+    DEFAULT_SOLVER,
+    GUIDANCE_HELP,
+    SOLVER_HELP,
+    STEPS_HELP,
+    AsJson,
+    BatchSize,
+    ComputeDtype,
+    DecoderSteps,
+    Device,
+    Dtype,
+    GuidanceHigh,
+    GuidanceLow,
+    Revision,
+    Seed,
+    Solver,
+    guidance_interval,
+)
+from ul_tokenizer.cli.reporting import UsageError, number, print_results, print_table, require
 
 if TYPE_CHECKING:
     from ul_tokenizer.evaluation.generation import Sampling
@@ -21,65 +41,74 @@ if TYPE_CHECKING:
     from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=enum.Enum)
 Row = dict[str, Any]
-DTYPES = ("float32", "bfloat16", "float16")
-LAST_LOGSNR = 1000.0
 METRIC = "FD (classifier features)"  # an FID is measured on Inception's
 
 # ---------------------------------------------------------------- options
 
-LISTS = "several with commas between them; all combinations are measured."
+LISTS = "Separate several by commas to measure all combinations."
 Model = Annotated[
-    str, typer.Option(help="Pipeline (with --prior also an autoencoder that has one): bundled name, folder or hub id.")
+    str,
+    typer.Option(
+        help="Pipeline: a bundled name, a folder or a hub id, tried in this order. With --prior it can also be an "
+        "autoencoder that has a prior."
+    ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
-Folder = Annotated[Path, typer.Option(exists=True, file_okay=False, help="Real images, a subfolder for each class.")]
+Train = Annotated[
+    Path, typer.Option(exists=True, file_okay=False, help="Real training images, with a subfolder for each class.")
+]
+Test = Annotated[
+    Path, typer.Option(exists=True, file_okay=False, help="Real test images, with a subfolder for each class.")
+]
 Num = Annotated[
-    int, typer.Option("--num", "-n", min=0, help="Images to draw for each row; 0 for --reconstruction alone.")
+    int,
+    typer.Option("--num", "-n", min=0, help="Images to draw for each row of figures; 0 needs --reconstruction."),
 ]
-Solvers = Annotated[str, typer.Option("--solver", help=f"ddim, dpmsolver++ or ddpm; {LISTS}")]
-Steps = Annotated[str, typer.Option(help=f"Steps of the base model; {LISTS}")]
-Scales = Annotated[str, typer.Option("--guidance", help=f"Guidance scale, 1 for none; {LISTS}")]
-Low = Annotated[float | None, typer.Option(help="Guide only above this log-SNR.", show_default="everywhere")]
-High = Annotated[float | None, typer.Option(help="Guide only below this log-SNR.", show_default="everywhere")]
-DecoderSteps = Annotated[int | None, typer.Option(min=1, help="Steps of the decoder.", show_default="the model's")]
+Solvers = Annotated[str, typer.Option("--solver", help=f"{SOLVER_HELP} {LISTS}")]
+Steps = Annotated[str, typer.Option(help=f"{STEPS_HELP} {LISTS}")]
+Scales = Annotated[str, typer.Option("--guidance", help=f"{GUIDANCE_HELP} {LISTS}")]
 Decode = Annotated[
     str,
     typer.Option(
-        help=f"What is decoded: z0 as is right; to compare, an estimate without noise: clean, scaled-clean; {LISTS}"
+        help="Latent that is decoded: z0, the sample with its noise, as in use; clean or scaled-clean, an estimate "
+        f"without noise, for comparison. {LISTS}"
     ),
 ]
-Unconditional = Annotated[bool, typer.Option("--unconditional", help="Ask for no class.")]
+Unconditional = Annotated[bool, typer.Option("--unconditional", help="Draw images without asking for a class.")]
 Prior = Annotated[
-    bool, typer.Option("--prior", help="Draw with the autoencoder's stage-1 prior in place of the base model.")
+    bool, typer.Option("--prior", help="Draw with the autoencoder's stage-1 prior instead of the base model.")
 ]
 Reconstructions = Annotated[
-    bool, typer.Option("--reconstruction", help="Measure the test set's reconstructions too: the upper bound.")
+    bool,
+    typer.Option(
+        "--reconstruction", help="Also measure reconstructions of the test set, the best that drawn images can reach."
+    ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", dir_okay=False, help="JSON lines: a row is added once it is done, and isn't done again."
+        "--output",
+        "-o",
+        dir_okay=False,
+        help="File of JSON lines. Each row is added as soon as it is measured, and rows in the file are not measured "
+        "again.",
+        show_default="keep no rows",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; the images don't depend on it.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of all noise; an image's follows from it and the image's number.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda if there is one, or cpu")]
-Dtype = Annotated[str, typer.Option(help=f"What the networks compute in: {', '.join(DTYPES)}.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def evaluate(
-    train: Folder,
-    test: Folder,
-    model: Model = "ul-fashion",
+    train: Train,
+    test: Test,
+    model: Model = DEFAULT_PIPELINE,
     revision: Revision = None,
     num: Num = 10_000,
-    solver: Solvers = "ddim",
+    solver: Solvers = DEFAULT_SOLVER.value,
     steps: Steps = "32",
     guidance: Scales = "1",
-    guidance_low: Low = None,
-    guidance_high: High = None,
+    guidance_low: GuidanceLow = None,
+    guidance_high: GuidanceHigh = None,
     decoder_steps: DecoderSteps = None,
     decode: Decode = "z0",
     unconditional: Unconditional = False,
@@ -89,72 +118,109 @@ def evaluate(
     batch_size: BatchSize = 100,
     seed: Seed = 0,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: ComputeDtype = Dtype.float32,
     as_json: AsJson = False,
 ) -> None:
     """Measure generated images against real ones.
 
-    A small classifier, trained once on the real images and kept in ~/.cache/ul_tokenizer/classifiers, gives the part of
-    the images that show the class asked for, and the features for a Fréchet distance (not an FID) to the test set;
-    beside it stands its floor, the distance of as many real training images.
+    A small classifier is trained once on the real images and kept in ~/.cache/ul_tokenizer/classifiers. It gives the
+    accuracy, the part of the images that show the class asked for, and the features for a Fréchet distance to the test
+    set (not an FID). The floor is the distance of as many real training images.
     """
     from ul_tokenizer.evaluation.labelled_images import LabelledImages
     from ul_tokenizer.evaluation.reference import load_reference
     from ul_tokenizer.evaluation.sweep import read_rows
 
+    require(num > 0 or reconstruction, "--num 0 needs --reconstruction: nothing else would be measured.")
+    ways = Ways(
+        choices("--solver", solver, Solver),
+        numbers("--steps", steps, int),
+        numbers("--guidance", guidance, float),
+        texts(decode),
+    )
+    interval = guidance_interval(guidance_low, guidance_high)
+    require(interval is None or set(ways.scales) != {1.0}, "--guidance-low and --guidance-high need --guidance.")
+    require(
+        not unconditional or set(ways.scales) == {1.0},
+        "--guidance can't be used with --unconditional: it needs a class.",
+    )
     shared: Row = {
         "num_images": num,
         "decoder_num_inference_steps": decoder_steps,
-        "guidance_interval": _interval(guidance_low, guidance_high),
+        "guidance_interval": interval,
         "unconditional": unconditional,
         "seed": seed,
     }
-    samplings = _samplings(solver, steps, guidance, decode, shared) if num or not reconstruction else []
+    samplings = ways.samplings(shared) if num else []
     if output:
         read_rows(output)  # refuses another file before any work
-    models = load_models(model, revision, prior, dtype, device)
+    models = load_models(model, revision, prior, dtype.value, device)
     test_set = LabelledImages(test)
     reference = load_reference(train, test_set, device=models.pipeline.device)
     job = Measurement(models, reference, test_set, output, batch_size)
     reconstructed = job.reconstruct(decoder_steps, seed) if reconstruction else []
     generated = job.generate(samplings)
     if as_json:
-        typer.echo(json.dumps(reconstructed + generated, indent=2, allow_nan=False))
+        print_results(reconstructed + generated)
         return
-    console = Console(soft_wrap=True)
     for table in _tables(reconstructed, generated):
-        console.print(table)
-    console.print(_footnote(reference, num or len(test_set)))
+        print_table(table)
+    typer.echo(_footnote(reference, num or len(test_set)))
 
 
-def _samplings(solvers: str, steps: str, scales: str, decodes: str, shared: dict[str, Any]) -> list[Sampling]:
-    """All combinations, checked."""
-    from ul_tokenizer.evaluation.generation import Sampling
+@dataclass(frozen=True)
+class Ways:
+    """Values of options that take several; each combination is a way of drawing."""
 
-    names = ("solver", "num_inference_steps", "guidance_scale", "decode")
-    values = (
-        _list("--solver", solvers, str),
-        _list("--steps", steps, int),
-        _list("--guidance", scales, float),
-        _list("--decode", decodes, str),
-    )
-    combinations: list[Row] = [dict(zip(names, row, strict=True)) for row in itertools.product(*values)]
-    return [Sampling(**combination, **shared) for combination in combinations]
+    solvers: list[Solver]
+    steps: list[int]
+    scales: list[float]
+    decodes: list[str]
+
+    def samplings(self, shared: Row) -> list[Sampling]:
+        """All combinations, with what they share; errors as `Sampling`."""
+        from ul_tokenizer.evaluation.generation import Sampling
+
+        return [
+            Sampling(
+                solver=solver.value,
+                num_inference_steps=steps,
+                guidance_scale=scale,
+                decode=decode,  # type: ignore[arg-type]  # checked by Sampling
+                **shared,
+            )
+            for solver, steps, scale, decode in itertools.product(self.solvers, self.steps, self.scales, self.decodes)
+        ]
 
 
-def _list(option: str, text: str, kind: Callable[[str], Value]) -> list[Value]:
+def texts(value: str) -> list[str]:
+    """The parts of a list with commas between them."""
+    return [part.strip() for part in value.split(",")]
+
+
+def numbers(option: str, value: str, kind: Callable[[str], Value]) -> list[Value]:
+    """The numbers of a list with commas between them.
+
+    Raises:
+        UsageError: something else in it.
+    """
     try:
-        return [kind(part.strip()) for part in text.split(",")]
+        return [kind(part) for part in texts(value)]
     except ValueError:
         wanted = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{option} must be {wanted} with commas between them, got {text!r}.") from None
+        raise UsageError(f"{option} must be {wanted} with commas between them, got {value!r}.") from None
 
 
-def _interval(low: float | None, high: float | None) -> tuple[float, float] | None:
-    """An end that isn't given is farther out than any level, and finite, as JSON needs it."""
-    if low is None and high is None:
-        return None
-    return -LAST_LOGSNR if low is None else low, LAST_LOGSNR if high is None else high
+def choices(option: str, value: str, kind: type[Choice]) -> list[Choice]:
+    """The members of an enum in a list with commas between them.
+
+    Raises:
+        UsageError: another word.
+    """
+    legal = [str(member.value) for member in kind]
+    wrong = next((word for word in texts(value) if word not in legal), None)
+    require(wrong is None, f"{option} must be of {', '.join(legal)}, with commas between several, got {wrong!r}.")
+    return [kind(word) for word in texts(value)]
 
 
 # ---------------------------------------------------------------- models
@@ -162,12 +228,12 @@ def _interval(low: float | None, high: float | None) -> tuple[float, float] | No
 
 @dataclass
 class Models:
-    """What is measured."""
+    """The networks that are measured."""
 
     name: str
     generator: str  # "base" or "prior"
     pipeline: UnifiedLatentsPipeline
-    prior: UnifiedLatentsTransformer | None  # for bits; in fp32, as they are a measurement
+    prior: UnifiedLatentsTransformer | None  # in fp32, because its bits are a measurement
     dtype: str
 
 
@@ -175,7 +241,7 @@ def load_models(name: str, revision: str | None, use_prior: bool, dtype: str, de
     """Loads a pipeline, or makes one of an autoencoder and its stage-1 prior.
 
     Raises:
-        ValueError: nothing there that can be read, no prior, or an unknown device or dtype.
+        ValueError: no such model, one without a prior, or an unknown device.
     """
     import torch
     from diffusers.utils import logging
@@ -183,8 +249,6 @@ def load_models(name: str, revision: str | None, use_prior: bool, dtype: str, de
     from ul_tokenizer.cli.codec import pick_device
     from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     where = pick_device(device)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -214,7 +278,7 @@ def _pipeline_of_prior(name: str, options: dict[str, Any]) -> UnifiedLatentsPipe
 
 
 def _prior_of(name: str, revision: str | None) -> UnifiedLatentsTransformer | None:
-    """The prior of a repository; None where it has none."""
+    """The prior of a repository; None if it has none."""
     from ul_tokenizer.models.repository import MissingPriorError, load_prior
 
     try:
@@ -228,7 +292,7 @@ def _prior_of(name: str, revision: str | None) -> UnifiedLatentsTransformer | No
 
 @dataclass
 class Measurement:
-    """Rows of figures of one model."""
+    """Measures one model, row by row."""
 
     models: Models
     reference: Reference
@@ -237,7 +301,7 @@ class Measurement:
     batch_size: int
 
     def generate(self, samplings: list[Sampling]) -> list[Row]:
-        """A row per way of drawing."""
+        """One row for each way of drawing."""
         from ul_tokenizer.evaluation.generation import evaluate_generation
         from ul_tokenizer.evaluation.sweep import run_rows
 
@@ -252,7 +316,7 @@ class Measurement:
         return run_rows(keys, measure, self.output)
 
     def reconstruct(self, decoder_steps: int | None, seed: int) -> list[Row]:
-        """One row, of the test set's reconstructions."""
+        """One row with the figures of the test set's reconstructions."""
         from ul_tokenizer.evaluation.reconstruction import evaluate_reconstruction
         from ul_tokenizer.evaluation.sweep import run_rows
 
@@ -275,7 +339,7 @@ class Measurement:
         return run_rows([key], measure, self.output)
 
     def _about(self, *networks: Any) -> Row:
-        """What a row's figures depend on, beside its sampling; not the name, which can stand for new weights."""
+        """What a row's figures depend on beside its sampling; not the name, which may get new weights."""
         from ul_tokenizer.evaluation.sweep import weights_sha256
 
         return {
@@ -298,9 +362,9 @@ def _tables(reconstructed: list[Row], generated: list[Row]) -> list[Table]:
             "accuracy": lambda row: f"{row['accuracy']:.1%}",
             "FD": lambda row: f"{row['frechet_distance']:.3f}",
             "floor": lambda row: f"{row['floor']:.3f}",
-            "PSNR of mean MSE": lambda row: _number(row["psnr_of_mean_mse"], ".2f", "exact"),
-            "mean PSNR": lambda row: _number(row["mean_psnr"], ".2f", "exact"),
-            "bits/pixel": lambda row: _number(row["bits_per_pixel"], ".3f"),
+            "PSNR of mean MSE": lambda row: number(row["psnr_of_mean_mse"], ".2f", "exact"),
+            "mean PSNR": lambda row: number(row["mean_psnr"], ".2f", "exact"),
+            "bits/pixel": lambda row: number(row["bits_per_pixel"], ".3f"),
         },
     )
     drawn = _table(
@@ -310,9 +374,9 @@ def _tables(reconstructed: list[Row], generated: list[Row]) -> list[Table]:
             "solver": lambda row: row["solver"] + (f", {row['decode']}" if row["decode"] != "z0" else ""),
             "steps": lambda row: str(row["num_inference_steps"]),
             "guidance": lambda row: f"{row['guidance_scale']:g}",
-            "accuracy": lambda row: _number(row["accuracy"], ".1%"),
+            "accuracy": lambda row: number(row["accuracy"], ".1%"),
             "FD": lambda row: f"{row['frechet_distance']:.3f}",
-            "FD/floor": lambda row: _number(row["ratio"], ".2f"),
+            "FD/floor": lambda row: number(row["ratio"], ".2f"),
             "images/s": lambda row: f"{row['images_per_second']:.1f}",
         },
     )
@@ -326,10 +390,6 @@ def _table(title: str, rows: list[Row], columns: dict[str, Callable[[Row], str]]
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
     return table
-
-
-def _number(value: float | None, form: str, otherwise: str = "-") -> str:
-    return otherwise if value is None else format(value, form)
 
 
 def _footnote(reference: Reference, num_images: int) -> str:

@@ -1,38 +1,45 @@
-"""The commands `push`, `pull` and `hub list`: models to the hub and from it."""
+"""The commands `push`, `pull` and `hub list`: models to the hub and from it. Only running one imports torch."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from ul_tokenizer.cli import options
+from ul_tokenizer.cli.reporting import print_results, print_table, require
 
 if TYPE_CHECKING:
     from ul_tokenizer.hub.upload import Target
 
-app = typer.Typer(name="hub", help="Models on this machine and on the hub.", no_args_is_help=True)
+app = typer.Typer(name="hub", help="List the models on this machine.", no_args_is_help=True)
 
-Repo = Annotated[str, typer.Argument(metavar="REPO", help="Repository of the hub: owner/name, or a name of yours.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, made if need be.", show_default="main")]
-Private = Annotated[
-    bool | None, typer.Option("--private/--public", help="For a new repository.", show_default="your default")
+Repo = Annotated[
+    str, typer.Argument(metavar="REPO", help="Hub repository: owner/name, or just the name for one of yours.")
 ]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Make a pull request of it.")]
-Message = Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")]
-Licence = Annotated[str | None, typer.Option("--license", help="For the card: the hub's identifier, e.g. apache-2.0.")]
+Revision = Annotated[str | None, typer.Option(help="Branch to push to, made if needed.", show_default="main")]
+Private = Annotated[
+    bool | None,
+    typer.Option("--private/--public", help="Who can see a new repository.", show_default="the hub's setting"),
+]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
+Message = Annotated[
+    str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default="Upload REPO")
+]
+Licence = Annotated[
+    str | None, typer.Option("--license", help="Licence of a new card by its hub name, e.g. apache-2.0.")
+]
 
 
 def push(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A model's folder, or a bundled name.")],
     repo: Repo,
     revision: Revision = None,
-    subfolder: Annotated[str | None, typer.Option(help="In the repository; no card is pushed then.")] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Folder in the repository to push to, without a card.")] = None,
     private: Private = None,
     create_pr: CreatePr = False,
     message: Message = None,
@@ -40,9 +47,10 @@ def push(
 ) -> None:
     """Push a model to the hub: weights, configs and a card in one commit.
 
-    The folder of a training can be pushed as it is; checkpoints, samples and logs stay. Log in with `hf auth login`, or
-    set HF_TOKEN.
+    The folder of a training can be pushed as it is; checkpoints, samples and logs are left out. Log in with
+    `hf auth login`, or set HF_TOKEN.
     """
+    require(license is None or subfolder is None, "--license can't be used with --subfolder, which pushes no card.")
     from ul_tokenizer.hub.upload import Target
     from ul_tokenizer.models.loading import local_folder
     from ul_tokenizer.publish.mixin import push_folder
@@ -55,7 +63,7 @@ def push(
 
 
 def tell(target: Target, commit: str) -> None:
-    """Prints the commit, and for people where it went."""
+    """Prints the commit on standard output and a sentence for people on standard error."""
     where = f"{target.repo_id}, revision {target.revision}" if target.revision else target.repo_id
     typer.echo(commit)
     typer.echo(f"pushed to {where} as commit {commit}", err=True)
@@ -63,12 +71,12 @@ def tell(target: Target, commit: str) -> None:
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the hub: owner/name.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="main")] = None,
+    output: options.NewFolder,
+    revision: options.Revision = None,
 ) -> None:
-    """Fetch a model into a folder, all of one commit and compared with the repository's hashes.
+    """Fetch a model into a folder: the files of one commit, compared with the repository's hashes.
 
-    Safetensors, configs and cards come; pickled weights and code stay where they are.
+    Only safetensors, configs and cards are fetched, neither pickled weights nor code.
     """
     from ul_tokenizer.hub.download import fetch
     from ul_tokenizer.models.loading import check_hub_id
@@ -81,7 +89,7 @@ def pull(
         repo, lambda files: [f for f in files if belongs_in_repository(f) and not f.endswith(".py")], revision
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    code = shutil.ignore_patterns("*.py", "*.bin")  # that something else may have brought into the cache
+    code = shutil.ignore_patterns("*.py", "*.bin")  # other programs may have fetched them into the cache
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         shutil.copytree(snapshot.folder, Path(temporary, "model"), ignore=code)
         Path(temporary, "model").rename(output)
@@ -89,18 +97,16 @@ def pull(
     typer.echo(f"pulled {repo} at commit {snapshot.commit}: {output}", err=True)
 
 
-@app.command("list")
-def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the models that load without a network: bundled ones, and ours in the hub's cache."""
+def list_models(as_json: options.AsJson = False) -> None:
+    """List the models that load without a network: bundled ones, and models of this library in the hub's cache."""
     from ul_tokenizer.publish import listing
 
     models = listing.list_models()
     if as_json:
-        rows = [{**model._asdict(), "folder": str(model.folder)} for model in models]
-        typer.echo(json.dumps(rows, indent=2))
+        print_results([model._asdict() for model in models], totals={"bytes": sum(model.bytes for model in models)})
         return
     table = Table("name", "class", "from", "MB", "revision", "license")
     for model in models:
         size, commit = f"{model.bytes / 1e6:.1f}", (model.revision or "-")[:12]
         table.add_row(model.name, model.kind, model.origin, size, commit, model.license or "-")
-    Console(file=sys.stdout, soft_wrap=True).print(table)
+    print_table(table)

@@ -1,10 +1,11 @@
-"""Images from a base model: the work of `ul-tokenizer generate`."""
+"""Images and clips from a base model: the work of `ul-tokenizer generate`."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from ul_tokenizer.evaluation.metrics import comparison_grid
@@ -22,19 +22,21 @@ from ul_tokenizer.media.pixels import frame_to_float, to_image
 from ul_tokenizer.media.videos import VideoWriter, probe, read_frames
 from ul_tokenizer.models.repository import class_names
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.progress import track
 from ul_tokenizer.randomness import mixed_seed
+
+DEFAULT_FPS = 10.0  # of clips without a context
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to sample."""
+    """How to sample; None stands for the model's own value."""
 
-    steps: int
+    steps: int  # of the base model
     decoder_steps: int | None
     guidance: float
-    guidance_interval: tuple[float, float] | None
-    solver: str
-    height: int | None
+    guidance_interval: tuple[float, float] | None  # log-SNR; None for all levels
+    height: int | None  # pixels
     width: int | None
     seed: int
     batch_size: int
@@ -42,25 +44,25 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One image: its class and its number within it, from which its noise follows."""
+    """One image: its class and its number within that class, which determine its noise."""
 
     label: int | None
     number: int
 
     def generator(self, seed: int) -> torch.Generator:
-        """The same for this image whatever else is generated."""
+        """A generator that depends on the seed and this image, not on what else is generated."""
         return torch.Generator().manual_seed(mixed_seed(seed, self.number, 0 if self.label is None else 1 + self.label))
 
 
 def load_pipeline(
     name: str, revision: str | None, device: torch.device, dtype: torch.dtype, solver: str
 ) -> UnifiedLatentsPipeline:
-    """The pipeline, with a solver, on a device.
+    """Loads a pipeline onto a device and sets its solver.
 
     Raises:
-        ValueError: nothing there, or something else.
+        ValueError: no pipeline of this name, or one that can't be loaded.
     """
-    diffusers_logging.disable_progress_bar()  # of loading, which takes no time
+    diffusers_logging.disable_progress_bar()  # the one of loading, which takes a moment only
     pipeline: UnifiedLatentsPipeline = UnifiedLatentsPipeline.from_pretrained(name, revision=revision, dtype=dtype)
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, algorithm_type=solver)
     pipeline.set_progress_bar_config(disable=True)
@@ -69,10 +71,10 @@ def load_pipeline(
 
 
 def labels_of(words: Sequence[str], name: str, revision: str | None, num_classes: int | None) -> list[int | None]:
-    """Class labels from numbers or names; [None] where no class is asked for.
+    """Class labels for the numbers or names in `words`; [None] if there are none.
 
     Raises:
-        ValueError: a class that the model doesn't have.
+        ValueError: the model doesn't have such a class.
     """
     if not words:
         return [None]
@@ -95,10 +97,10 @@ def _label_of(word: str, names: Sequence[str], model: str, num_classes: int | No
 def generate(
     pipeline: UnifiedLatentsPipeline, labels: Sequence[int | None], num: int, sampling: GenerateOptions, output: Path
 ) -> list[Path]:
-    """Generates `num` images of each class into one grid, if `output` is a .png, or into a folder.
+    """Generates `num` images of each class, as one grid if `output` is a .png file, otherwise as files in a folder.
 
     Returns:
-        the files written.
+        the files that were written.
     """
     wanted = [Wanted(label, number) for label in labels for number in range(num)]
     start = time.perf_counter()
@@ -111,27 +113,32 @@ def generate(
 
 
 @dataclass(frozen=True)
-class Time:
-    """What clips are asked for."""
+class ClipOptions:
+    """What a clip is."""
 
-    frames: int | None  # that are generated; None for as many as in training
-    context: Path | None
-    given: int  # its last frames
-    fps: float
+    frames: int | None  # to generate; None for as many as in training
+    context: Path | None  # a video that the clips continue
+    given: int  # frames from the end of the context
+    fps: float | None  # None for the context's, or DEFAULT_FPS
 
-    def read(self) -> tuple[Tensor | None, float]:
-        """The given frames (1, 3, T, H, W) in [−1, 1], and the clips' rate.
+    def read_context(self) -> Tensor | None:
+        """The context's last frames (1, 3, T, H, W) in [−1, 1].
 
         Raises:
-            ValueError: a context that can't be read, or is shorter.
+            ValueError: the context can't be read, or is shorter.
         """
         if self.context is None:
-            return None, self.fps
-        frames = list(read_frames(self.context))[-self.given :]
+            return None
+        frames = deque(read_frames(self.context), maxlen=self.given)
         if len(frames) < self.given:
-            raise ValueError(f"--context must have {self.given} frames, got {self.context} with {len(frames)}.")
-        pixels = torch.stack([frame_to_float(frame) for frame in frames], dim=1)[None]
-        return pixels, probe(self.context).fps or self.fps
+            raise ValueError(
+                f"--context must have the {self.given} frames of --given, got {self.context} with {len(frames)}."
+            )
+        return torch.stack([frame_to_float(frame) for frame in frames], dim=1)[None]
+
+    def rate(self) -> float:
+        """Frames per second of the clips."""
+        return self.fps or (self.context and probe(self.context).fps) or DEFAULT_FPS
 
 
 def generate_clips(
@@ -139,20 +146,20 @@ def generate_clips(
     labels: Sequence[int | None],
     num: int,
     sampling: GenerateOptions,
-    time_of: Time,
+    clip: ClipOptions,
     output: Path,
 ) -> None:
     """Generates `num` clips of each class into one video, in which they stand side by side.
 
     Raises:
-        ValueError: a model of images, or a context that doesn't fit.
+        ValueError: a model of images, or a context that doesn't fit the model.
     """
-    if pipeline.transformer.config.sample_frames is None and time_of.frames is None and time_of.context is None:
+    if pipeline.transformer.config.sample_frames is None and clip.frames is None and clip.context is None:
         raise ValueError("--frames must be given: this model does not say how many frames it was trained on.")
-    context, fps = time_of.read()
+    context, fps = clip.read_context(), clip.rate()
     wanted = [Wanted(label, number) for label in labels for number in range(num)]
     start = time.perf_counter()
-    clips = torch.cat(list(_in_batches(pipeline, wanted, sampling, time_of.frames, context)))
+    clips = torch.cat(list(_in_batches(pipeline, wanted, sampling, clip.frames, context)))
     seconds = time.perf_counter() - start
     columns = math.ceil(math.sqrt(len(clips)))
     gap = columns * -(-len(clips) // columns) - len(clips)
@@ -171,9 +178,9 @@ def _in_batches(
     num_frames: int | None = None,
     context: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Pixels (B, [T,] 3, H, W) in [−1, 1]."""
+    """Pixels (B, [T,] 3, H, W) in [−1, 1], batch by batch."""
     starts = range(0, len(wanted), sampling.batch_size)
-    for start in track(starts, "generating", transient=True, disable=not sys.stderr.isatty()):
+    for start in track(starts, "generating", len(starts), "batches"):
         part = wanted[start : start + sampling.batch_size]
         labels = [one.label for one in part if one.label is not None]
         (pixels,) = pipeline(
@@ -211,7 +218,7 @@ def _save_files(images: Tensor, wanted: Sequence[Wanted], folder: Path) -> list[
 
 
 def file_name(wanted: Wanted) -> str:
-    """Of one image in a folder."""
+    """Name of one image's file in a folder."""
     return f"{wanted.number:05d}.png" if wanted.label is None else f"class-{wanted.label}-{wanted.number:05d}.png"
 
 
@@ -219,7 +226,7 @@ def refuse_existing(labels: Sequence[int | None], num: int, output: Path, force:
     """Refuses to overwrite without `force`, before any work.
 
     Raises:
-        ValueError: names the first.
+        ValueError: a result exists; the first one is named.
     """
     wanted = [Wanted(label, number) for label in labels for number in range(num)]
     files = [output] if output.suffix in (".png", ".mp4") else [output / file_name(one) for one in wanted]

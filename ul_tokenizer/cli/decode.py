@@ -1,0 +1,54 @@
+"""The command `decode`. Only running it imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ul_tokenizer.cli.options import (
+    ComputeDtype,
+    DecodingSteps,
+    Device,
+    Dtype,
+    Force,
+    Mode,
+    Model,
+    Output,
+    Revision,
+    Seed,
+    Tile,
+)
+
+
+def decode(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", exists=True, help="A latent file that `encode` wrote, or a folder of them.")
+    ],
+    output: Output,
+    model: Model = None,
+    revision: Revision = None,
+    steps: DecodingSteps = None,
+    seed: Seed = 0,
+    mode: Mode = False,
+    device: Device = None,
+    dtype: ComputeDtype = Dtype.float32,
+    tile: Tile = None,
+    force: Force = False,
+) -> None:
+    """Decode latents that `encode` wrote: latents/a.jpg.safetensors becomes OUT/a.jpg.png, or .mp4 for videos."""
+    from ul_tokenizer.cli import files
+    from ul_tokenizer.cli.codec import DecodeOptions
+    from ul_tokenizer.cli.files import FileTask, Kind
+    from ul_tokenizer.cli.models import ModelOptions, load_models
+
+    plan = files.plan(source, output, files.find_latents, files.DECODED_SUFFIXES, force)
+    models = load_models(plan, ModelOptions(model, revision, device, dtype, tile))
+    how = DecodeOptions(seed, steps, mode)
+
+    def work(job: FileTask) -> None:
+        codec = models.videos if job.kind is Kind.video else models.images
+        codec.decode_file(job, how)
+
+    files.run(plan, "decoded", work)

@@ -1,0 +1,54 @@
+"""The command `encode`. Only running it imports torch."""
+
+from __future__ import annotations
+
+from ul_tokenizer.cli.options import (
+    ComputeDtype,
+    Device,
+    Dtype,
+    Force,
+    Fps,
+    Media,
+    Model,
+    Output,
+    Pad,
+    Revision,
+    Tile,
+    fit_of,
+)
+from ul_tokenizer.cli.reporting import require
+
+
+def encode(
+    source: Media,
+    output: Output,
+    model: Model = None,
+    revision: Revision = None,
+    pad: Pad = True,
+    fps: Fps = None,
+    device: Device = None,
+    dtype: ComputeDtype = Dtype.float32,
+    tile: Tile = None,
+    force: Force = False,
+) -> None:
+    """Encode images and videos to latents: photos/a.jpg becomes OUT/a.jpg.safetensors.
+
+    Each file holds one tensor, `latent`, (channels, [frames,] height, width), without noise. Its metadata name the
+    model, the sha256 of its weights, and the size of the original and of the decoded picture.
+    """
+    from ul_tokenizer.cli import files
+    from ul_tokenizer.cli.files import FileTask, Kind
+    from ul_tokenizer.cli.models import ModelOptions, load_models
+
+    plan = files.plan(source, output, files.find_media, files.LATENT_SUFFIXES, force)
+    require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
+    models = load_models(plan, ModelOptions(model, revision, device, dtype, tile))
+    fit = fit_of(pad)
+
+    def work(job: FileTask) -> None:
+        if job.kind is Kind.video:
+            models.videos.encode_file(job, fit, fps)
+        else:
+            models.images.encode_file(job, fit)
+
+    files.run(plan, "encoded", work)

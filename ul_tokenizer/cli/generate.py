@@ -1,0 +1,128 @@
+"""The command `generate`. Only running it imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ul_tokenizer.cli.options import (
+    DEFAULT_PIPELINE,
+    DEFAULT_SOLVER,
+    GUIDANCE_HELP,
+    SOLVER_HELP,
+    STEPS_HELP,
+    BatchSize,
+    ComputeDtype,
+    DecoderSteps,
+    Device,
+    Dtype,
+    Force,
+    GuidanceHigh,
+    GuidanceLow,
+    Revision,
+    Seed,
+    Solver,
+    guidance_interval,
+)
+from ul_tokenizer.cli.reporting import require
+
+GIVEN = 5  # frames of a context
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="A .png file for a grid of images, an .mp4 file for clips, or a folder for single images.",
+    ),
+]
+Pipeline = Annotated[
+    str, typer.Option("--model", help="Pipeline: a bundled name, a folder or a hub id, tried in this order.")
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class", help="Number or name of a class. Repeat the option for several classes.", show_default="no class"
+    ),
+]
+Num = Annotated[int, typer.Option("--num", "-n", min=1, help="Images or clips of each class.")]
+Steps = Annotated[int, typer.Option(min=1, help=STEPS_HELP)]
+Guidance = Annotated[float, typer.Option(min=0, help=f"{GUIDANCE_HELP} Needs --class.")]
+SolverChoice = Annotated[Solver, typer.Option(help=SOLVER_HELP)]
+Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.", show_default="as in training")]
+Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.", show_default="as in training")]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Clips only: number of frames to generate.", show_default="as in training"),
+]
+Context = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Clips only: a video that the clips continue.")
+]
+Given = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Number of frames from the end of --context that the clips continue.", show_default=str(GIVEN)
+    ),
+]
+ClipFps = Annotated[
+    float | None,
+    typer.Option(min=0.01, help="Clips only: frames per second.", show_default="those of --context, or 10"),
+]
+
+
+def generate(
+    output: Output,
+    model: Pipeline = DEFAULT_PIPELINE,
+    revision: Revision = None,
+    classes: Classes = None,
+    num: Num = 16,
+    solver: SolverChoice = DEFAULT_SOLVER,
+    steps: Steps = 32,
+    guidance: Guidance = 1.0,
+    guidance_low: GuidanceLow = None,
+    guidance_high: GuidanceHigh = None,
+    decoder_steps: DecoderSteps = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    context: Context = None,
+    given: Given = None,
+    fps: ClipFps = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: ComputeDtype = Dtype.float32,
+    force: Force = False,
+) -> None:
+    """Generate images or clips with a base model, its scheduler and its autoencoder."""
+    _check_clip_options(output, {"--frames": frames, "--context": context, "--given": given, "--fps": fps})
+    require(given is None or context is not None, "--given needs --context, the video whose last frames are continued.")
+    require(guidance == 1 or bool(classes), f"--guidance needs --class, got {guidance:g} without a class.")
+    interval = guidance_interval(guidance_low, guidance_high)
+    require(
+        interval is None or guidance != 1, "--guidance-low and --guidance-high need --guidance, got them without it."
+    )
+    import torch
+
+    from ul_tokenizer.cli import sampling as work
+    from ul_tokenizer.cli.codec import pick_device
+
+    pipeline = work.load_pipeline(model, revision, pick_device(device), getattr(torch, dtype.value), solver.value)
+    labels = work.labels_of(classes or [], model, revision, pipeline.transformer.config.num_class_embeds)
+    work.refuse_existing(labels, num, output, force)
+    options = work.GenerateOptions(steps, decoder_steps, guidance, interval, height, width, seed, batch_size)
+    if output.suffix == ".mp4":
+        clip = work.ClipOptions(frames, context, given or GIVEN, fps)
+        work.generate_clips(pipeline, labels, num, options, clip, output)
+    else:
+        work.generate(pipeline, labels, num, options, output)
+
+
+def _check_clip_options(output: Path, options: dict[str, object]) -> None:
+    wrong = next((name for name, value in options.items() if value is not None), None)
+    require(
+        wrong is None or output.suffix == ".mp4",
+        f"{wrong} is for clips, which need an --output that ends in .mp4, got {output}.",
+    )
