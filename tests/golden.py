@@ -4,8 +4,8 @@
 `python tests/golden.py --write` measures them and writes that file. Do this only if a change of the numbers is
 intended, and say in the commit why they change. Both take about 15 seconds.
 
-The inputs are computed, not read from JPEG files, because decoders of JPEG differ by a level here and there. Numbers are
-stored with seven significant digits and must agree to `RTOL` and `ATOL`. CPUs with other instructions add in another
+The inputs are computed, not read from JPEG files, because decoders of JPEG differ by a level here and there. Numbers
+are stored with seven significant digits and must agree to `RTOL` and `ATOL`. CPUs with other instructions add in another
 order, which changed no number by more than 3e-6 of its size (measured with AVX-512, with AVX2 and, by
 `ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41`, with SSE). A wrong sign, scale, seed or weight changes them by
 more than 1e-3.
