@@ -5,8 +5,8 @@
 intended, and say in the commit why they change. Both take about 15 seconds.
 
 The inputs are computed, not read from JPEG files, because decoders of JPEG differ by a level here and there. Numbers
-are stored with seven significant digits and must agree to `RTOL` and `ATOL`. CPUs with other instructions add in another
-order, which changed no number by more than 3e-6 of its size (measured with AVX-512, with AVX2 and, by
+are stored with seven significant digits and must agree to `RTOL` and `ATOL`. CPUs with other instructions add in
+another order, which changed no number by more than 3e-6 of its size (measured with AVX-512, with AVX2 and, by
 `ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41`, with SSE). A wrong sign, scale, seed or weight changes them by
 more than 1e-3.
 """
@@ -161,7 +161,7 @@ def pipeline_figures() -> Figures:
     figures = {}
     for output_type in ("latent", "pt"):
         options: Any = {"guidance_scale": 2.0, "num_inference_steps": 4, "output_type": output_type}
-        images = pipe(class_labels=[7, 3], generator=[seeded(1), seeded(2)], **options).images
+        (images,) = pipe(class_labels=[7, 3], generator=[seeded(1), seeded(2)], return_dict=False, **options)
         figures["z_0" if output_type == "latent" else "images"] = summary(images)
     return figures
 
