@@ -11,10 +11,11 @@ PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
 BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 TRAIN = $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) -m ul_tokenizer.train
+PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench photos train-photo fashion train-fashion clips train-video clean
+.PHONY: help demo test test-all lint format bench photos train-photo fashion train-fashion clips train-video clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -23,8 +24,11 @@ demo: $(DEMO_ENV)/.installed ## put the bundled photos through the bundled autoe
 	HF_HUB_OFFLINE=1 $(DEMO_ENV)/bin/ul-tokenizer reconstruct examples/images -o demo --model ul-photo-f8 --force
 	@echo "The pictures, original beside reconstruction, are in $(CURDIR)/demo"
 
-test: $(TEST_ENV)/.installed ## run the whole test suite; PYTEST="-k name" narrows it
-	$(TEST_ENV)/bin/python -m pytest $(PYTEST)
+test: $(TEST_ENV)/.installed ## run the tests that are not slow, a process per core; PYTEST="-k name" selects some
+	$(TEST_ENV)/bin/python $(PYTEST_IN_PARALLEL) -m "not slow" $(PYTEST)
+
+test-all: $(TEST_ENV)/.installed ## run all tests and print the coverage of each room
+	$(TEST_ENV)/bin/python $(PYTEST_IN_PARALLEL) --cov --cov-report= $(PYTEST)
 
 lint: $(TEST_ENV)/.installed ## ruff, the format and mypy, changing nothing
 	$(TEST_ENV)/bin/ruff check .
@@ -65,7 +69,7 @@ train-video: photos clips ## train ul-video as it was trained, in two phases, fr
 	done
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
-	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # A stamp is written last: an install that was cut off is done again, a finished one costs nothing.
 $(DEMO_ENV)/.installed: EXTRAS :=

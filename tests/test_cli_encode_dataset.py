@@ -172,6 +172,7 @@ def test_a_killed_job_goes_on_and_loses_nothing(model: str, photos: Path) -> Non
         torch.testing.assert_close(one[name]["latent"], other[name]["latent"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.multiprocess
 def test_two_processes_give_the_same_ids_and_bytes_as_one(model: str, photos: Path) -> None:
     (photos / "dogs" / "broken.jpg").write_bytes(b"no picture")
     try:
@@ -388,6 +389,8 @@ def ray_job(source: Path, out: str, model: str) -> subprocess.CompletedProcess[s
     return subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_ray_cluster_gives_the_samples_of_one_process(model: str, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data")
     source = tmp_path / "photos"

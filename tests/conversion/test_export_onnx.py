@@ -64,6 +64,7 @@ def test_a_graph_that_differs_from_torch_is_seen(
         script("export_onnx").check(other, exported)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 def test_the_encoder_compiles_ahead_of_time(
     repository: Path, script: Callable[[str], ModuleType], tmp_path: Path

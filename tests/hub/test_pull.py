@@ -249,6 +249,7 @@ def test_bytes_that_change_in_the_cache_before_they_were_checked_are_seen(
     assert len(hub.log) == 1
 
 
+@pytest.mark.multiprocess
 def test_three_processes_fill_one_cache(hub: LoopbackHub, model: str, tmp_path: Path) -> None:
     code = (
         "import sys; from ul_tokenizer import UnifiedLatentsAutoencoder as A;"

@@ -86,6 +86,7 @@ def test_accumulation_may_change_on_resume(
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.multiprocess
 def test_two_processes_equal_one_with_the_same_global_batch(
     start: Callable[..., subprocess.Popen[str]],
     logged: Logged,

@@ -254,6 +254,7 @@ def test_micro_batches_do_not_change_the_run(
     assert_the_same_run(tmp_path / "a", tmp_path / "b", logged, weights)
 
 
+@pytest.mark.multiprocess
 def test_two_processes_do_not_change_the_run(
     train2: Callable[..., int], run_flags: Callable[..., list[str]], logged: Logged, weights: Weights, tmp_path: Path
 ) -> None:

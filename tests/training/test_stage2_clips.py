@@ -72,6 +72,7 @@ def arguments(autoencoder: Path, latents: Path, out: Path, **changes: Any) -> di
     }
 
 
+@pytest.mark.slow
 def test_the_future_of_a_known_motion_is_learned(
     autoencoder: Path, latents: Path, tmp_path: Path, flags: Callable[..., list[str]]
 ) -> None:
