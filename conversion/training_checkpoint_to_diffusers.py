@@ -103,9 +103,7 @@ def _save_stage2(
 ) -> None:
     name = autoencoder or config.get("pretrained_autoencoder")
     if not isinstance(name, str):
-        raise ValueError(
-            "--autoencoder must name the autoencoder of the base model, because the run's config.yaml names none of ours."
-        )
+        raise ValueError("--autoencoder is needed, because the run's config.yaml names none of our autoencoders.")
     minimum = config.get("logsnr_min", LOGSNR_MIN)
     assert isinstance(minimum, int | float)
     scheduler = LogSNRScheduler(transformer.config.latent_logsnr, float(minimum))
@@ -203,12 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights",
         choices=("auto", "ema", "raw"),
         default="auto",
-        help="averaged (ema) or trained (raw) weights (default: %(default)s)",
+        help="averaged or raw weights",
     )
     parser.add_argument("--autoencoder", help="autoencoder of a base model (default: the one in the run's config.yaml)")
-    parser.add_argument(
-        "--like", help="model with the architecture of a bare state dict: bundled name, folder or hub id"
-    )
+    parser.add_argument("--like", help="model with the architecture of a bare state dict (name, folder or hub id)")
     parser.add_argument("--trust_pickle", action="store_true", help="unpickle a distributed checkpoint's metadata")
     args = parser.parse_args(argv)
     options = {name: getattr(args, name) for name in ("weights", "autoencoder", "like", "trust_pickle")}
