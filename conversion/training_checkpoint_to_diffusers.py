@@ -4,13 +4,13 @@
     python conversion/training_checkpoint_to_diffusers.py runs/base/checkpoint-5000 -o my-base --autoencoder my-model
     python conversion/training_checkpoint_to_diffusers.py weights/ -o my-model --like ul-photo-f8
 
-A checkpoint of stage 1 becomes an autoencoder with its prior; one of stage 2 a pipeline, with the autoencoder that the
-run's config.yaml names or --autoencoder gives. The averaged weights are taken where there are any.
+A checkpoint of stage 1 becomes an autoencoder with its prior. A checkpoint of stage 2 becomes a pipeline; its
+autoencoder is the one in the run's config.yaml, unless --autoencoder names another. Averaged weights are preferred.
 
-Anything else must hold the state dict of the training's module (`encoder.…`, `decoder.…`, `prior.…`, or
-`transformer.…`), and --like says whose architecture it has: safetensors files with or without an index, as
-accelerate's `save_model` writes them, or a folder of torch.distributed.checkpoint, as FSDP does. Reading the latter
-unpickles its `.metadata`, which can run code: --trust_pickle says that it is yours.
+Any other source must contain the state dict of the training's module (`encoder.…`, `decoder.…`, `prior.…`, or
+`transformer.…`), and --like must name a model of the same architecture. Such a source is a set of safetensors files
+with or without an index, as accelerate's `save_model` writes them, or a folder of torch.distributed.checkpoint, as FSDP
+writes it. Reading the latter unpickles its `.metadata`, which can run code, so it needs --trust_pickle.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 RECORDS = ("config.yaml", "metrics.jsonl", "class_names.json")
-LOGSNR_MIN = -10.0  # of a base model whose run says nothing
+LOGSNR_MIN = -10.0  # for base models whose run has no config.yaml
 
 
 def convert(
@@ -52,15 +52,16 @@ def convert(
     """Writes the repository into a new folder.
 
     Args:
-        source: a checkpoint's folder, or one with a state dict.
+        source: the folder of a checkpoint or of a state dict.
         output: a new folder.
-        weights: "ema", "raw", or "auto" for the averages where there are any.
-        autoencoder: of a base model: bundled name, folder or hub id; None for what its run's config.yaml says.
-        like: bundled name, folder or hub id with the architecture of a bare state dict.
-        trust_pickle: whether a torch.distributed.checkpoint may be unpickled.
+        weights: "ema", "raw", or "auto" for the averages if there are any.
+        autoencoder: the autoencoder of a base model (bundled name, folder or hub id); None for the one in the run's
+            config.yaml.
+        like: a model (bundled name, folder or hub id) with the architecture of a bare state dict.
+        trust_pickle: whether to unpickle a torch.distributed.checkpoint.
 
     Raises:
-        ValueError: no checkpoint, weights that don't fit, or an output that exists.
+        ValueError: the source is no checkpoint, its weights don't fit, or the output exists.
     """
     if output.exists():
         raise ValueError(f"--output must be a new folder, got {output}, which exists.")
@@ -75,7 +76,7 @@ def convert(
         _save_stage2(transformer, _run_config(source), autoencoder, output)
     else:
         _convert_state_dict(source, output, like, autoencoder, trust_pickle)
-    for record in RECORDS:  # which the card is made of
+    for record in RECORDS:  # the model card is made from these
         if (source.parent / record).is_file() and (source / "trainer_state.json").is_file():
             shutil.copyfile(source.parent / record, output / record)
 
@@ -83,7 +84,7 @@ def convert(
 def _chosen(checkpoint: Path, name: str, weights: str) -> Path:
     averaged = checkpoint / f"{name}_ema"
     if weights == "ema" and not averaged.is_dir():
-        raise ValueError(f"{checkpoint} has no averaged weights of its {name}; take --weights raw.")
+        raise ValueError(f"{checkpoint} has no averaged weights of its {name}; use --weights raw.")
     return averaged if averaged.is_dir() and weights != "raw" else checkpoint / name
 
 
@@ -102,7 +103,7 @@ def _save_stage2(
 ) -> None:
     name = autoencoder or config.get("pretrained_autoencoder")
     if not isinstance(name, str):
-        raise ValueError("--autoencoder must name that of the base model: its run's config.yaml names none of ours.")
+        raise ValueError("--autoencoder is needed, because the run's config.yaml names none of our autoencoders.")
     minimum = config.get("logsnr_min", LOGSNR_MIN)
     assert isinstance(minimum, int | float)
     scheduler = LogSNRScheduler(transformer.config.latent_logsnr, float(minimum))
@@ -118,7 +119,7 @@ def _convert_state_dict(
     source: Path, output: Path, like: str | None, autoencoder: str | None, trust_pickle: bool
 ) -> None:
     if like is None:
-        raise ValueError(f"{source} is no checkpoint of ours; for a bare state dict, --like says what it is of.")
+        raise ValueError(f"{source} is no checkpoint of ours; a bare state dict needs --like.")
     models = _models_like(like)
     found = _read(
         source, {f"{p}{key}": w for p, model in models.items() for key, w in model.state_dict().items()}, trust_pickle
@@ -127,7 +128,7 @@ def _convert_state_dict(
     for prefix in ("transformer.",) if is_base else ("", "prior."):
         if prefix not in models:
             raise ValueError(
-                f"--like {like} has no {prefix or 'autoencoder'}, of which the state dict is.".replace(".,", ",")
+                f"--like {like} must have the network of the state dict, {prefix.rstrip('.') or 'autoencoder'}."
             )
         _load(models[prefix], _part(found, prefix), like)
     if is_base:
@@ -139,14 +140,14 @@ def _convert_state_dict(
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Weights below a prefix; below none, those that have no other's."""
+    """Weights with a prefix; for an empty prefix, those without any."""
     if prefix:
         return {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}
     return {key: weight for key, weight in weights.items() if not key.startswith(("prior.", "transformer."))}
 
 
 def _models_like(name: str) -> dict[str, ModelMixin]:
-    """Prefix in the training's module → model of the architecture."""
+    """Loads the models of a repository; the keys are their prefixes in the training's module."""
     models: dict[str, ModelMixin] = {"": load_autoencoder(name)}
     with contextlib.suppress(MissingPriorError):
         models["prior."] = load_prior(name)
@@ -159,14 +160,16 @@ def _load(model: ModelMixin, weights: Mapping[str, Tensor], like: str) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"The state dict is not that of {like}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"The state dict does not fit the architecture of {like}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _read(source: Path, wanted: Mapping[str, Tensor], trust_pickle: bool) -> dict[str, Tensor]:
     distributed = next(iter(sorted(source.rglob(".metadata"))), None)
     if distributed is not None:
         if not trust_pickle:
-            raise ValueError(f"{distributed} would have to be unpickled, which can run code; --trust_pickle allows it.")
+            raise ValueError(f"{distributed} must be unpickled, which can run code; --trust_pickle allows it.")
         return _read_distributed(distributed.parent, wanted)
     files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
     if not files:
@@ -183,22 +186,25 @@ def _read_distributed(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _plain(key: str) -> str:
-    """Without what wrappers put before and into names."""
+    """Removes the parts that wrappers add to names."""
     for wrapper in ("module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."):
         key = key.replace(wrapper, "")
     return key
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="A training checkpoint as a loadable repository.")
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(description="Convert a training checkpoint to a loadable repository.")
     parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint-N, or a folder with a state dict")
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     parser.add_argument(
-        "--weights", choices=("auto", "ema", "raw"), default="auto", help="averages or not (%(default)s)"
+        "--weights",
+        choices=("auto", "ema", "raw"),
+        default="auto",
+        help="averaged or raw weights",
     )
-    parser.add_argument("--autoencoder", help="of a base model (what its run's config.yaml names)")
-    parser.add_argument("--like", help="bundled name, folder or hub id with a bare state dict's architecture")
+    parser.add_argument("--autoencoder", help="autoencoder of a base model (default: the one in the run's config.yaml)")
+    parser.add_argument("--like", help="model with the architecture of a bare state dict (name, folder or hub id)")
     parser.add_argument("--trust_pickle", action="store_true", help="unpickle a distributed checkpoint's metadata")
     args = parser.parse_args(argv)
     options = {name: getattr(args, name) for name in ("weights", "autoencoder", "like", "trust_pickle")}

@@ -92,7 +92,7 @@ def test_every_option_is_explained() -> None:
 
     commands: Any = getattr(typer.main.get_command(app), "commands")  # noqa: B009
     unexplained = [(n, p.name) for n, c in commands.items() for p in c.params if p.name != "help" and not p.help]
-    assert len(commands) == 11
+    assert len(commands) == 12
     assert unexplained == []
 
 

@@ -141,7 +141,7 @@ def test_a_video_model_trains_on_clips_and_images_in_turns(
         image_batch_fraction=0.5,
         max_train_steps=4,
         validation_steps=4,
-        autoencoder={"temporal_compression_ratio": 4},
+        autoencoder_config={"temporal_compression_ratio": 4},
     )
     assert run_command("autoencoder", flags) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
