@@ -176,6 +176,26 @@ def test_what_can_not_be_done_is_one_sentence(model: str, arguments: tuple[objec
     assert not Path("out.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--guidance", 2), "--guidance needs --class, got 2 without a class."),
+        (
+            ("--class", 1, "--guidance-low", 0),
+            "--guidance-low and --guidance-high need --guidance, got them without it.",
+        ),
+        (
+            ("--class", 1, "--guidance-high", 0),
+            "--guidance-low and --guidance-high need --guidance, got them without it.",
+        ),
+        (("--device", "toaster"), "--device must be a device of this machine, such as cpu or cuda, got toaster."),
+    ],
+)
+def test_an_option_without_its_partner_is_wrong_usage(model: str, arguments: tuple[object, ...], words: str) -> None:
+    assert generate(model, "--num", 1, *arguments, status=2).stderr == f"error: {words}\n"
+    assert not Path("out.png").exists()
+
+
 def test_a_model_without_classes_has_none(tmp_path: Path) -> None:
     model = save_pipeline(tmp_path / "plain", num_class_embeds=None)
     generate(model, "--num", 1)
@@ -198,6 +218,6 @@ def test_the_codec_commands_take_a_pipelines_autoencoder(model: str) -> None:
     ul("encode", "a.png", "-o", "latents", "--model", model)
     ul("decode", "latents", "-o", "pictures", "--model", model)
     report = json.loads(ul("reconstruct", "a.png", "-o", "both", "--model", model, "--json").stdout)
-    assert report["images"][0]["bits_per_pixel"] > 0  # by vae/prior
+    assert report["results"][0]["bits_per_pixel"] > 0  # by vae/prior
     facts = json.loads(ul("info", model, "--json").stdout)
     assert "prior" in json.dumps(facts)

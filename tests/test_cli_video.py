@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conversion.image_to_video import inflate, main
@@ -22,9 +23,13 @@ from ul_tokenizer import (
     UnifiedLatentsTransformer,
 )
 from ul_tokenizer.cli import app
+from ul_tokenizer.cli.files import Kind
+from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.media.videos import VideoWriter, count_frames, probe, read_frames
 from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
+from ul_tokenizer.models.rate import latent_bits
+from ul_tokenizer.models.repository import load_prior
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +50,10 @@ def video(tmp_path: Path) -> Path:
     return write(tmp_path / "in" / "clip.mp4")
 
 
-def write(path: Path, frames: int = 22) -> Path:
+def write(path: Path, frames: int = 22, height: int = 36, width: int = 44) -> Path:
     with VideoWriter(path, 10) as writer:
         for n in range(frames):
-            frame = np.full((36, 44, 3), 60, np.uint8)
+            frame = np.full((height, width, 3), 60, np.uint8)
             frame[8:20, n : n + 12] = (200, 80, 40)
             writer.write(frame)
     return path
@@ -74,7 +79,32 @@ def test_a_video_becomes_a_latent_file_and_a_video_again(video: Path, model: str
     assert (info.width, info.height, info.fps, count_frames(tmp_path / "again.mp4")) == (44, 36, 10.0, 22)
 
 
-def test_decoding_is_a_function_of_file_and_seed(video: Path, model: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("image-model")
+    torch.manual_seed(1)
+    build_autoencoder("ul-tiny-f8").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def defaults(model: str, image_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models in the place of the bundled ones that are taken without --model."""
+    monkeypatch.setattr("ul_tokenizer.cli.models.DEFAULT_MODELS", {Kind.image: image_model, Kind.video: model})
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_decoding_is_a_function_of_file_and_seed(model: str, tmp_path: Path) -> None:
+    # Sizes that H.264 doesn't pad: its encoder isn't deterministic for others.
+    video = write(tmp_path / "in" / "clip.mp4", height=32, width=48)
     ul("encode", video, "-o", tmp_path / "out", "--model", model)
     source = tmp_path / "out" / "clip.mp4.safetensors"
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -88,8 +118,14 @@ def test_a_reconstruction_stands_beside_its_original(
     video: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    result = ul("reconstruct", video, "-o", tmp_path / "out", "--model", model, "--json")
-    (row,) = json.loads(result.stdout)["videos"]
+    report = json.loads(ul("reconstruct", video, "-o", tmp_path / "out", "--model", model, "--json").stdout)
+    (row,) = report["results"]
+    assert (row["file"], row["kind"], report["skipped"]) == ("clip.mp4", "video", [])
+    totals = report["totals"]["videos"]
+    assert (totals["model"], totals["files"], totals["frames"], totals["pixels"]) == (model, 1, 22, 22 * 44 * 36)
+    assert totals["mean_psnr"] == pytest.approx(row["mean_psnr"])
+    assert totals["psnr_of_mean_mse"] == pytest.approx(row["psnr_of_mean_mse"])
+    assert totals["bits_per_pixel"] == pytest.approx(row["bits_per_pixel"])
     assert (row["frames"], row["width"], row["height"], row["fps"]) == (22, 44, 36, 10.0)
     assert len(row["psnr_per_frame"]) == 22
     assert row["mean_psnr"] == pytest.approx(np.mean(row["psnr_per_frame"]), abs=1e-2)
@@ -104,6 +140,112 @@ def test_a_reconstruction_stands_beside_its_original(
     assert f"{row['flicker']:.3f}/{row['source_change']:.3f}" in table
 
 
+def test_the_bits_of_a_video_are_the_priors_bound_on_its_latents(video: Path, model: str, tmp_path: Path) -> None:
+    report = json.loads(ul("reconstruct", video, "-o", tmp_path / "out", "--model", model, "--json").stdout)
+    autoencoder, prior = UnifiedLatentsAutoencoder.from_pretrained(model), load_prior(model)
+    frames = np.stack([np.pad(f, ((0, 4), (0, 4), (0, 0)), mode="edge") for f in read_frames(video)])
+    x = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.no_grad():
+        latent = autoencoder.encode(x).latent
+        generator, schedule = torch.Generator().manual_seed(0), LogSNRSchedule(5.0, -10.0, "linear")
+        bits = [latent_bits(z, prior, schedule, 4, generator) for z in latent.split(1, 2)]  # as they come in a stream
+    assert report["results"][0]["bits_per_pixel"] == pytest.approx(float(sum(bits)) / (22 * 44 * 36), rel=1e-4)
+
+
+def test_cropping_keeps_the_middle_of_a_video(video: Path, model: str, tmp_path: Path) -> None:
+    ul("encode", video, "-o", tmp_path / "out", "--model", model, "--crop")
+    path = tmp_path / "out" / "clip.mp4.safetensors"
+    assert load_file(path)["latent"].shape == (4, 6, 4, 5)
+    metadata = metadata_of(path)
+    sizes = [metadata[key] for key in ("original_width", "original_height", "width", "height")]
+    assert sizes == ["44", "36", "40", "32"]
+    ul("reconstruct", video, "-o", tmp_path / "both", "--model", model, "--crop")
+    left = next(iter(read_frames(tmp_path / "both" / "clip.mp4.mp4")))[:, :40]
+    assert np.abs(left.astype(int) - next(iter(read_frames(video)))[2:34, 2:42]).mean() < 4
+
+
+# ---------------------------------------------------------------- folders of both, and which model they take
+
+
+def test_a_folder_of_videos_and_images_is_encoded_and_decoded_each_by_its_own_model(
+    video: Path, model: str, image_model: str, defaults: None, tmp_path: Path
+) -> None:
+    (video.parent / "deep").mkdir()
+    Image.new("RGB", (20, 12), "teal").save(video.parent / "deep" / "a.png")
+    said = ul("encode", video.parent, "-o", tmp_path / "latents").stderr
+    assert "encoded 2 of 2 files" in said
+    assert files_below(tmp_path / "latents") == ["clip.mp4.safetensors", "deep/a.png.safetensors"]
+    assert metadata_of(tmp_path / "latents" / "clip.mp4.safetensors")["model"] == model
+    assert metadata_of(tmp_path / "latents" / "deep" / "a.png.safetensors")["model"] == image_model
+    ul("decode", tmp_path / "latents", "-o", tmp_path / "again")
+    assert files_below(tmp_path / "again") == ["clip.mp4.mp4", "deep/a.png.png"]
+    assert Image.open(tmp_path / "again" / "deep" / "a.png.png").size == (20, 12)
+    assert count_frames(tmp_path / "again" / "clip.mp4.mp4") == 22
+
+
+def test_a_folder_of_video_latents_is_decoded(video: Path, model: str, tmp_path: Path) -> None:
+    write(video.parent / "sub" / "other.mp4", 8)
+    ul("encode", video.parent, "-o", tmp_path / "latents", "--model", model)
+    ul("decode", tmp_path / "latents", "-o", tmp_path / "again", "--model", model)
+    assert files_below(tmp_path / "again") == ["clip.mp4.mp4", "sub/other.mp4.mp4"]
+    assert count_frames(tmp_path / "again" / "sub" / "other.mp4.mp4") == 8
+
+
+def test_reconstructions_of_both_kinds_are_one_report(video: Path, defaults: None, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 12), "teal").save(video.parent / "a.png")
+    (video.parent / "notes.txt").touch()
+    report = json.loads(ul("reconstruct", video.parent, "-o", tmp_path / "out", "--json").stdout)
+    assert [(row["file"], row["kind"]) for row in report["results"]] == [("a.png", "image"), ("clip.mp4", "video")]
+    assert report["totals"].keys() == {"results", "skipped", "images", "videos"}
+    assert report["skipped"][0]["reason"] == "its suffix is not that of an image or a video"
+    assert files_below(tmp_path / "out") == ["a.png.png", "clip.mp4.mp4"]
+    tables = ul("reconstruct", video.parent, "-o", tmp_path / "out", "--force").stdout
+    assert "PSNR of mean MSE" in tables and "flicker/" in tables
+
+
+def test_a_video_model_takes_a_folder_of_both(video: Path, model: str, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 12), "teal").save(video.parent / "a.png")
+    ul("encode", video.parent, "-o", tmp_path / "latents", "--model", model)
+    ul("decode", tmp_path / "latents", "-o", tmp_path / "again", "--model", model)
+    assert files_below(tmp_path / "again") == ["a.png.png", "clip.mp4.mp4"]
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_a_model_of_images_is_never_replaced_for_a_video(command: str, video: Path, tmp_path: Path) -> None:
+    said = ul(command, video, "-o", tmp_path / "out", "--model", "ul-photo-f8", status=1).stderr
+    assert said == (
+        f"error: --model must be a model of videos for {video}, got ul-photo-f8, which is one of images; without "
+        "--model, videos take ul-video.\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_images_is_refused_for_a_folder_with_videos_and_for_their_latents(
+    video: Path, model: str, image_model: str, tmp_path: Path
+) -> None:
+    write(video.parent / "sub" / "other.mp4", 8)
+    Image.new("RGB", (20, 12), "teal").save(video.parent / "a.png")
+    said = ul("encode", video.parent, "-o", tmp_path / "out", "--model", image_model, status=1).stderr
+    assert f"{video} and 1 more, got {image_model}" in said and said.count("\n") == 1
+    ul("encode", video.parent, "-o", tmp_path / "latents", "--model", model)
+    said = ul("decode", tmp_path / "latents", "-o", tmp_path / "out", "--model", image_model, status=1).stderr
+    assert "must be a model of videos" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_defaults_are_the_bundled_models_that_the_help_names() -> None:
+    from ul_tokenizer.cli.models import DEFAULT_MODELS
+
+    assert {Kind.image: "ul-photo-f8", Kind.video: "ul-video"} == DEFAULT_MODELS
+    text = " ".join(ul("encode", "--help").stdout.replace("│", " ").split())
+    assert "ul-photo-f8 for images, ul-video for videos" in text
+
+
+def test_a_revision_needs_a_model(video: Path, tmp_path: Path) -> None:
+    said = ul("encode", video, "-o", tmp_path / "out", "--revision", "v1", status=2).stderr
+    assert said == "error: --revision needs --model, got v1 without it.\n"
+
+
 def test_another_rate_and_a_folder_of_videos(video: Path, model: str, tmp_path: Path) -> None:
     write(video.parent / "sub" / "other.mp4", 8)
     (video.parent / "bad.mp4").write_bytes(b"no video")
@@ -116,9 +258,14 @@ def test_another_rate_and_a_folder_of_videos(video: Path, model: str, tmp_path: 
 
 def test_an_animation_is_a_video(model: str, tmp_path: Path) -> None:
     images = [Image.new("RGB", (16, 16), (n * 40, 0, 0)) for n in range(5)]
-    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)
-    ul("encode", tmp_path / "a.gif", "-o", tmp_path / "out", "--model", model)
+    (tmp_path / "in").mkdir()
+    images[0].save(tmp_path / "in" / "a.gif", save_all=True, append_images=images[1:], duration=100)
+    images[0].save(tmp_path / "in" / "still.gif")
+    ul("encode", tmp_path / "in" / "a.gif", "-o", tmp_path / "out", "--model", model)
     assert load_file(tmp_path / "out" / "a.gif.safetensors")["latent"].shape == (4, 2, 2, 2)
+    ul("encode", tmp_path / "in", "-o", tmp_path / "folder", "--model", model)
+    assert load_file(tmp_path / "folder" / "a.gif.safetensors")["latent"].shape == (4, 2, 2, 2)
+    assert load_file(tmp_path / "folder" / "still.gif.safetensors")["latent"].shape == (4, 2, 2)
 
 
 def test_what_is_wrong_is_one_sentence_and_leaves_nothing(video: Path, model: str, tmp_path: Path) -> None:
@@ -126,11 +273,27 @@ def test_what_is_wrong_is_one_sentence_and_leaves_nothing(video: Path, model: st
     for command in ("encode", "reconstruct"):
         said = ul(command, tmp_path / "bad.mp4", "-o", tmp_path / "out", "--model", model, status=1).stderr
         assert "can't be read" in said
-    image_model = tmp_path / "image"
-    build_autoencoder("ul-tiny-f8").save_pretrained(image_model)
-    assert (
-        "must be one of videos" in ul("encode", video, "-o", tmp_path / "out", "--model", image_model, status=1).stderr
-    )
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "claimed"),
+    [
+        ({"num_frames": "25"}, "25 frames at 10.0"),
+        ({"num_frames": "0"}, "0 frames at 10.0"),
+        ({"num_frames": "many"}, "many frames at 10.0"),
+        ({"fps": "quick"}, "22 frames at quick"),
+        ({"fps": "nan"}, "22 frames at nan"),
+    ],
+)
+def test_latents_that_claim_an_impossible_time_are_refused(
+    changes: dict[str, str], claimed: str, video: Path, model: str, tmp_path: Path
+) -> None:
+    ul("encode", video, "-o", tmp_path / "good", "--model", model)
+    good, bad = tmp_path / "good" / "clip.mp4.safetensors", tmp_path / "bad.safetensors"
+    save_file(load_file(good), bad, {**metadata_of(good), **changes})
+    said = ul("decode", bad, "-o", tmp_path / "out", "--model", model, status=1).stderr
+    assert said == f"error: Latent {bad} claims {claimed} frames per second, which doesn't fit its shape.\n"
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -199,8 +362,7 @@ def test_clips_are_generated_and_a_clip_is_continued(pipeline: Path, tmp_path: P
     ("words", "expected"),
     [
         (["-o", "x.mp4"], "--frames must be given"),
-        (["--frames", "4", "-o", "x.png"], "--output must be a .mp4 file for clips"),
-        (["--context", "given.mp4", "--given", "20", "-o", "x.mp4"], "--context must have 20 frames"),
+        (["--context", "given.mp4", "--given", "20", "-o", "x.mp4"], "--context must have the 20 frames of --given"),
         (["--context", "given.mp4", "--frames", "3", "-o", "x.mp4"], "must be a multiple of 4 behind given frames"),
     ],
 )
@@ -213,6 +375,37 @@ def test_what_clips_cannot_be_is_one_sentence(
             writer.write(np.zeros((32, 32, 3), np.uint8))
     assert expected in ul("generate", "--model", pipeline, "--num", 1, *words, status=1).stderr
     assert not Path("x.mp4").exists()
+
+
+def test_a_frame_rate_that_is_given_wins_over_the_contexts(pipeline: Path, tmp_path: Path) -> None:
+    words = ["generate", "--model", pipeline, "--num", 1, "--steps", 1, "--frames", 4]
+    given = write(tmp_path / "given.mp4", 6, 32, 32)
+    ul(*words, "--context", given, "--fps", 24, "-o", tmp_path / "more.mp4")
+    assert probe(tmp_path / "more.mp4").fps == 24.0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--frames", "4", "-o", "x.png"],
+            "--frames is for clips, which need an --output that ends in .mp4, got x.png.",
+        ),
+        (
+            ["--context", "given.mp4", "-o", "x"],
+            "--context is for clips, which need an --output that ends in .mp4, got x.",
+        ),
+        (["--fps", "4", "-o", "x.png"], "--fps is for clips, which need an --output that ends in .mp4, got x.png."),
+        (["--given", "4", "-o", "x.png"], "--given is for clips, which need an --output that ends in .mp4, got x.png."),
+        (["--given", "4", "-o", "x.mp4"], "--given needs --context, the video whose last frames are continued."),
+    ],
+)
+def test_options_of_clips_need_a_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given.mp4").touch()
+    assert ul("generate", *words, status=2).stderr == f"error: {expected}\n"
 
 
 # ---------------------------------------------------------------- from image weights

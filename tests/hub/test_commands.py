@@ -70,7 +70,7 @@ def test_a_bundled_pipeline_goes_there_whole(hub: LoopbackHub, login: str, tmp_p
 
 def test_info_describes_a_model_of_the_hub(hub: LoopbackHub, login: str, folder: Path) -> None:
     ul("push", folder, "model", "--license", "mit")
-    facts = json.loads(ul("info", "tester/model", "--json").stdout)
+    (facts,) = json.loads(ul("info", "tester/model", "--json").stdout)["results"]
     assert (facts["from"], facts["revision"]) == ("hub", hub.repo("tester/model").head.oid)
     assert facts["license"] == "mit"
 
@@ -79,7 +79,7 @@ def test_the_list_has_bundled_and_cached_models(hub: LoopbackHub, login: str, fo
     ul("push", folder, "model", "--license", "mit")
     UnifiedLatentsAutoencoder.from_pretrained("tester/model")
     hub.add("owner/foreign", {"config.json": b'{"_class_name": "Other"}'})
-    rows = {row["name"]: row for row in json.loads(ul("hub", "list", "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(ul("hub", "list", "--json").stdout)["results"]}
     assert {"ul-photo-f8", "ul-fashion", "ul-video", "tester/model"} == set(rows)
     row = rows["tester/model"]
     assert (row["origin"], row["license"], row["revision"]) == ("cached", "mit", hub.repo("tester/model").head.oid)
