@@ -201,7 +201,7 @@ def test_clips_are_generated_and_a_clip_is_continued(pipeline: Path, tmp_path: P
         (["-o", "x.mp4"], "--frames must be given"),
         (["--frames", "4", "-o", "x.png"], "--output must be a .mp4 file for clips"),
         (["--context", "given.mp4", "--given", "20", "-o", "x.mp4"], "--context must have 20 frames"),
-        (["--context", "given.mp4", "--frames", "3", "-o", "x.mp4"], "must be a multiple of 4 behind given frames"),
+        (["--context", "given.mp4", "--frames", "3", "-o", "x.mp4"], "must be a multiple of 4 after given frames"),
     ],
 )
 def test_what_clips_cannot_be_is_one_sentence(
