@@ -61,7 +61,7 @@ def inflate(
     if temporal_downsample == "latents":
         config["latent_channels"] *= ratio
         for statistic in ("latents_mean", "latents_std", "scaling_factor", "shift_factor"):
-            config.pop(statistic)
+            config.pop(statistic, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         video_model = UnifiedLatentsAutoencoder(**config)

@@ -363,7 +363,7 @@ def test_clips_are_generated_and_a_clip_is_continued(pipeline: Path, tmp_path: P
     [
         (["-o", "x.mp4"], "--frames must be given"),
         (["--context", "given.mp4", "--given", "20", "-o", "x.mp4"], "--context must have the 20 frames of --given"),
-        (["--context", "given.mp4", "--frames", "3", "-o", "x.mp4"], "must be a multiple of 4 behind given frames"),
+        (["--context", "given.mp4", "--frames", "3", "-o", "x.mp4"], "must be a multiple of 4 after given frames"),
     ],
 )
 def test_what_clips_cannot_be_is_one_sentence(

@@ -244,7 +244,15 @@ def test_the_config_has_every_key_that_pipelines_read(tmp_path: Path) -> None:
     assert (model.spatial_compression_ratio, model.temporal_compression_ratio) == (8, 1)
     torch.testing.assert_close(model.latents_mean, torch.full((4,), 0.1))
     torch.testing.assert_close(model.latents_std, torch.full((4,), 1.5))
-    assert build_autoencoder("ul-tiny-f8").latents_mean is None
+
+
+def test_without_statistics_the_config_holds_the_lists_of_the_identity(tmp_path: Path) -> None:
+    model = build_autoencoder("ul-tiny-f8")
+    assert (list(model.config.latents_mean), list(model.config.latents_std)) == ([0.0] * 4, [1.0] * 4)
+    assert torch.equal(model.latents_mean, torch.zeros(4)) and torch.equal(model.latents_std, torch.ones(4))
+    model.save_pretrained(tmp_path)
+    again = UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
+    assert public(again.config) == public(model.config)
 
 
 def test_loading_a_saved_model_warns_of_nothing_and_gives_the_same_model(

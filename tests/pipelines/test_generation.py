@@ -289,6 +289,11 @@ def test_an_autoencoder_of_diffusers_decodes_denormalised_latents(make_pipeline:
     [
         ({"class_labels": 3}, "class_labels must be from 0 to 2, got 3"),
         ({"class_labels": [0, -1]}, "class_labels must be from 0 to 2, got -1"),
+        (
+            {"class_labels": "a cat"},
+            "integers from 0 to 2, got the text 'a cat'; this pipeline has no text conditioning",
+        ),
+        ({"class_labels": ["a", "b"]}, "integers from 0 to 2, got the text 'a'; this pipeline has no text"),
         ({"class_labels": 0.5}, "class_labels must be integers from 0 to 2, got 0.5"),
         ({"class_labels": []}, r"class_labels must be integers from 0 to 2, got \[\]"),
         ({"prompt": "a dress"}, "prompt must be None, this pipeline has no text encoder, got 'a dress'"),
@@ -317,6 +322,18 @@ def test_bad_arguments_are_one_sentence(
     with pytest.raises(ValueError, match=words) as caught:
         pipeline(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_the_first_argument_is_labels_for_every_pipeline_and_all_others_are_named(make_pipeline: Make) -> None:
+    with pytest.raises(ValueError, match=r"^class_labels must be integers .*got the text 'a cat'"):
+        make_pipeline()("a cat")
+    with pytest.raises(ValueError, match=r"class_labels must be None, got the text 'a cat'; pass texts as prompt=\.$"):
+        make_pipeline(num_class_embeds=None, cross_attention_dim=6)("a cat")
+    both = make_pipeline(cross_attention_dim=6)
+    with pytest.raises(ValueError, match=r"integers from 0 to 2, got the text 'a cat'; pass texts as prompt="):
+        both(["a cat"])
+    with pytest.raises(TypeError, match="positional"):
+        both(0, "a cat")
 
 
 def test_classes_and_texts_must_be_equally_many(make_pipeline: Make) -> None:

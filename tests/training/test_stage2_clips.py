@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_one_sentence(pipeline: UnifiedLatentsPipeline) -> 
     frames, latents = torch.zeros(1, 3, 5, 16, 16), torch.zeros(1, 4, 2, 2, 2)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"num_frames": 0}, "num_frames must be a whole number of at least 1"),
-        ({"num_frames": 6, "context_frames": frames}, "must be a multiple of 4 behind given frames, got 6"),
+        ({"num_frames": 6, "context_frames": frames}, "must be a multiple of 4 after given frames, got 6"),
         ({"context_frames": frames, "context_latents": latents}, "exclude each other"),
         ({"context_frames": frames[:, :, 0]}, "context_frames must be floats"),
         ({"context_latents": latents, "num_images_per_prompt": 2}, "must be 2 clips"),

@@ -68,12 +68,21 @@ def check_autoencoder_config(config: Mapping[str, Any]) -> None:
 
 
 def derived_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config keys that pipelines read and that follow from the others, which are legal."""
+    """Config keys that pipelines read and that follow from the others, which are legal.
+
+    `latents_mean` and `latents_std` are the identity unless they are given: video pipelines of diffusers need lists.
+    """
     widths = tuple(config["encoder_block_out_channels"])
     ratio = config["patch_size"] * 2 ** len(config["decoder_block_out_channels"])
     # Pipelines take the compression as 2^(len(block_out_channels) − 1); the patch halves without a stage.
     levels = int(math.log2(ratio)) + 1
+    identity = {"latents_mean": 0.0, "latents_std": 1.0}
+    statistics = {
+        name: (value,) * config["latent_channels"] if config[name] is None else tuple(config[name])
+        for name, value in identity.items()
+    }
     return {
+        **statistics,
         "block_out_channels": (*[widths[0]] * (levels - len(widths)), *widths),
         "z_dim": config["latent_channels"],
         "spatial_compression_ratio": ratio,

@@ -1,4 +1,13 @@
-"""Latents as a generator is trained on them: normalised outside of the autoencoder, as its config says."""
+"""The scale of latents on which a generator works: normalised outside of the autoencoder, as its config says.
+
+The config keys mean the same for every autoencoder, ours included, and for the code of others:
+
+    z' = (z − latents_mean) / latents_std           where both are set and are not zeros and ones,
+    z' = (z − shift_factor) · scaling_factor        else.
+
+Training of ours leaves them at the identity, since the prior holds unified latents near unit scale, and the level of
+z_0 is relative to that scale. With the identity nothing is computed, so latents keep their bits.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +16,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-
 
 def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
-    """What an autoencoder encodes → what a generator is trained on; same shape and dtype.
+    """z → z': what an autoencoder encodes → what a generator is trained on.
 
-    Ours stay as they are: their prior has held them near unit scale, and the level of z_0 is relative to that. For
-    diffusers' autoencoders it is (z − mean) / std per channel where the config has `latents_mean` and `latents_std`,
-    else (z − shift_factor) · scaling_factor.
+    Args:
+        vae: an autoencoder of ours or of diffusers.
+        latents: (B, c, [t,] h, w).
+
+    Returns:
+        latents of the same shape and dtype.
+
+    Raises:
+        ValueError: `latents_mean` and `latents_std` are for another number of channels.
     """
-    if isinstance(vae, UnifiedLatentsAutoencoder):
+    shift_and_scale = _shift_and_scale(vae.config, latents)
+    if shift_and_scale is None:
         return latents
-    shift, scale = _shift_and_scale(vae, latents)
+    shift, scale = shift_and_scale
     return (latents - shift) * scale
 
 
 def denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
-    """The inverse of `normalize_latents`: what the autoencoder decodes."""
-    if isinstance(vae, UnifiedLatentsAutoencoder):
+    """z' → z, the inverse of `normalize_latents`: what a generator makes → what the autoencoder decodes."""
+    shift_and_scale = _shift_and_scale(vae.config, latents)
+    if shift_and_scale is None:
         return latents
-    shift, scale = _shift_and_scale(vae, latents)
+    shift, scale = shift_and_scale
     return latents / scale + shift
 
 
-def _shift_and_scale(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
-    config = vae.config
+def _shift_and_scale(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What is subtracted, then multiplied by; None for the identity."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
+    if mean is not None and std is not None and (any(mean) or any(value != 1 for value in std)):
         return _per_channel(mean, latents), 1 / _per_channel(std, latents)
-    shift, scale = config.get("shift_factor"), config.get("scaling_factor")
-    return latents.new_tensor(shift or 0.0), latents.new_tensor(1.0 if scale is None else scale)
+    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
+    scale = 1.0 if scale is None else scale
+    return None if (shift, scale) == (0, 1) else (latents.new_tensor(shift), latents.new_tensor(scale))
 
 
 def _per_channel(values: Any, latents: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What is refused before anything is computed: one sentence each."""
+"""Checks of a pipeline's components and arguments, before anything is computed; each error is one sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_components(transformer: Any, scheduler: Any, vae: Any) -> None:
@@ -36,6 +39,14 @@ def check_components(transformer: Any, scheduler: Any, vae: Any) -> None:
     channels = vae.config.get("latent_channels", transformer.config.in_channels)
     if channels != transformer.config.in_channels:
         raise ValueError(f"vae must have {transformer.config.in_channels} latent channels, got {channels}.")
+
+
+def check_options(output_type: str, tensor_inputs: Sequence[str], legal_inputs: Sequence[str]) -> None:
+    """Refuses unknown forms of the result, and unknown tensors for the callback."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}.")
+    if unknown := set(tensor_inputs) - set(legal_inputs):
+        raise ValueError(f"callback_on_step_end_tensor_inputs must be {list(legal_inputs)}, got {sorted(unknown)}.")
 
 
 def check_steps(**steps: int | None) -> None:
@@ -72,7 +83,7 @@ def grid_size(
     for name, size in (("height", height), ("width", width)):
         size = _default_size(transformer, vae, ratio) if size is None else size
         if size is None:
-            raise ValueError(f"{name} must be given: this model does not say at which size it was trained.")
+            raise ValueError(f"{name} must be given: the model's config has no training size.")
         if not isinstance(size, int) or size < 1 or size % multiple:
             raise ValueError(f"{name} must be a positive multiple of {multiple}, got {size}.")
         sides.append(size // ratio)

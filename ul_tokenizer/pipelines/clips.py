@@ -1,4 +1,4 @@
-"""What a pipeline makes of frames: how many, and which are given."""
+"""Plans the frames of a clip: how many a pipeline generates, and which are given."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ul_tokenizer.schedulers.log_snr import Generators
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """The time of what is generated; without any, it is an image."""
+    """How many frames a pipeline generates; an image if it has no number of frames."""
 
-    latent_frames: int | None = None  # that are generated
-    num_frames: int | None = None  # of the whole result
-    context: Tensor | None = None  # (B, c, t', h, w), clean
+    latent_frames: int | None = None  # number of latent frames to generate
+    num_frames: int | None = None  # frames of the whole result, given ones included
+    context: Tensor | None = None  # (B, c, t', h, w), clean latents of the given frames
 
     @property
     def new_latent_frames(self) -> tuple[int, ...]:
-        """For the shape of the latents."""
+        """The part of the latents' shape that stands for time: (t,), or () for images."""
         return () if self.latent_frames is None else (self.latent_frames,)
 
     def completed(self, z: Tensor, logsnr: float, generator: Generators) -> Tensor:
-        """z_0 with that of the given frames before it, whose noise is as that of the others."""
+        """z_0 of the whole result: that of the given frames, noisy at the same level, then the generated one."""
         if self.context is None:
             return z
         noise = randn_tensor(tuple(self.context.shape), generator=generator, device=z.device, dtype=torch.float32)
@@ -45,11 +45,11 @@ def plan_clip(
     context_latents: Tensor | None,
     batch_size: int,
 ) -> ClipPlan:
-    """What the arguments of a call mean.
+    """Works out what to generate from the arguments of a call.
 
     Raises:
-        ValueError: frames for a model of images, both contexts, another number of them than of clips, or a length that
-            the temporal ratio doesn't divide behind given frames.
+        ValueError: both kinds of context are given, their number is not that of the clips, or the length after given
+            frames is no multiple of the temporal compression ratio.
     """
     ratio = int(getattr(vae, "temporal_compression_ratio", 1) or 1)
     trained = transformer.config.sample_frames
@@ -68,7 +68,7 @@ def plan_clip(
     if context.ndim != 5 or len(context) != batch_size:
         raise ValueError(f"context must be {batch_size} clips, one per result, got {tuple(context.shape)}.")
     if num_frames is not None and num_frames % ratio:
-        raise ValueError(f"num_frames must be a multiple of {ratio} behind given frames, got {num_frames}.")
+        raise ValueError(f"num_frames must be a multiple of {ratio} after given frames, got {num_frames}.")
     more = max(1, (trained or 0) - context.shape[2]) if num_frames is None else num_frames // ratio
     given = context.shape[2] * ratio if context_frames is None else context_frames.shape[2]
     return ClipPlan(more, given + more * ratio, context.to(transformer.device, torch.float32))

@@ -1,4 +1,4 @@
-"""What a batch of samples is conditioned on, checked and expanded to one row per image."""
+"""The conditions of a batch: classes and texts, checked and expanded to one row for each image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ClassLabels = int | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class Conditions:
-    """One row per image; None is "no class" or "no text" for all."""
+    """Classes and texts with one row for each image; None if no image has any."""
 
     batch_size: int
     class_labels: Tensor | None = None  # (B,) int64
@@ -25,11 +25,11 @@ class Conditions:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to guide towards."""
+        """Whether no image has a class or a text, so that guidance has no effect."""
         return self.class_labels is None and self.text is None
 
     def with_null(self, null_label: int | None) -> Conditions:
-        """These, and behind them as many rows without class and text: what guidance needs in one pass."""
+        """These rows, followed by as many without class and text, for guidance in one pass."""
         labels, text, mask = self.class_labels, self.text, self.text_mask
         if labels is not None:
             assert null_label is not None  # a model with classes has one
@@ -54,10 +54,11 @@ def make_conditions(
     num_images_per_prompt: int,
     device: torch.device,
 ) -> Conditions:
-    """Expands classes and texts; one image without either.
+    """Checks classes and texts and expands them; without either it is one image.
 
     Raises:
-        ValueError: a condition that the model has no place for, a class out of range, or different numbers of both.
+        ValueError: the model takes no such condition, a class is out of range, or there are more of one than of the
+            other.
     """
     if isinstance(num_images_per_prompt, bool) or num_images_per_prompt < 1:
         raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}.")
@@ -75,6 +76,7 @@ def make_conditions(
 
 def _checked_labels(transformer: UnifiedLatentsTransformer, class_labels: Any) -> Tensor:
     num_classes = transformer.config.num_class_embeds
+    _refuse_texts(transformer, class_labels)
     if num_classes is None:
         raise ValueError(f"class_labels must be None, this model has no classes, got {class_labels}.")
     labels = torch.as_tensor(class_labels).reshape(-1)
@@ -84,6 +86,19 @@ def _checked_labels(transformer: UnifiedLatentsTransformer, class_labels: Any) -
     if len(stray):
         raise ValueError(f"class_labels must be from 0 to {num_classes - 1}, got {int(stray[0])}.")
     return labels.long()
+
+
+def _refuse_texts(transformer: UnifiedLatentsTransformer, class_labels: Any) -> None:
+    """Texts are no labels, wherever they stand: the first argument of a pipeline means the same for every model."""
+    texts = [class_labels] if isinstance(class_labels, str) else class_labels
+    if not isinstance(texts, list | tuple) or not any(isinstance(text, str) for text in texts):
+        return
+    num_classes = transformer.config.num_class_embeds
+    legal = "None" if num_classes is None else f"integers from 0 to {num_classes - 1}"
+    text = next(text for text in texts if isinstance(text, str))
+    has_text = transformer.config.cross_attention_dim is not None
+    advice = "pass texts as prompt=" if has_text else "this pipeline has no text conditioning"
+    raise ValueError(f"class_labels must be {legal}, got the text {text!r}; {advice}.")
 
 
 def _checked_text(

@@ -24,6 +24,7 @@ from ul_tokenizer.pipelines.checks import (
     check_components,
     check_generators,
     check_initial_latents,
+    check_options,
     check_steps,
     grid_size,
 )
@@ -42,21 +43,38 @@ Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[["UnifiedLatentsPipeline", int, float, dict[str, Any]], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class StepEnd:
+    """What happens after each step: the user's callback, if there is one."""
+
+    pipeline: UnifiedLatentsPipeline
+    callback: StepCallback | None
+    tensor_inputs: Sequence[str]
+
+    def __call__(self, step: int, logsnr: float, z: Tensor) -> Tensor:
+        """Latents (B, c, [t,] h, w) → those from which the next step starts."""
+        if self.callback is None:
+            return z
+        tensors = {"latents": z} if "latents" in self.tensor_inputs else {}
+        latents: Tensor = (self.callback(self.pipeline, step, logsnr, tensors) or {}).get("latents", z)
+        return latents
+
+
 @dataclass
 class UnifiedLatentsPipelineOutput(BaseOutput):
     """Output of `UnifiedLatentsPipeline`.
 
     Attributes:
-        images: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or the latents z_0
-            (B, c, [t,] h, w), noisy at the level that the decoder expects. Of clips: a list of PIL images for each, an
-            array (B, T, H, W, 3) or a tensor (B, T, 3, H, W).
+        images: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1]. For clips it is a list
+            of PIL images for each, an array (B, T, H, W, 3) or a tensor (B, T, 3, H, W). With output_type="latent" it
+            is z_0 (B, c, [t,] h, w), noisy at the level that the decoder expects, normalised as for training.
     """
 
     images: Any
 
     @property
     def frames(self) -> Any:
-        """`images`, under the name that video pipelines have for them."""
+        """The same as `images`, under the name that video pipelines use."""
         return self.images
 
 
@@ -68,17 +86,17 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     ```
 
     Args:
-        transformer: the base model; a stage-1 prior also works, as a weaker one.
-        scheduler: ends at the level of the latents that the transformer was trained on.
+        transformer: the base model; a stage-1 prior also works, but less well.
+        scheduler: its last level must be that of the latents on which the transformer was trained.
         vae: the autoencoder of these latents, ours or any of diffusers'.
-        text_encoder: of `transformers`, for models that are conditioned on texts.
-        tokenizer: its tokenizer.
+        text_encoder: a text encoder of `transformers`, for models that are conditioned on text.
+        tokenizer: the tokenizer of the text encoder.
 
     Raises:
-        ValueError: components that don't fit each other.
+        ValueError: the components don't fit each other.
     """
 
-    commit_hash: str | None = None  # of the hub repository that it came from
+    commit_hash: str | None = None  # commit of the hub repository that it was loaded from
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
@@ -117,8 +135,9 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         """As diffusers' `from_pretrained`, from a bundled name, a local folder or a hub id, in this order.
 
         Raises:
-            HubError: what the hub says.
-            ValueError: nothing there, or parts that would need code of the repository.
+            NoModelError: the folder or repository holds no pipeline.
+            HubError: the hub can't be reached, or refuses.
+            ValueError: parts of the pipeline would need code of the repository.
         """
         folder, commit = find_pipeline(os.fspath(pretrained_model_name_or_path), kwargs)
         pipeline: Self = super().from_pretrained(folder, use_safetensors=True, **kwargs)
@@ -129,6 +148,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     def __call__(
         self,
         class_labels: ClassLabels | None = None,
+        *,
         prompt: str | list[str] | None = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
@@ -149,44 +169,40 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> UnifiedLatentsPipelineOutput | tuple[Any]:
-        """Generates.
+        """Generates images or clips.
 
         Args:
-            class_labels: one class per image, or several, from 0 to the number of classes − 1.
+            class_labels: one class for each image, from 0 to the number of classes − 1; texts go to `prompt`.
             prompt: texts, for pipelines with a text encoder.
-            prompt_embeds: (B, L, D), a text encoder's hidden states, in place of `prompt`.
-            prompt_attention_mask: (B, L), true where `prompt_embeds` has a token; None for everywhere.
-            height: of the images, in pixels; the size of the training if not given.
-            width: likewise.
-            num_inference_steps: of the base model.
-            decoder_num_inference_steps: of the decoder; the autoencoder's own if not given.
+            prompt_embeds: (B, L, D), hidden states of a text encoder, in place of `prompt`.
+            prompt_attention_mask: (B, L), true at the tokens of `prompt_embeds`; None if all positions are tokens.
+            height: height of the images in pixels; that of the training images if not given.
+            width: their width, likewise.
+            num_inference_steps: steps of the base model.
+            decoder_num_inference_steps: steps of the decoder; the autoencoder's own number if not given.
             guidance_scale: s of v_∅ + s (v_c − v_∅); 1 is no guidance.
             guidance_interval: (lowest, highest) log-SNR at which to guide; None for all.
-            num_images_per_prompt: images of each class or text.
-            generator: makes all noise; with a list, one per image, an image does not depend on the others.
+            num_images_per_prompt: images for each class or text.
+            generator: makes all noise. With a list of one for each image, no image depends on the others.
             latents: z_1, (B, c, [t,] h, w), in place of noise.
-            num_frames: frames of a clip that are generated; the length of the training if not given (an image, for
-                models that were trained on images). With given frames the autoencoder's temporal ratio divides it.
-            context_frames: (B, 3, T', H, W) in [−1, 1], given frames that the clip continues; they begin the result.
-            context_latents: (B, c, t', h, w), the same as clean latents.
+            num_frames: number of frames to generate; that of the training clips if not given, or a single image for
+                models of images. After given frames it must be a multiple of the temporal compression ratio.
+            context_frames: (B, 3, T', H, W) in [−1, 1], frames that the clip continues; the result starts with them.
+            context_latents: (B, c, t', h, w), the same as clean latents, normalised as for training.
             output_type: "pil", "np", "pt" or "latent".
-            return_dict: a `UnifiedLatentsPipelineOutput`, or a tuple of its values.
-            callback_on_step_end: called as (pipeline, step, log-SNR, {"latents": z}) after each step; what it returns
-                under "latents" goes on.
-            callback_on_step_end_tensor_inputs: what it is given; "latents" is all there is.
+            return_dict: whether to return a `UnifiedLatentsPipelineOutput`, or a tuple of its values.
+            callback_on_step_end: called as (pipeline, step, log-SNR, {"latents": z}) after each step. If it returns
+                a dictionary with "latents", the next step starts from these.
+            callback_on_step_end_tensor_inputs: names of the tensors for the callback; only "latents" exists.
 
         Returns:
-            the images.
+            The images.
 
         Raises:
-            ValueError: an argument out of its range, or a condition that the model has no place for.
+            ValueError: an argument is out of its range, or the model has no place for a condition.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}.")
+        check_options(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_steps(num_inference_steps=num_inference_steps, decoder_num_inference_steps=decoder_num_inference_steps)
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs must be ['latents'], got {sorted(unknown)}.")
         guidance = Guidance(guidance_scale, guidance_interval)
         device = _compat.execution_device(self)
         text = self._encode_text(prompt, prompt_embeds, prompt_attention_mask, device)
@@ -195,20 +211,17 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
 
         clip = plan_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, conditions.batch_size)
         z = self._initial_latents(conditions.batch_size, height, width, generator, latents, device, clip)
+        callback = StepEnd(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for i, logsnr in enumerate(self.progress_bar(self.scheduler.timesteps)):
             v = self._predict(z, logsnr, conditions, guidance, clip.context)
             z = self.scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
-            if callback_on_step_end is not None:
-                given = {"latents": z} if "latents" in callback_on_step_end_tensor_inputs else {}
-                z = (callback_on_step_end(self, i, float(logsnr), given) or {}).get("latents", z)
+            z = callback(i, float(logsnr), z)
 
         images: Any = clip.completed(z, self.scheduler.config.logsnr_max, generator)
         if output_type != "latent":
-            pixels = self._decode(images, generator, decoder_num_inference_steps, clip.num_frames).float()
-            processor = self.image_processor if pixels.ndim == 4 else self.video_processor
-            postprocess = processor.postprocess if pixels.ndim == 4 else processor.postprocess_video
-            images = postprocess(pixels, output_type=output_type)
+            pixels = self._decode(images, generator, decoder_num_inference_steps, clip.num_frames)
+            images = self._postprocessed(pixels.float(), output_type)
         self.maybe_free_model_hooks()
         return UnifiedLatentsPipelineOutput(images=images) if return_dict else (images,)
 
@@ -270,6 +283,12 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             )
         pixels: Tensor = self.vae.decode(latents, return_dict=False, **options)[0]
         return pixels
+
+    def _postprocessed(self, pixels: Tensor, output_type: OutputType) -> Any:
+        """Pixels (B, 3, [T,] H, W) → what `output_type` asks for."""
+        if pixels.ndim == 4:
+            return self.image_processor.postprocess(pixels, output_type=output_type)
+        return self.video_processor.postprocess_video(pixels, output_type=output_type)
 
     # ------------------------------------------------------------------------------------------------------------
     # Text

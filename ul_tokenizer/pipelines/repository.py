@@ -1,4 +1,4 @@
-"""Where a pipeline's files are; what would run code of the repository is refused."""
+"""Finds the files of a pipeline, and refuses pipelines that would run code of their repository."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _CONFIGS = (".json", ".txt", ".model")  # of schedulers and tokenizers, too
 
 
 def find_pipeline(name: str, kwargs: dict[str, Any]) -> tuple[Path, str | None]:
-    """The folder of a pipeline, and its commit if it is the hub's.
+    """The folder of a pipeline, and its commit if it comes from the hub.
 
     Args:
         name: a bundled name, a local folder or a hub id, tried in this order.
-        kwargs: of `from_pretrained`; what is used up is taken out.
+        kwargs: keyword arguments of `from_pretrained`; those that are used here are removed.
 
     Raises:
-        NoModelError: a folder or repository without a pipeline.
-        HubError: what the hub says.
-        ValueError: an index that names other libraries than ours, diffusers and transformers.
+        NoModelError: the folder or repository holds no pipeline.
+        HubError: the hub can't be reached, or refuses.
+        ValueError: the index is damaged, or names libraries other than ours, diffusers and transformers.
     """
     revision, access, commit = kwargs.pop("revision", None), Access.taken_from(kwargs), None
     folder = local_folder(name)
@@ -44,7 +44,7 @@ def find_pipeline(name: str, kwargs: dict[str, Any]) -> tuple[Path, str | None]:
 
 
 class _PipelineFiles:
-    """Which files of a repository a pipeline is made of: configs and safetensors of its parts, and no code."""
+    """Chooses the files of a pipeline: configs and safetensors of its parts, and no code."""
 
     def __init__(self, name: str, variant: str | None) -> None:
         self.name, self.variant = name, variant
