@@ -1,4 +1,4 @@
-"""Latent data sets to the hub and from it, as repositories of data sets."""
+"""Pushing and pulling of latent data sets, which are data set repositories on the hub."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SKIPPED = "skipped.jsonl"
 
 
 def push_latents(folder: str | Path, target: Target, license: str | None = None) -> str:
-    """Pushes a data set in one commit, with a card; returns the commit's sha.
+    """Pushes a data set with a card in one commit, and returns the hash of the commit.
 
     Args:
         folder: of the data set.
-        target: where; its type is "dataset" whatever it says.
+        target: the destination; its `repo_type` is ignored.
         license: for the card, the hub's identifier, e.g. "cc0-1.0"; None for no entry.
 
     Raises:
-        ValueError: no data set, an empty one, or one that is not whole.
-        HubError: what the hub says.
+        ValueError: the folder holds no data set, or an empty or damaged one.
+        HubError: the hub refused the push or can't be reached.
     """
     folder = Path(folder)
     header = read_header(folder)
@@ -55,12 +55,18 @@ def push_latents(folder: str | Path, target: Target, license: str | None = None)
 def pull_latents(
     repo_id: str, output: str | Path, revision: str | None = None, access: Access | None = None
 ) -> Snapshot:
-    """Fetches a data set of the hub into a new folder, whole or not at all.
+    """Downloads a data set into a new folder, completely or not at all.
+
+    Args:
+        repo_id: owner/name.
+        output: the new folder.
+        revision: branch, tag or commit; None for `main`.
+        access: token, cache and whether to send requests.
 
     Raises:
-        ValueError: the folder exists, or what came is no data set or not whole.
-        HubError: what the hub says.
-        OSError: a full or read-only disk.
+        ValueError: the folder exists, or the repository holds no data set or a damaged one.
+        HubError: the request failed.
+        OSError: the disk is full or read-only.
     """
     output = Path(output)
     if output.exists():
