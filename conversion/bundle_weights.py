@@ -1,13 +1,15 @@
-"""Puts a trained repository into the package as a bundled model: half-precision weights, manifest, training curve.
+"""Adds a trained model to the package as a bundled model: half-precision weights, manifest and training curve.
 
     python conversion/bundle_weights.py runs/phase-2 ul-photo-f8 [--earlier runs/phase-1] [--dtype float16]
     python conversion/bundle_weights.py runs/base ul-fashion --autoencoder runs/stage-1 --earlier runs/stage-1
 
-SRC holds the autoencoder at its root and the prior in `prior/`, or is the folder of a pipeline with the first in `vae/`
-and the other in `vae/prior/`; `--autoencoder` gives both, where a pipeline has no prior or its decoder was trained
-further. Of SRC and of the earlier phases of its training, the configuration (less what names folders) and the training
-curve are kept. What was bundled under NAME before is replaced, except for its cards and figures (*.md, *.png, *.jsonl).
-Norms stay in fp32.
+SRC is the folder of an autoencoder, with its prior in `prior/`, or of a pipeline, with the autoencoder in `vae/` and
+the prior in `vae/prior/`. Use `--autoencoder` to take both from another folder, if the pipeline has no prior or its
+decoder was trained further.
+
+The script also keeps the configurations and the training curve of SRC and of the earlier phases of its training,
+without the names of folders. It replaces the model that was bundled as NAME before, except for its cards and figures
+(*.md, *.png, *.jsonl). Norms are stored in fp32.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from ul_tokenizer.training.stage2 import Stage2Arguments
 MAX_BYTES = 10_000_000  # of safetensors in all
 MAX_CURVE_POINTS = 200
 PIPELINE_FILES = ("model_index.json", "class_names.json", "scheduler/scheduler_config.json")
-PATHS = {*Stage1Arguments.PATHS, *Stage2Arguments.PATHS}  # of no use on another machine
+PATHS = {*Stage1Arguments.PATHS, *Stage2Arguments.PATHS}  # useless on another machine
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -45,18 +47,19 @@ def bundle(
     autoencoder: Path | None = None,
     decoding_steps: int | None = None,
 ) -> Path:
-    """Writes the bundled model whole or not at all; returns its folder.
+    """Writes the bundled model completely or not at all, and returns its folder.
 
     Args:
-        source: repository of an autoencoder, or a pipeline.
+        source: folder of an autoencoder or of a pipeline.
         name: of the bundled model.
         dtype: of the stored weights.
-        earlier: runs that `source` went on from.
-        autoencoder: takes the place of a pipeline's `vae`; its encoder must be the same.
-        decoding_steps: the autoencoder's new default; None keeps it.
+        earlier: folders of the trainings that `source` continued, in order.
+        autoencoder: folder that replaces a pipeline's `vae`; it must have the same encoder.
+        decoding_steps: new default of the autoencoder; None keeps the old one.
 
     Raises:
-        ValueError: no such repository, another encoder, weights beyond the dtype's range, or more than MAX_BYTES.
+        ValueError: `source` holds no model, the encoders differ, a weight exceeds the dtype's range, or the weights
+            exceed MAX_BYTES.
     """
     with tempfile.TemporaryDirectory(dir=pretrained.ROOT) as temporary:
         folder = Path(temporary, name)
@@ -78,15 +81,15 @@ def bundle(
 
 def _save_models(models: dict[str, ModelMixin], name: str, folder: Path, dtype: torch.dtype) -> None:
     for subfolder, model in models.items():
-        for parameter in model.parameters():  # what runs in fp32 can be stored in half all the same
+        for parameter in model.parameters():  # also those that run in fp32
             parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else parameter.dtype)
         for key, weight in model.state_dict().items():
             if not weight.isfinite().all():
                 raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")
-        model.register_to_config(_name_or_path=name)  # and not a path of this machine
+        model.register_to_config(_name_or_path=name)  # instead of a path on this machine
         model.save_pretrained(folder / subfolder)
     for path in folder.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes them for their owner only
+        path.chmod(0o644)  # safetensors makes them readable for their owner only
 
 
 def _copy_pipeline_files(source: Path, folder: Path) -> None:
@@ -97,7 +100,7 @@ def _copy_pipeline_files(source: Path, folder: Path) -> None:
 
 
 def _load_models(source: Path, dtype: torch.dtype, autoencoder: Path | None) -> dict[str, ModelMixin]:
-    """The models by their folder below `source`."""
+    """Folder below `source` → model."""
     where = autoencoder_subfolder(source)
     if autoencoder is not None:
         _check_same_encoder(source, autoencoder)
@@ -111,7 +114,7 @@ def _load_models(source: Path, dtype: torch.dtype, autoencoder: Path | None) -> 
 
 
 def _check_same_encoder(source: Path, autoencoder: Path) -> None:
-    """The base model knows the latents of one encoder alone."""
+    """A base model works only with the encoder that it was trained on."""
     ours, other = (load_autoencoder(str(path)).encoder.state_dict() for path in (source, autoencoder))
     if ours.keys() != other.keys() or not all(torch.equal(ours[key], other[key]) for key in ours):
         raise ValueError(f"the encoder of {autoencoder} must be that of {source}, got other weights.")
@@ -137,13 +140,13 @@ def _keep_training_record(runs: Sequence[Path], folder: Path) -> None:
 
 
 def read_rows(run: Path, first_step: int) -> list[dict[str, Any]]:
-    """The JSON lines of a run, its steps counted from `first_step`."""
+    """Reads the metrics of a run and adds `first_step` to its steps."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{**row, "step": row["step"] + first_step} for row in rows]
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Two curves: all validations, and evenly spaced training logs."""
+    """Two curves: all validations, and at most MAX_CURVE_POINTS evenly spaced training logs."""
     validation = [row for row in rows if any(key.startswith("validation/") for key in row)]
     training = [row for row in rows if "loss" in row]
     return {"training": training[:: -(-len(training) // MAX_CURVE_POINTS) or 1], "validation": validation}
@@ -156,15 +159,17 @@ def _keep_cards(old: Path, new: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Bundle trained weights with the package.")
-    parser.add_argument("source", metavar="SRC", type=Path, help="repository: autoencoder at its root, prior/ below")
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(description="Add trained weights to the package.")
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="folder of an autoencoder with prior/, or of a pipeline"
+    )
     parser.add_argument("name", metavar="NAME", help="bundled name, e.g. ul-photo-f8")
     parser.add_argument(
-        "--earlier", metavar="RUN", type=Path, nargs="*", default=[], help="runs that SRC went on from, in order"
+        "--earlier", metavar="RUN", type=Path, nargs="*", default=[], help="trainings that SRC continued, in order"
     )
-    parser.add_argument("--autoencoder", metavar="RUN", type=Path, help="in place of a pipeline's vae")
-    parser.add_argument("--decoding_steps", metavar="N", type=int, help="the autoencoder's default (as it is)")
+    parser.add_argument("--autoencoder", metavar="RUN", type=Path, help="replaces a pipeline's vae")
+    parser.add_argument("--decoding_steps", metavar="N", type=int, help="new default of the autoencoder")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored weights (%(default)s)")
     args = parser.parse_args(argv)
     try:

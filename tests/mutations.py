@@ -283,7 +283,7 @@ MUTATIONS = [
         "ul_tokenizer/publish/card_merge.py",
         'if found["name"] in untouched else found[0]',
         "if True else found[0]",
-        "tests/hub/test_push.py",
+        "tests/publish/test_card_merge.py",
     ),
     Mutation(
         "in time, the encoder sees the next frame",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
@@ -62,11 +63,15 @@ def test_a_refused_push_keeps_its_cause(hub: LoopbackHub) -> None:
     assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize("is_cached_by_another_tool", [False, True])
 def test_a_hub_that_fails_between_list_and_files_is_not_reached(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cached_by_another_tool: bool
 ) -> None:
+    """Also if the client has no list of the commit's files, and would return an incomplete folder."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it tries again
-    hub.add("owner/data", {"a.txt": b"a", "b.txt": b"b"})
+    hub.add("owner/data", {"a.txt": b"a", "b.txt": b"b", "kind.txt": str(is_cached_by_another_tool).encode()})
+    if is_cached_by_another_tool:
+        huggingface_hub.hf_hub_download("owner/data", "a.txt", cache_dir=tmp_path)
     access = Access(cache_dir=tmp_path)
     commit = fetch("owner/data", lambda files: ["a.txt"], access=access).commit
     hub.faults.append(Fault("unavailable", times=1000))

@@ -383,3 +383,10 @@ def test_a_data_set_is_fetched_as_one(hub: LoopbackHub, tmp_path: Path) -> None:
         "owner/data", lambda files: [f for f in files if f == "a.txt"], None, "dataset", Access(cache_dir=tmp_path)
     )
     assert [path.name for path in snapshot.folder.iterdir()] == ["a.txt"]
+
+
+def test_a_name_with_wildcards_stands_for_one_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    names = ["a[12]*?.txt", "a1.txt", "a[12]xx.txt"]
+    hub.add("owner/data", dict.fromkeys(names, b"a"))
+    snapshot = fetch("owner/data", lambda files: names[:1], access=Access(cache_dir=tmp_path))
+    assert [path.name for path in snapshot.folder.iterdir()] == names[:1]

@@ -71,7 +71,7 @@ def test_a_card_does_not_show_paths_or_tokens(folder: Path) -> None:
 
 
 def test_the_client_reads_the_figures_of_a_card(folder: Path) -> None:
-    data = ModelCard(str(model_card(folder, "tester/run"))).data
+    data: Any = ModelCard(str(model_card(folder, "tester/run"))).data
     assert data.model_name == "run"
     assert {r.metric_type: r.metric_value for r in data.eval_results} == {"psnr_1_step": 25.5, "bits_per_pixel": 0.25}
     assert {(r.task_type, r.dataset_type) for r in data.eval_results} == {("image-to-image", "photos")}

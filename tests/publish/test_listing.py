@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.hub.loopback_hub import LoopbackHub
 from ul_tokenizer import LogSNRScheduler, UnifiedLatentsAutoencoder
+from ul_tokenizer.hub.download import fetch
 from ul_tokenizer.pretrained import bundled_names
 from ul_tokenizer.publish.listing import list_models
 
@@ -36,6 +38,15 @@ def test_each_cached_commit_of_our_classes_is_listed(
     }
 
 
+def test_the_default_cache_is_the_one_that_downloads_use(
+    hub: LoopbackHub, login: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub.add("owner/model", {"config.json": b'{"_class_name": "UnifiedLatentsTransformer"}'})
+    fetch("owner/model", list)
+    assert [m.name for m in list_models() if m.origin == "cached"] == ["owner/model"]
+
+
 def test_a_scheduler_in_the_cache_is_listed(hub: LoopbackHub, login: str, tmp_path: Path) -> None:
     LogSNRScheduler().push_to_hub("tester/scheduler")
     LogSNRScheduler.from_pretrained("tester/scheduler", cache_dir=tmp_path)
@@ -44,8 +55,6 @@ def test_a_scheduler_in_the_cache_is_listed(hub: LoopbackHub, login: str, tmp_pa
 
 @pytest.mark.parametrize("config", [b'{"_class_name": "AutoencoderKL"}', b"{}", b"[1]", b"no JSON"])
 def test_other_models_in_the_cache_are_not_listed(hub: LoopbackHub, tmp_path: Path, config: bytes) -> None:
-    import huggingface_hub
-
     hub.add("owner/foreign", {"config.json": config})
     huggingface_hub.hf_hub_download("owner/foreign", "config.json", cache_dir=tmp_path)
     assert [model for model in list_models(tmp_path) if model.origin == "cached"] == []

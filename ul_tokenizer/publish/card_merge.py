@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK  # where the hub itself finds the metadata of a card
 
 _SECTION = re.compile(
     r"<!-- ul_tokenizer:(?P<name>\w+) (?P<digest>[0-9a-f]{12}) -->\r?\n(?P<text>.*?)<!-- /ul_tokenizer:(?P=name) -->",
@@ -34,7 +34,7 @@ class Card(NamedTuple):
         """Splits the text of a file. Broken YAML is dropped; a first block that is no mapping belongs to the body."""
         # Not `huggingface_hub.RepoCard`: it drops keys without a value and fails at broken YAML and at keys that are
         # no strings; `ModelCardData` also drops a model-index that it does not understand.
-        found = _front_matter(text)
+        found = REGEX_YAML_BLOCK.match(text)
         if found is None:
             return cls({}, text.lstrip("\r\n"))
         try:
@@ -47,15 +47,10 @@ class Card(NamedTuple):
 
     def __str__(self) -> str:
         """The text of the file."""
-        if not self.metadata and _front_matter(self.body) is None:
+        if not self.metadata and REGEX_YAML_BLOCK.match(self.body) is None:
             return self.body
         front = yaml.safe_dump(self.metadata, sort_keys=False, allow_unicode=True)
         return f"---\n{front}---\n\n{self.body}"
-
-
-def _front_matter(text: str) -> re.Match[str] | None:
-    """The block of metadata, where the hub itself finds it."""
-    return huggingface_hub.repocard.REGEX_YAML_BLOCK.match(text)
 
 
 def section(name: str, text: str, metadata: Mapping[str, Any] | None = None) -> str:

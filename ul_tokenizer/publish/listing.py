@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import huggingface_hub
+from huggingface_hub import constants
 
 from ul_tokenizer.pretrained import ROOT, bundled_names
 from ul_tokenizer.publish.card_merge import Card
@@ -45,7 +46,7 @@ def _bundled() -> Iterator[ListedModel]:
 
 def _cached(cache_dir: str | Path | None) -> Iterator[ListedModel]:
     try:
-        cache = huggingface_hub.scan_cache_dir(cache_dir)
+        cache = huggingface_hub.scan_cache_dir(cache_dir or constants.HF_HUB_CACHE)
     except huggingface_hub.errors.CacheNotFound:
         return
     for repo in sorted(cache.repos, key=lambda repo: repo.repo_id):
