@@ -209,7 +209,7 @@ def test_a_header_that_says_absurd_things_is_not_believed(tmp_path: Path) -> Non
     assert probe(path).seconds is None
     notes: list[str] = []
     assert numbers(read_frames(path, notes=notes)) == [0, 1, 2]
-    assert "was taken out" in notes[0]
+    assert "was removed" in notes[0]
     assert numbers(read_frames(path, fps=30)) == [0, 1, 2]
 
 

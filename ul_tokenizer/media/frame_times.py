@@ -66,7 +66,7 @@ def shown_from(frames: Iterator[Timed], start: float, period: float) -> Iterator
 
 
 def shown_at(frames: Iterator[Timed], start: float, fps: float) -> Iterator[Timed]:
-    """Yields the frame that is visible at each of the times start, start + 1 / fps, start + 2 / fps and so on.
+    """Yields the frame that is visible at start, at start + 1 / fps, at start + 2 / fps and so on.
 
     The last frame is visible for as long as the frames before it on average. A frame may be repeated or left out.
 

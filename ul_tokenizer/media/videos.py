@@ -214,7 +214,7 @@ def _timed(path: str | Path, start: float, threads: int, notes: list[str]) -> It
 
 
 def _sought(container: Any, path: str | Path, stamp: float, notes: list[str]) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe at or before `stamp` on. A seek in MPEG-TS may end too late: then it goes back more."""
+    """Frames from a keyframe at or before `stamp` on. If a seek ends too late (MPEG-TS), earlier times are tried."""
     stream = container.streams.video[0]
     for back in (0.0, 1.0, 4.0, 16.0, stamp):
         container.seek(int(max(0.0, stamp - back) / stream.time_base), stream=stream, backward=True)
@@ -405,7 +405,7 @@ class VideoWriter:
         return self
 
     def write(self, pixels: Frame) -> None:
-        """Appends a frame (H, W, 3), uint8. H.264 needs even sizes: odd ones get their last row or column twice."""
+        """Appends a frame, (H, W, 3) uint8. In odd sizes the last row or column is repeated: H.264 needs even ones."""
         height, width = pixels.shape[:2]
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._stream is None:

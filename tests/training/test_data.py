@@ -1,0 +1,185 @@
+"""Training reads everything that encoding reads: the same images give the same run, whatever they are stored in."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.hub.loopback_hub import LoopbackHub
+from ul_tokenizer.models.presets import build_autoencoder
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.training.data import make_sources
+from ul_tokenizer.training.stage1 import Stage1Arguments
+from ul_tokenizer.training.stage2 import train_base_model
+
+Flags = Callable[..., list[str]]
+Logged = Callable[[Path], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two class folders of six images each."""
+    folder = tmp_path_factory.mktemp("classes")
+    random = np.random.default_rng(0)
+    for n in range(12):
+        path = folder / ("dark", "light")[n // 6] / f"{n:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = random.integers(0, 128, (20, 24, 3)) + (n // 6) * 127
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def files_in(folder: Path) -> list[tuple[int, bytes]]:
+    """Label and content of each image, in the order of a folder source."""
+    return [(int(path.parent.name == "light"), path.read_bytes()) for path in sorted(folder.rglob("*.png"))]
+
+
+def as_tar(classes: Path, folder: Path) -> Path:
+    """Two archives, with the classes in .cls files."""
+    files = files_in(classes)
+    for number, part in enumerate((files[:5], files[5:])):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for n, (label, content) in enumerate(part):
+                for name, data in ((f"{n:02}.png", content), (f"{n:02}.cls", b"%d" % label)):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def as_parquet(classes: Path, file: Path) -> Path:
+    """A table with the columns "image" and "label", a `ClassLabel`."""
+    datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])}
+    rows = files_in(classes)
+    columns = {
+        "image": [{"bytes": content, "path": None} for _, content in rows],
+        "label": [label for label, _ in rows],
+    }
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(file, batch_size=5)
+    return file
+
+
+@pytest.fixture(scope="module")
+def stored(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same images as a folder, as archives and as a table."""
+    root = tmp_path_factory.mktemp("stored")
+    return {"folder": classes, "tar": as_tar(classes, root), "parquet": as_parquet(classes, root / "a.parquet")}
+
+
+@pytest.fixture(scope="module")
+def folder_run(
+    train: Callable[..., int], classes: Path, logged: Logged, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("folder") / "run"
+    assert train(folder, train_data_dir=classes, validation_fraction=0.2, max_train_steps=3, validation_steps=3) == 0
+    return logged(folder)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_the_same_images_give_the_same_losses_whatever_they_are_stored_in(
+    train: Callable[..., int],
+    folder_run: list[dict[str, Any]],
+    stored: dict[str, Path],
+    logged: Logged,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    run = tmp_path / "run"
+    flags = {"validation_fraction": 0.2, "max_train_steps": 3, "validation_steps": 3}
+    assert train(run, train_data_dir=stored[kind], **flags) == 0
+    assert len(folder_run) >= 3 and logged(run) == folder_run
+
+
+def open_sources(**arguments: Any) -> tuple[DecodedImages, DecodedImages]:
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    return make_sources(Stage1Arguments(**texts))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_labels_and_splits_are_those_of_the_folder(stored: dict[str, Path], kind: str) -> None:
+    parts = open_sources(train_data_dir=stored[kind], validation_fraction=0.25)
+    expected = open_sources(train_data_dir=stored["folder"], validation_fraction=0.25)
+    assert [len(part) for part in parts] == [9, 3]
+    assert {parts[0].label(n) for n in range(9)} == {0, 1}
+    for part, other in zip(parts, expected, strict=True):
+        assert [part.label(n) for n in range(len(part))] == [other.label(n) for n in range(len(part))]
+        assert [part.read(n).tobytes() for n in range(len(part))] == [other.read(n).tobytes() for n in range(len(part))]
+        assert part.class_names == (("0", "1") if kind == "tar" else ("dark", "light"))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_base_model_learns_the_classes_of_archives_and_tables(
+    flags: Flags, stored: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(0)
+    build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "autoencoder")
+    run = tmp_path / "run"
+    arguments = {
+        "pretrained_autoencoder": tmp_path / "autoencoder",
+        "train_data_dir": stored[kind],
+        "output_dir": run,
+        "preset": "ul-base-tiny",
+        "resolution": 16,
+        "train_batch_size": 2,
+        "max_train_steps": 1,
+        "num_validation_images": 2,
+        "validation_inference_steps": 1,
+        "validation_fraction": 0.2,
+    }
+    assert train_base_model(flags(**arguments)) == 0
+    names = json.loads((run / "class_names.json").read_text())
+    assert names == (["0", "1"] if kind == "tar" else ["dark", "light"])
+    assert json.loads((run / "transformer" / "config.json").read_text())["num_class_embeds"] == 2
+
+
+# ---------------------------------------------------------------- which source
+
+
+def test_a_validation_source_may_be_stored_otherwise(stored: dict[str, Path]) -> None:
+    parts = open_sources(train_data_dir=stored["folder"], validation_data_dir=stored["parquet"])
+    assert [len(part) for part in parts] == [12, 12]
+    assert parts[1].id(0) == "a.parquet[0]"
+
+
+def test_duplicates_are_kept_in_training(classes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    for n, (_, content) in enumerate(2 * files_in(classes)[:3]):
+        (folder / f"{n}.png").write_bytes(content)
+    parts = open_sources(train_data_dir=folder, validation_fraction=0.4)
+    assert sum(map(len, parts)) == 6
+
+
+def test_a_data_set_of_the_hub_is_a_source(hub: LoopbackHub, classes: Path, tmp_path: Path) -> None:
+    content = as_parquet(classes, tmp_path / "a.parquet").read_bytes()
+    hub.add("owner/classes", {"data/train-00000-of-00001.parquet": content}, kind="dataset")
+    train, _ = open_sources(dataset_name="owner/classes")
+    assert train.class_names == ("dark", "light")
+    assert train.id(0).startswith("owner/classes/train[")
+    assert train.read(0).size == (24, 20)
+
+
+@pytest.mark.parametrize("flag", ["train_data_dir", "validation_data_dir"])
+def test_a_folder_that_does_not_exist_is_named_with_its_flag_and_not_sought_on_the_hub(
+    hub: LoopbackHub, classes: Path, flag: str
+) -> None:
+    before = hub.sent
+    with pytest.raises(ValueError, match=f"--{flag} must be a folder, .* that exists, got nowhere"):
+        open_sources(**{"train_data_dir": classes, flag: "nowhere"})
+    assert hub.sent == before
+
+
+def test_what_is_wrong_with_a_source_is_one_sentence_with_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"^--train_data_dir: root must hold at least one image"):
+        open_sources(train_data_dir=tmp_path)
