@@ -23,6 +23,7 @@ from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
 from ul_tokenizer.cli import app
 from ul_tokenizer.latents.integrity import verify
 from ul_tokenizer.media.transforms import Preprocessing
+from ul_tokenizer.media.videos import VideoWriter, probe, read_frames
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 
 ROOT = Path(__file__).parent.parent
@@ -251,6 +252,8 @@ def test_no_usable_image_at_all_is_an_error(model: str, tmp_path: Path) -> None:
         (("--rank", 1), "--rank and --world-size must be given together, got 1 and None."),
         (("--rank", 2, "--world-size", 2), "--rank must be from 0 to below --world-size, got 2 and 2."),
         (("--model", "nothing"), "Model nothing is no bundled name"),
+        (("--clip-fps", 5), "--clip-fps needs --clip-frames, got none."),
+        (("--without-cuts",), "--without-cuts needs --clip-frames, got none."),
     ],
 )
 def test_contradictions_are_one_sentence(model: str, photos: Path, more: tuple[object, ...], words: str) -> None:
@@ -338,6 +341,48 @@ def test_samples_are_decoded_onto_a_sheet(data: str, model: str) -> None:
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (3 * 18, 2 * 18)  # 16 pixels and a gap of 2
     assert "exists already" in ul("latents", "decode", data, "-o", "sheet.png", "--model", model, status=1).stderr
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> tuple[str, str]:
+    """A model of videos, and a data set of four clips of five frames each."""
+    torch.manual_seed(0)
+    folder = tmp_path / "ul-tiny-video"
+    build_autoencoder("ul-tiny-f8", {"temporal_compression_ratio": 4}).save_pretrained(folder)
+    random, videos = np.random.default_rng(0), tmp_path / "videos"
+    videos.mkdir()
+    with VideoWriter(videos / "a.mp4", 5) as writer:
+        for _ in range(21):
+            writer.write(random.integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    encode("videos", "clips", str(folder), "--clip-frames", 5)
+    return "clips", str(folder)
+
+
+def test_clips_are_decoded_onto_a_sheet_and_into_a_video(clips: tuple[str, str]) -> None:
+    data, model = clips
+    result = ul("latents", "decode", data, "-o", "sheet.png", "--model", model, "-n", 3, "--steps", 1)
+    assert result.stdout.split() == [sample["id"] for sample in LatentDataset(data) if sample["id"] in result.stdout]
+    with Image.open("sheet.png") as sheet:  # first, middle and last frame of each, in a grid of two columns
+        assert sheet.size == (2 * (3 * 16 + 2), 2 * 18)
+        first, last = (sheet.crop((1 + left, 1, 17 + left, 17)) for left in (0, 32))
+        assert list(first.getdata()) != list(last.getdata())
+    ul("latents", "decode", data, "-o", "sheet.mp4", "--model", model, "-n", 4, "--steps", 1)
+    frames = list(read_frames(Path("sheet.mp4")))
+    assert len(frames) == 5 and frames[0].shape == (2 * 18, 2 * 18, 3) and probe(Path("sheet.mp4")).rate == 5
+
+
+def test_images_make_no_video(data: str, model: str) -> None:
+    error = ul("latents", "decode", data, "-o", "sheet.mp4", "--model", model, status=1).stderr
+    assert "--output must be a .png file for a data set of images, got sheet.mp4." in error
+
+
+def test_the_result_as_json_has_results_skipped_samples_and_totals(model: str, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "in")
+    (tmp_path / "in" / "dogs" / "notes.txt").write_text("x")
+    printed = json.loads(encode("in", "out", model, "--json").stdout)
+    assert printed["results"][0]["output"] == "out" and printed["totals"]["encoded"] == 14
+    assert [skip["id"] for skip in printed["skipped"]] == ["dogs/notes.txt"]
+    assert json.loads(encode("in", "out", model, "--json", "--max-skip-fraction", 0, status=1).stdout)["skipped"]
 
 
 def test_other_weights_do_not_decode_a_data_set(data: str, tmp_path: Path) -> None:
