@@ -13,6 +13,7 @@ from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES
 from ul_tokenizer.models.layers import fold_time
 from ul_tokenizer.models.presets import build_autoencoder
+from ul_tokenizer.models.temporal import TemporalDownsample
 
 RATIO = 4
 
@@ -124,6 +125,8 @@ def test_image_weights_are_not_on_a_saddle_where_motion_has_no_gradient() -> Non
     assert not torch.allclose(frames[:, :, 4], frames[:, :, 7], rtol=0, atol=1e-3)
     (frames - x).square().mean().backward()
     for downsample in video.encoder.temporal_downsamples:
+        assert isinstance(downsample, TemporalDownsample)
+        assert downsample.linear.weight.grad is not None
         of_mean, of_difference = downsample.linear.weight.grad.chunk(2, dim=1)
         assert of_difference.norm() > 0.05 * of_mean.norm()
 

@@ -114,7 +114,8 @@ def test_the_priors_gradient_reaches_the_encoder() -> None:
 
 def test_with_the_stop_gradient_ablation_it_does_not() -> None:
     model = make_model()
-    encoder, model.encoder = model.encoder, DetachedEncoder(model.encoder)
+    encoder = model.encoder
+    model.encoder = DetachedEncoder(encoder)  # type: ignore[assignment]
     loss = model(make_pixels(2), make_noise(2))
     loss.total(1.0).backward()
     assert all(parameter.grad is None for parameter in encoder.parameters())

@@ -92,6 +92,8 @@ class TransformerStage(nn.Module):
     ) -> Tensor:
         """(B, L, C), (B, E) → (B, L, C); `grid` is (T, H, W) with T·H·W = L."""
         modulation = self.modulation(embedding.to(self.modulation.weight.dtype)).unflatten(-1, (6, -1))
+        # A view of the picture would make the first block differ from the others, and be compiled apart from them.
+        x_BxLxC = x_BxLxC.clone()
         rotary = rotary_table(grid, self.head_dim, x_BxLxC.device)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -28,11 +28,16 @@ class Axis:
             )
 
     @property
+    def is_one_tile(self) -> bool:
+        """Whether a single tile covers the axis."""
+        return self.length <= self.tile
+
+    @property
     def starts(self) -> list[int]:
         """First position of every tile."""
-        free = self.length - self.tile
-        if free <= 0:
+        if self.is_one_tile:
             return [0]
+        free = self.length - self.tile
         steps = math.ceil(free / (self.tile - self.overlap))
         return [round(i * free / steps) for i in range(steps + 1)]
 
@@ -66,6 +71,9 @@ class Tile:
         return picture[..., _scaled(self.rows, scale), _scaled(self.columns, scale)]
 
 
+WHOLE = Tile(slice(None), slice(None))  # without numbers, so that a compiled network does not depend on the size
+
+
 @dataclass(frozen=True)
 class TileGrid:
     """The tiles that cover an (h, w) latent grid, row by row."""
@@ -85,8 +93,15 @@ class TileGrid:
         return cls(height, width)
 
     @property
+    def is_one_tile(self) -> bool:
+        """Whether a single tile covers the grid."""
+        return self.rows.is_one_tile and self.columns.is_one_tile
+
+    @property
     def tiles(self) -> list[Tile]:
         """All tiles."""
+        if self.is_one_tile:
+            return [WHOLE]
         return [Tile(rows, columns) for rows in self.rows.spans for columns in self.columns.spans]
 
     def blend(self, outputs: Iterable[Tensor], scale: int) -> Tensor:
@@ -100,7 +115,7 @@ class TileGrid:
         Returns:
             (…, h · scale, w · scale), in the dtype of the outputs. The output of a single tile is returned as it is.
         """
-        if len(self.tiles) == 1:
+        if self.is_one_tile:
             (output,) = outputs
             return output
         canvas: Tensor | None = None
@@ -118,4 +133,4 @@ class TileGrid:
 
 
 def _scaled(span: slice, factor: int) -> slice:
-    return slice(span.start * factor, span.stop * factor)
+    return span if span == slice(None) else slice(span.start * factor, span.stop * factor)
