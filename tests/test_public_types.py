@@ -57,7 +57,7 @@ def test_bits_and_streams_of_an_autoencoder_are_typed(vae: UnifiedLatentsAutoenc
     latents = assert_type(vae.encode_stream([torch.zeros(1, 3, 1, 16, 16)], num_frames=1), Iterator[Tensor])
     pieces = assert_type(vae.decode_stream(list(latents), num_frames=1), Iterator[Tensor])
     assert [piece.shape for piece in pieces] == [(1, 3, 1, 16, 16)]
-    assert_type(vae.latents_mean, Tensor | None)
+    assert_type(vae.latents_mean, Tensor)
 
 
 def test_models_load_as_their_own_class(vae: UnifiedLatentsAutoencoder, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.data import make_sources
 from ul_tokenizer.training.stage1 import Stage1Arguments
-from ul_tokenizer.training.stage2 import train_base_model
+from ul_tokenizer.training.stage2 import Stage2Arguments, train_base_model
 
 Flags = Callable[..., list[str]]
 Logged = Callable[[Path], list[dict[str, Any]]]
@@ -101,8 +101,7 @@ def test_the_same_images_give_the_same_losses_whatever_they_are_stored_in(
 
 
 def open_sources(**arguments: Any) -> tuple[DecodedImages, DecodedImages]:
-    texts = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-    return make_sources(Stage1Arguments(**texts))
+    return make_sources(Stage1Arguments(**arguments))
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
@@ -124,7 +123,7 @@ def test_a_base_model_learns_the_classes_of_archives_and_tables(
     torch.manual_seed(0)
     build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "autoencoder")
     run = tmp_path / "run"
-    arguments = {
+    arguments: dict[str, Any] = {
         "pretrained_autoencoder": tmp_path / "autoencoder",
         "train_data_dir": stored[kind],
         "output_dir": run,
@@ -136,7 +135,7 @@ def test_a_base_model_learns_the_classes_of_archives_and_tables(
         "validation_inference_steps": 1,
         "validation_fraction": 0.2,
     }
-    assert train_base_model(flags(**arguments)) == 0
+    assert train_base_model(Stage2Arguments(**arguments))
     names = json.loads((run / "class_names.json").read_text())
     assert names == (["0", "1"] if kind == "tar" else ["dark", "light"])
     assert json.loads((run / "transformer" / "config.json").read_text())["num_class_embeds"] == 2

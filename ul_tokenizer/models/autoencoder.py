@@ -78,8 +78,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             trained on small crops, whose attention never saw more tokens. None leaves tiling to `enable_tiling`.
         scaling_factor: factor that pipelines multiply latents by.
         shift_factor: value that pipelines subtract from latents first.
-        latents_mean: per-channel mean of z_clean, once measured.
-        latents_std: per-channel standard deviation of z_clean, once measured.
+        latents_mean: what generators subtract from latents, per channel; None for zeros.
+        latents_std: what generators divide latents by afterwards, per channel; None for ones.
         force_upcast: ignored, since layers that would overflow in half precision always run in fp32.
         block_out_channels: derived; some pipelines read the compression ratio from its length.
         z_dim: derived.
@@ -194,17 +194,14 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         )
 
     @property
-    def latents_mean(self) -> Tensor | None:
-        """Per-channel mean of z_clean, (c,); None if it was not measured."""
-        return self._channel_statistic(self.config.latents_mean)
+    def latents_mean(self) -> Tensor:
+        """The mean that generators subtract from latents, per channel, (c,); zeros unless the config has another."""
+        return torch.tensor(self.config.latents_mean, device=self.device)
 
     @property
-    def latents_std(self) -> Tensor | None:
-        """Per-channel standard deviation of z_clean, (c,); None if it was not measured."""
-        return self._channel_statistic(self.config.latents_std)
-
-    def _channel_statistic(self, values: list[float] | None) -> Tensor | None:
-        return None if values is None else torch.tensor(values, device=self.device)
+    def latents_std(self) -> Tensor:
+        """The deviation that generators divide latents by, per channel, (c,); ones unless the config has another."""
+        return torch.tensor(self.config.latents_std, device=self.device)
 
     @property
     def temperal_downsample(self) -> list[bool]:
