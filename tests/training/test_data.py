@@ -101,7 +101,9 @@ def test_the_same_images_give_the_same_losses_whatever_they_are_stored_in(
 
 
 def open_sources(**arguments: Any) -> tuple[DecodedImages, DecodedImages]:
-    texts = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    texts: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()
+    }
     return make_sources(Stage1Arguments(**texts))
 
 
