@@ -37,6 +37,7 @@ def visible(frames: list[Timed], time: float) -> Timed:
     return [frame for frame in frames if frame.time <= time or frame is frames[0]][-1]
 
 
+@settings(deadline=None)
 @given(gaps, starts)
 def test_from_a_moment_on_every_frame_comes_once_and_in_order(gaps: list[int], start: float) -> None:
     frames = timed(gaps)
@@ -46,6 +47,7 @@ def test_from_a_moment_on_every_frame_comes_once_and_in_order(gaps: list[int], s
     assert list(shown_from(iter(frames), start, PERIOD)) == expected
 
 
+@settings(deadline=None)
 @given(gaps, starts, rates)
 def test_at_even_times_each_frame_is_the_one_that_is_visible_then(gaps: list[int], start: float, fps: float) -> None:
     frames = timed(gaps)
@@ -55,6 +57,7 @@ def test_at_even_times_each_frame_is_the_one_that_is_visible_then(gaps: list[int
     assert list(shown_at(iter(frames), start, fps)) == [visible(frames, time) for time in times]
 
 
+@settings(deadline=None)
 @given(gaps, starts, rates)
 def test_the_number_of_frames_is_the_time_that_is_left_times_the_rate(
     gaps: list[int], start: float, fps: float
@@ -64,6 +67,7 @@ def test_the_number_of_frames_is_the_time_that_is_left_times_the_rate(
     assert abs(len(list(shown_at(iter(frames), start, fps))) - left * fps) <= 1
 
 
+@settings(deadline=None)
 @given(gaps, starts, rates)
 def test_a_reader_that_begins_at_an_earlier_frame_shows_the_same(gaps: list[int], start: float, fps: float) -> None:
     """As after a seek; the average length of a frame, which ends the last one, is then that of the others read."""
@@ -77,8 +81,8 @@ def test_a_reader_that_begins_at_an_earlier_frame_shows_the_same(gaps: list[int]
         assert [frame for frame in rest if frame is not frames[-1]] == before_the_last
 
 
-@given(st.integers(2, 40), st.sampled_from([10, 24, 25, 30, 50, 60]))
 @settings(deadline=None)
+@given(st.integers(2, 40), st.sampled_from([10, 24, 25, 30, 50, 60]))
 def test_times_in_whole_milliseconds_show_every_frame_once_at_the_files_own_rate(count: int, fps: int) -> None:
     slack = rounding(0.001, 1 / fps)
     frames = [Timed(round(n / fps, 3), _black, slack) for n in range(count)]
@@ -95,6 +99,7 @@ def test_no_frames_show_nothing(fps: float) -> None:
     assert list(shown_from(nothing, 0.0, PERIOD)) == list(shown_at(nothing, 0.0, fps)) == []
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1.0), st.floats(1e-3, 1.0))
 def test_a_rounding_is_never_more_than_a_quarter_of_a_frame(tick: float, period: float) -> None:
     assert EXACT <= rounding(tick, period) <= max(EXACT, period / 4)

@@ -6,12 +6,13 @@ import pickle
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ul_tokenizer.sources.names import CompactNames
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=()), max_size=8).filter(lambda t: not has_surrogates(t))))
 def test_every_name_comes_back_in_every_process(names: list[str]) -> None:
     compact = pickle.loads(pickle.dumps(CompactNames(names)))

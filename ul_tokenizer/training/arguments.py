@@ -61,15 +61,17 @@ class TrainingArguments:
     seed: int = arg(0, "Seed for the order of the data, the crops and all noise.", NOT_NEGATIVE)
 
     # Data
-    train_data_dir: str | None = arg(None, "Train on the images in this folder and its subfolders.")
+    train_data_dir: str | None = arg(
+        None, "Train on a folder of images, of .tar archives or of .parquet files, or on one such file."
+    )
     dataset_name: str | None = arg(
-        None, "Train on this image data set from the Hugging Face Hub instead of a folder (needs the `data` extra)."
+        None, "Train on this data set from the Hugging Face Hub instead of --train_data_dir (needs the `data` extra)."
     )
     dataset_config_name: str | None = arg(None, "Configuration of the hub data set.")
-    image_column: str = arg("image", "Column of the hub data set that contains the images.")
-    label_column: str | None = arg(None, "Column of the hub data set that contains the class labels.")
+    image_column: str = arg("image", "Column with the images, in parquet files and hub data sets.")
+    label_column: str | None = arg(None, "Column with the class labels, in parquet files and hub data sets.")
     validation_data_dir: str | None = arg(
-        None, "Validate on the images in this folder. Without it, some training images are held out for validation."
+        None, "Validate on these images, in any form of --train_data_dir; by default some training images are held out."
     )
     validation_fraction: float = arg(
         0.02, "Fraction of the training images to hold out if no validation folder is given.", BELOW_1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ul_tokenizer.training.draws.crops import DrawSampler, index_of_draw
@@ -17,12 +17,14 @@ seeds = st.integers(0, 2**32)
 processes = st.integers(1, 6)
 
 
+@settings(deadline=None)
 @given(lengths, seeds, st.integers(0, 5))
 def test_each_epoch_is_a_permutation(length: int, seed: int, epoch: int) -> None:
     draws = range(epoch * length, (epoch + 1) * length)
     assert sorted(index_of_draw(n, length, seed) for n in draws) == list(range(length))
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(0, 3))
 def test_epochs_and_seeds_have_orders_of_their_own(seed: int, epoch: int) -> None:
     def order(seed: int, epoch: int) -> list[int]:
@@ -33,6 +35,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(seed: int, epoch: int) -> Non
     assert order(seed, epoch) != order(seed + 1, epoch)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(0, 100), processes)
 def test_processes_divide_the_draws_without_overlap_or_gap(start: int, count: int, num: int) -> None:
     shares = [list(DrawSampler(start, start + count, num, index)) for index in range(num)]
@@ -40,6 +43,7 @@ def test_processes_divide_the_draws_without_overlap_or_gap(start: int, count: in
     assert [len(DrawSampler(start, start + count, num, index)) for index in range(num)] == list(map(len, shares))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), processes, processes)
 def test_a_run_resumed_on_other_processes_draws_what_is_left(done: int, left: int, before: int, after: int) -> None:
     """`done` draws on `before` processes, the others on `after` processes."""
@@ -48,6 +52,7 @@ def test_a_run_resumed_on_other_processes_draws_what_is_left(done: int, left: in
     assert sorted(first + second) == list(range(done + left))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 7), processes, st.integers(1, 4), st.integers(1, 5))
 def test_regrouping_a_step_changes_no_sample(step: int, num: int, micro_steps: int, batch_size: int) -> None:
     """The micro-batches of all processes are the step's samples, and the draws that the loader gives them."""
