@@ -32,7 +32,7 @@ from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.draws.clips import RandomClipDataset
 from ul_tokenizer.training.draws.crops import RandomCropDataset
-from ul_tokenizer.training.draws.video_pool import VideoFolder
+from ul_tokenizer.training.draws.video_pool import VideoPool
 from ul_tokenizer.training.validation import flicker
 
 CACHE = Path("~/.cache/ul_tokenizer").expanduser()
@@ -50,7 +50,7 @@ def loaded(name: str) -> tuple[UnifiedLatentsAutoencoder, Any]:
 def clips_of(videos: Path, photos: Path, frames: int, count: int) -> dict[str, Tensor]:
     """Name → (count, 3, frames, SIDE, SIDE)."""
     crops = RandomCropDataset(DecodedImages(FolderSource(photos, keep_duplicates=True)), SIDE, scale=(0.5, 1.0))
-    kinds = {"videos": VideoFolder(videos, 4 * SIDE, min_frames=frames), "pans": None}
+    kinds = {"videos": VideoPool(videos, 4 * SIDE, min_frames=frames), "pans": None}
     drawn = {}
     for name, folder in kinds.items():
         dataset = RandomClipDataset(crops, folder, frames, 1, image_fraction=0.0, pan_fraction=0.0, max_stride=1)

@@ -111,8 +111,8 @@ def test_an_image_is_a_clip_of_one_frame(model: UnifiedLatentsAutoencoder) -> No
     x, noise = pixels(), torch.randn(2, 3, 32, 32)
     latent, clip = model.encode(x).latent, model.encode(x.unsqueeze(2)).latent
     assert torch.equal(clip, latent.unsqueeze(2))
-    image, film = model.decode(latent, noise=noise).sample, model.decode(clip, noise=noise.unsqueeze(2)).sample
-    assert torch.equal(film, image.unsqueeze(2))
+    image, video = model.decode(latent, noise=noise).sample, model.decode(clip, noise=noise.unsqueeze(2)).sample
+    assert torch.equal(video, image.unsqueeze(2))
 
 
 def test_a_clip_of_several_frames_runs_and_its_frames_encode_like_images(model: UnifiedLatentsAutoencoder) -> None:

@@ -19,7 +19,7 @@ from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.command import run_command
 from ul_tokenizer.training.draws.clips import RandomClipDataset, pan
 from ul_tokenizer.training.draws.crops import RandomCropDataset
-from ul_tokenizer.training.draws.video_pool import VideoFolder
+from ul_tokenizer.training.draws.video_pool import VideoPool
 from ul_tokenizer.training.validation import flicker
 
 Flags = Callable[..., list[str]]
@@ -27,7 +27,7 @@ Flags = Callable[..., list[str]]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two films, of which one has a cut in its middle."""
+    """Two videos, of which one has a cut in its middle."""
     folder = tmp_path_factory.mktemp("videos")
     for name, frames in (("plain", 20), ("cut", 20)):
         with VideoWriter(folder / f"{name}.mp4", 10) as writer:
@@ -43,7 +43,7 @@ def crops(images: Path) -> RandomCropDataset:
 
 
 def test_a_draw_is_a_pure_function_of_its_number(crops: RandomCropDataset, videos: Path) -> None:
-    datasets = [RandomClipDataset(crops, VideoFolder(videos, 32), 4, draws_per_step=2) for _ in range(2)]
+    datasets = [RandomClipDataset(crops, VideoPool(videos, 32), 4, draws_per_step=2) for _ in range(2)]
     for n in (5, 0, 9, 5):
         assert torch.equal(datasets[0][n]["pixel_values"], datasets[1][n]["pixel_values"])
 
@@ -51,7 +51,7 @@ def test_a_draw_is_a_pure_function_of_its_number(crops: RandomCropDataset, video
 def test_the_draws_of_a_step_are_of_one_kind_and_the_kinds_have_their_share(
     crops: RandomCropDataset, videos: Path
 ) -> None:
-    dataset = RandomClipDataset(crops, VideoFolder(videos, 32), 4, draws_per_step=3, image_fraction=0.3)
+    dataset = RandomClipDataset(crops, VideoPool(videos, 32), 4, draws_per_step=3, image_fraction=0.3)
     shapes = [tuple(dataset[n]["pixel_values"].shape) for n in range(300)]
     assert set(shapes) == {(3, 16, 16), (3, 4, 16, 16)}
     assert all(len(set(shapes[first : first + 3])) == 1 for first in range(0, 300, 3))
@@ -70,18 +70,18 @@ def test_a_pan_moves_steadily_and_stays_inside() -> None:
 
 
 def test_parts_without_a_cut_are_found(videos: Path) -> None:
-    folder = VideoFolder(videos, 32)
-    assert {film.frames.shape for film in folder.films if film.frames is not None} == {(20, 32, 43, 3)}
+    folder = VideoPool(videos, 32)
+    assert {video.frames.shape for video in folder.videos if video.frames is not None} == {(20, 32, 43, 3)}
     random = np.random.default_rng(0)
     parts = [folder.part(4, 1, random)[0] for _ in range(50)]
     assert not any(has_cut(part) for part in parts)
-    assert has_cut(folder.films[0].part(0, 20, 1))
+    assert has_cut(folder.videos[0].part(0, 20, 1))
 
 
 def test_videos_too_large_for_memory_give_the_same_parts_from_their_files(videos: Path) -> None:
-    kept, read = (VideoFolder(videos, 32, max_bytes=limit) for limit in (10**9, 0))
+    kept, read = (VideoPool(videos, 32, max_bytes=limit) for limit in (10**9, 0))
     assert (kept.is_in_memory, read.is_in_memory) == (True, False)
-    assert all(film.frames is None for film in read.films)
+    assert all(video.frames is None for video in read.videos)
     randoms = [np.random.default_rng(0) for _ in range(2)]
     for stride in (1, 2, 3):
         one, other = (folder.part(5, stride, random) for folder, random in zip((kept, read), randoms, strict=True))
@@ -94,14 +94,14 @@ def test_videos_that_are_left_out_take_no_memory(videos: Path, tmp_path: Path) -
     with VideoWriter(tmp_path / "short.mp4", 10) as writer:
         writer.write(np.zeros((480, 640, 3), np.uint8))
     size = 20 * 3 * 48 * 64
-    assert VideoFolder(tmp_path, 480, min_frames=2, max_bytes=size).is_in_memory
-    assert not VideoFolder(tmp_path, 480, min_frames=2, max_bytes=size - 1).is_in_memory
+    assert VideoPool(tmp_path, 480, min_frames=2, max_bytes=size).is_in_memory
+    assert not VideoPool(tmp_path, 480, min_frames=2, max_bytes=size - 1).is_in_memory
 
 
 def test_a_part_that_cannot_be_read_is_named_and_replaced(videos: Path, tmp_path: Path) -> None:
     for name in ("plain", "gone"):
         (tmp_path / f"{name}.mp4").write_bytes((videos / "plain.mp4").read_bytes())
-    folder = VideoFolder(tmp_path, 32, max_bytes=0)
+    folder = VideoPool(tmp_path, 32, max_bytes=0)
     (tmp_path / "gone.mp4").unlink()
     random = np.random.default_rng(0)
     parts = [folder.part(4, 1, random) for _ in range(20)]
@@ -115,9 +115,9 @@ def test_a_part_that_cannot_be_read_is_named_and_replaced(videos: Path, tmp_path
 def test_short_and_broken_videos_are_named(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "plain.mp4").write_bytes((videos / "plain.mp4").read_bytes())
-    assert VideoFolder(tmp_path, 32).skipped[0].startswith("bad.mp4: ")
+    assert VideoPool(tmp_path, 32).skipped[0].startswith("bad.mp4: ")
     with pytest.raises(ValueError, match=r"must hold at least one video, got none .* fewer than 30"):
-        VideoFolder(tmp_path, 32, min_frames=30)
+        VideoPool(tmp_path, 32, min_frames=30)
 
 
 def test_flicker_is_the_difference_of_changes() -> None:

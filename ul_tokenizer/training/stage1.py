@@ -23,7 +23,7 @@ from ul_tokenizer.training.data import make_sources, say
 from ul_tokenizer.training.draws.clips import RandomClipDataset
 from ul_tokenizer.training.draws.crops import CropBatch, CropSample, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
-from ul_tokenizer.training.draws.video_pool import VideoFolder
+from ul_tokenizer.training.draws.video_pool import VideoPool
 from ul_tokenizer.training.loop import run_stage
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments as Stage1Arguments
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
@@ -106,12 +106,12 @@ class Stage1:
         if folder is not None:
             short_side = 4 * crops.resolution  # parts of a frame are scaled to the crop from at most this
             memory = int(args.cache_videos_gb * 1e9)
-            videos = VideoFolder(folder, short_side, args.video_fps, min_frames=args.num_frames, max_bytes=memory)
+            videos = VideoPool(folder, short_side, args.video_fps, min_frames=args.num_frames, max_bytes=memory)
             for reason in videos.skipped:
                 say(f"skipped {reason}")
             if not videos.is_in_memory:
                 say(
-                    f"{folder}: {len(videos.films)} videos don't fit into --cache_videos_gb {args.cache_videos_gb:g}; "
+                    f"{folder}: {len(videos.videos)} videos don't fit into --cache_videos_gb {args.cache_videos_gb:g}; "
                     "their parts are read from the files, which --dataloader_num_workers speeds up."
                 )
         processes = PartialState().num_processes

@@ -15,7 +15,7 @@ from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.randomness import Stream, numpy_generator
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, index_of_draw
-from ul_tokenizer.training.draws.video_pool import VideoFolder
+from ul_tokenizer.training.draws.video_pool import VideoPool
 
 MAX_SPEED, MAX_ZOOM = 2.0, 0.01  # of a pan, per frame: pixels, and relative change of the scale
 
@@ -38,7 +38,7 @@ class RandomClipDataset(Dataset[CropSample]):
     def __init__(
         self,
         crops: RandomCropDataset,
-        videos: VideoFolder | None,
+        videos: VideoPool | None,
         num_frames: int,
         draws_per_step: int,
         image_fraction: float = 0.25,

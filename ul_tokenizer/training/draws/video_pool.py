@@ -22,7 +22,7 @@ from ul_tokenizer.media.videos import (
 TRIES = 8  # attempts to find a part without a cut
 
 
-class Film(NamedTuple):
+class PooledVideo(NamedTuple):
     """A video, decoded or not."""
 
     path: Path
@@ -48,7 +48,7 @@ class Film(NamedTuple):
         return np.stack(frames)
 
 
-class VideoFolder:
+class VideoPool:
     """All videos below a folder, scaled down for training.
 
     If all decoded frames fit into `max_bytes`, they are decoded once and kept. Otherwise each part is read from its
@@ -62,7 +62,7 @@ class VideoFolder:
         max_bytes: How much memory decoded frames may take, per process.
 
     Attributes:
-        films: The videos.
+        videos: The videos.
         skipped: "name: reason" of each file that was left out.
         is_in_memory: Whether the decoded frames are kept in memory.
 
@@ -81,37 +81,37 @@ class VideoFolder:
         root = Path(root)
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
         self.skipped: list[str] = []
-        self.films: list[Film] = []
+        self.videos: list[PooledVideo] = []
         total = 0
         for path in paths:
             try:
                 info = probe(path)
-                film = Film(path, expected_frames(path, fps), fps or info.rate, short_side)
+                video = PooledVideo(path, expected_frames(path, fps), fps or info.rate, short_side)
             except UnreadableVideoError as error:
                 self.skipped.append(f"{path.name}: {error.reason}")
                 continue
-            if self._add(film, min_frames):
-                total += film.num_frames * 3 * math.prod(_scaled_size(info.width, info.height, short_side))
+            if self._add(video, min_frames):
+                total += video.num_frames * 3 * math.prod(_scaled_size(info.width, info.height, short_side))
         self.is_in_memory = total <= max_bytes
         if self.is_in_memory:
-            listed, self.films = self.films, []
-            for film in listed:
-                self._add(self._decoded(film, fps), min_frames)
-        if not self.films:
+            listed, self.videos = self.videos, []
+            for video in listed:
+                self._add(self._decoded(video, fps), min_frames)
+        if not self.videos:
             reasons = "; ".join(self.skipped[:3]) or "no file with the suffix of a video"
             raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
 
-    def _add(self, film: Film, min_frames: int) -> bool:
+    def _add(self, video: PooledVideo, min_frames: int) -> bool:
         """Adds a video if it is long enough; returns whether it is."""
-        if film.num_frames < min_frames:
-            self.skipped.append(f"{film.path.name}: it has {film.num_frames} frames, fewer than {min_frames}")
+        if video.num_frames < min_frames:
+            self.skipped.append(f"{video.path.name}: it has {video.num_frames} frames, fewer than {min_frames}")
             return False
-        self.films.append(film)
+        self.videos.append(video)
         return True
 
-    def _decoded(self, film: Film, fps: float | None) -> Film:
-        frames = [scaled(frame, film.short_side) for frame in read_frames(film.path, fps=fps, notes=self.skipped)]
-        return film._replace(num_frames=len(frames), frames=np.stack(frames))
+    def _decoded(self, video: PooledVideo, fps: float | None) -> PooledVideo:
+        frames = [scaled(frame, video.short_side) for frame in read_frames(video.path, fps=fps, notes=self.skipped)]
+        return video._replace(num_frames=len(frames), frames=np.stack(frames))
 
     def part(self, num_frames: int, stride: int, random: np.random.Generator) -> tuple[Frame, tuple[str, ...]]:
         """Draws a random part, without a cut if `TRIES` attempts find one. Long videos are drawn more often.
@@ -127,15 +127,15 @@ class VideoFolder:
         Raises:
             UnreadableVideoError: None of the parts that were tried can be read.
         """
-        lengths = np.array([film.num_frames for film in self.films], float)
+        lengths = np.array([video.num_frames for video in self.videos], float)
         part: Frame | None = None
         failures: list[UnreadableVideoError] = []
         for _ in range(TRIES):
-            film = self.films[int(random.choice(len(self.films), p=lengths / lengths.sum()))]
-            step = max(1, min(stride, (film.num_frames - 1) // max(1, num_frames - 1)))
-            first = int(random.integers(0, film.num_frames - step * (num_frames - 1)))
+            video = self.videos[int(random.choice(len(self.videos), p=lengths / lengths.sum()))]
+            step = max(1, min(stride, (video.num_frames - 1) // max(1, num_frames - 1)))
+            first = int(random.integers(0, video.num_frames - step * (num_frames - 1)))
             try:
-                part = film.part(first, num_frames, step)
+                part = video.part(first, num_frames, step)
             except UnreadableVideoError as error:
                 failures.append(error)
                 continue
