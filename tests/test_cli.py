@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 
 from ul_tokenizer import UnifiedLatentsAutoencoder, __version__
 from ul_tokenizer.cli import app
+from ul_tokenizer.cli.reporting import UsageError, print_results, reported
 from ul_tokenizer.files import sha256_of, whole_file
 from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.models.latent_distribution import LatentDistribution
@@ -526,6 +528,69 @@ def test_wrong_usage_is_status_2_and_nothing_is_written(model: str, arguments: l
     photo("photo.png")
     ul(*arguments, model=model if arguments and arguments[0] != "transmogrify" else None, status=2)
     assert files_below(".") == ["photo.png"]
+
+
+def test_a_missing_extra_is_one_line_that_names_the_command_to_install_it(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo("in/a.png", 16, 16)
+    Path("table.parquet").write_bytes(b"PAR1")
+    ul("encode-dataset", "in", "-o", "latents", "--crop", "none", model=model)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # an import of these fails as if they weren't installed
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    for words in (
+        ["encode-dataset", "table.parquet", "-o", "out", "--crop", "none", "--model", model],
+        ["latents", "export", "latents", "-o", "out", "--format", "webdataset"],
+    ):
+        said = ul(*words, status=1).stderr
+        assert said.startswith("error: ") and said.count("\n") == 1
+        assert "pip install" in said and "ul_tokenizer[data]" in said
+    assert not Path("out").exists()
+
+
+def test_a_broken_installation_keeps_its_traceback() -> None:
+    def broken() -> None:
+        raise ImportError("cannot import name 'x' from 'y'")
+
+    with pytest.raises(ImportError, match="cannot import name"):
+        reported(broken)()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UsageError("--a needs --b."), 2, "error: --a needs --b."),
+        (ValueError("no."), 1, "error: no."),
+        (OSError(28, "No space left on device", "x"), 1, "error: [Errno 28] No space left on device: 'x'"),
+        (MemoryError(), 1, "error: MemoryError"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "error: Not enough memory; use smaller tiles"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: Not enough memory; use smaller tiles"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_an_exit_status(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as stopped:
+        reported(failing)()
+    said = capsys.readouterr().err
+    assert stopped.value.exit_code == status
+    assert said.startswith(line) and said.count("\n") == 1
+
+
+def test_json_has_results_skipped_and_totals_and_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"a": float("nan"), "b": [1.5, float("inf")], "path": Path("x"), "pair": (1, {"c": -float("inf")})}]
+    print_results(rows, [{"file": "y", "reason": "ü"}], {"mean": 2.0})
+    out = capsys.readouterr().out
+    assert "ü" in out and "NaN" not in out
+    assert json.loads(out) == {
+        "results": [{"a": None, "b": [1.5, None], "path": "x", "pair": [1, {"c": None}]}],
+        "skipped": [{"file": "y", "reason": "ü"}],
+        "totals": {"results": 1, "skipped": 1, "mean": 2.0},
+    }
 
 
 def test_a_real_process_has_these_exit_statuses_too(model: str) -> None:

@@ -101,9 +101,7 @@ def generate(
     require(given is None or context is not None, "--given needs --context, the video whose last frames are continued.")
     require(guidance == 1 or bool(classes), f"--guidance needs --class, got {guidance:g} without a class.")
     interval = guidance_interval(guidance_low, guidance_high)
-    require(
-        interval is None or guidance != 1, "--guidance-low and --guidance-high need --guidance, got them without it."
-    )
+    require(interval is None or guidance != 1, "--guidance-low and --guidance-high need --guidance.")
     import torch
 
     from ul_tokenizer.cli import sampling as work
