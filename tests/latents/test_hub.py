@@ -80,6 +80,36 @@ def test_a_pinned_revision_stays_what_it_was(hub: LoopbackHub, login: str, data:
     assert (len(LatentDataset("tester/latents", first)), len(LatentDataset("tester/latents"))) == (6, 7)
 
 
+def test_a_private_data_set_needs_a_token(hub: LoopbackHub, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {path.name: path.read_bytes() for path in data.iterdir()}
+    hub.add("tester/latents", files, kind="dataset", is_private=True)
+    with pytest.raises(errors.RepositoryMissingError):
+        LatentDataset("tester/latents", token=False)
+    dataset = LatentDataset("tester/latents", token=hub.read_token)
+    assert samples(dataset) == samples(LatentDataset(data))
+
+
+def test_downloads_go_to_the_cache_that_is_named(
+    hub: LoopbackHub, login: str, data: Path, cache: Path, tmp_path: Path
+) -> None:
+    push_latents(data, Target("tester/latents"))
+    dataset = LatentDataset("tester/latents", cache_dir=tmp_path / "other")
+    assert samples(dataset) == samples(LatentDataset(data))
+    assert not cache.exists() and len(list((tmp_path / "other").rglob("*.safetensors"))) == 3
+
+
+def test_local_files_only_asks_nothing(hub: LoopbackHub, login: str, data: Path) -> None:
+    push_latents(data, Target("tester/latents"))
+    with pytest.raises(errors.OfflineError):
+        LatentDataset("tester/latents", local_files_only=True)
+    LatentDataset("tester/latents")[0]
+    hub.log.clear()
+    dataset = LatentDataset("tester/latents", local_files_only=True)
+    assert dataset[1]["id"] == "1.jpg" and hub.log == []
+    with pytest.raises(errors.OfflineError):  # the second shard was never downloaded
+        dataset[2]
+
+
 def test_wrong_bytes_on_the_way_are_seen(hub: LoopbackHub, login: str, data: Path) -> None:
     push_latents(data, Target("tester/latents"))
     hub.faults.append(Fault("corrupt", "shard-r000-000000", times=2))

@@ -142,12 +142,14 @@ class LatentDataset(Dataset[Sample]):
                 samples[position] = sample
         return samples
 
-    def _samples(self, number: int, rows: list[int]) -> Iterator[Sample]:
+    def _samples(self, number: int, rows: list[int]) -> list[Sample]:
         shard, latents = self._index.shards[number], self._normalized(self._reader(number).read(rows))
-        columns = {name: take(values, rows) for name, values in shard.columns.items()}
-        for position, (name, latent) in enumerate(zip(take(shard.ids, rows), latents, strict=True)):
-            values = {column: cells[position] for column, cells in columns.items() if cells[position] is not None}
-            yield {"id": name, "latent": latent, **values}
+        samples = [{"id": name, "latent": z} for name, z in zip(take(shard.ids, rows), latents, strict=True)]
+        for column, values in shard.columns.items():
+            for sample, value in zip(samples, take(values, rows), strict=True):
+                if value is not None:
+                    sample[column] = value
+        return samples
 
     def _reader(self, number: int) -> ShardReader:
         if number not in self._readers:

@@ -1,4 +1,4 @@
-"""Latent data sets to formats that other libraries read: NumPy, webdataset and parquet."""
+"""Exports latent data sets to formats that other libraries read: NumPy, webdataset and parquet."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from ul_tokenizer.latents.manifest import HEADER
 
 Format = Literal["npy", "webdataset", "parquet"]
 INDEX = "index.jsonl"
-FILE_BYTES = 256_000_000  # of an archive or a table, about
+FILE_BYTES = 256_000_000  # approximate size of an archive or a table
 _AT_ONCE = 64  # samples that are read together
 Progress = Callable[[int], None]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def export(dataset: LatentDataset, output: str | Path, form: Format, on_progress: Progress | None = None) -> int:
-    """Writes z_clean and the columns of every sample, with the header as `header.json`; whole or not at all.
+    """Writes z_clean and the columns of every sample, and the header as `header.json`, completely or not at all.
 
-    float16 and float32 latents keep their dtype, others (NumPy knows no bfloat16) become float32.
+    float16 and float32 latents keep their dtype; others become float32, since NumPy has no bfloat16.
 
     Args:
-        dataset: what is written, in its order; with `normalize` the normalised latents.
+        dataset: the data set; if it normalises, the normalised latents are written.
         output: a folder that doesn't exist.
-        form: "npy": `latents-CxHxW.npy` per shape and `index.jsonl`, whose lines say file, row, id and columns.
-            "webdataset": `latents-000000.tar`, … of `KEY.npy` and `KEY.json`, which holds id and columns; a key is the
-            sample's number. "parquet": `latents-000000.parquet`, … with `id`, `shape`, `latent` (a flat list) and a
-            column per column.
-        on_progress: called with numbers of samples just written.
+        form: "npy" writes `latents-CxHxW.npy` for each shape, and `index.jsonl` with the file, row, id and columns of
+            each sample. "webdataset" writes archives `latents-000000.tar`, … of `KEY.npy` and `KEY.json`, which holds
+            id and columns; KEY is the sample's number. "parquet" writes `latents-000000.parquet`, … with `id`,
+            `shape`, `latent` (a flat list) and the columns.
+        on_progress: called with the number of samples that were just written.
 
     Returns:
         the number of samples.
 
     Raises:
-        ValueError: an output that exists, or an unknown form.
+        ValueError: the output exists, or the format is unknown.
         ImportError: webdataset or parquet without the extra `data`.
-        OSError: a disk that is full or can't be written; nothing is left there.
+        OSError: the disk is full or can't be written; no output is left.
     """
     if form not in _WRITERS:
         raise ValueError(f"form must be one of {', '.join(_WRITERS)}, got {form!r}.")
@@ -58,7 +58,7 @@ def export(dataset: LatentDataset, output: str | Path, form: Format, on_progress
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, which becomes it in the end."""
+    """Yields a hidden folder beside `output`, and renames it at the end."""
     if output.exists():
         raise ValueError(f"output must be a new folder, got {output}, which exists.")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
@@ -75,7 +75,7 @@ def _dtype(dataset: LatentDataset) -> np.dtype[Any]:
 
 
 def _samples(dataset: LatentDataset, on_progress: Progress) -> Iterator[tuple[Sample, Array]]:
-    """Each sample in order, and its latent as it is written."""
+    """Yields each sample in order, and its latent in the dtype that is written."""
     dtype = _dtype(dataset)
     for start in range(0, len(dataset), _AT_ONCE):
         samples = dataset.__getitems__(range(start, min(start + _AT_ONCE, len(dataset))))
@@ -155,7 +155,7 @@ def _column(dataset: LatentDataset, name: str) -> list[Any]:
 
 
 def _parts(samples: Iterator[tuple[Sample, Array]]) -> Iterator[Iterator[Sequence[tuple[Sample, Array]]]]:
-    """Samples by the file and then the row group that they go to."""
+    """Samples grouped by file, and within a file by row group."""
     written = 0
 
     def numbered() -> Iterator[tuple[int, int, tuple[Sample, Array]]]:

@@ -6,6 +6,7 @@ file in the user's cache, which is made when the data set is first opened and wh
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
 import os
@@ -46,10 +47,12 @@ class LatentIndex:
     def __init__(self, folder: Path, header: Header) -> None:
         self.header = header
         self.shards = load_shards(folder)
+        self._ends: list[int] = self.shards.ends.tolist()  # a list, which `bisect` searches more quickly
+        self._count = self._ends[-1] if self._ends else 0
 
     def __len__(self) -> int:
         """Number of samples."""
-        return int(self.shards.ends[-1]) if len(self.shards) else 0
+        return self._count
 
     def place(self, index: int) -> tuple[int, int]:
         """Number of a sample's shard, and the row in it; negative numbers count from the end.
@@ -57,11 +60,11 @@ class LatentIndex:
         Raises:
             IndexError: there is no such sample.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index must be below {len(self)}, got {index}.")
-        index %= len(self)
-        number = int(np.searchsorted(self.shards.ends, index, "right"))
-        return number, index - (int(self.shards.ends[number - 1]) if number else 0)
+        if not -self._count <= index < self._count:
+            raise IndexError(f"index must be below {self._count}, got {index}.")
+        index %= self._count
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     def id(self, index: int) -> str:
         """The id of a sample."""
@@ -89,7 +92,7 @@ class LatentIndex:
     def ranges(self, shape: Shape) -> list[range]:
         """For each shard with latents of this shape, the numbers of its samples."""
         number = self.shards.shapes.index(shape)
-        bounds = zip(self.shards.starts(), self.shards.ends.tolist(), self.shards.shape_numbers.tolist(), strict=True)
+        bounds = zip([0, *self._ends[:-1]], self._ends, self.shards.shape_numbers.tolist(), strict=True)
         return [range(start, stop) for start, stop, n in bounds if n == number]
 
     def facts(self) -> dict[str, Any]:
@@ -123,8 +126,7 @@ def load_shards(folder: Path) -> PackedShards:
             return _cached(folder, repr(stamps))
     packed = io.BytesIO()
     _pack(folder, packed)
-    shards = PackedShards(packed.getvalue())
-    return shards
+    return PackedShards(packed.getvalue())
 
 
 def cache_folder() -> Path:

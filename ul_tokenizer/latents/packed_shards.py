@@ -125,6 +125,8 @@ class PackedShards(Sequence[Shard]):
     @overload
     def __getitem__(self, index: slice) -> list[Shard]: ...
     def __getitem__(self, index: int | slice) -> Shard | list[Shard]:
+        if isinstance(index, int) and (shard := self._decoded.get(index)):
+            return shard
         numbers = range(len(self))[index]  # raises IndexError
         return self._shard(numbers) if isinstance(numbers, int) else [self._shard(number) for number in numbers]
 
@@ -132,11 +134,11 @@ class PackedShards(Sequence[Shard]):
         return map(self._decode, range(len(self)))  # not kept, so that a walk over all shards needs no memory
 
     def _shard(self, number: int) -> Shard:
-        if number not in self._decoded:
-            if len(self._decoded) >= _MOST_DECODED:
-                self._decoded.clear()
-            self._decoded[number] = self._decode(number)
-        return self._decoded[number]
+        if number in self._decoded:
+            return self._decoded[number]
+        if len(self._decoded) >= _MOST_DECODED:
+            self._decoded.clear()
+        return self._decoded.setdefault(number, self._decode(number))
 
     def _decode(self, number: int) -> Shard:
         fields = json.loads(self._bytes((int(self._places[2 * number]), int(self._places[2 * number + 1]))).tobytes())
@@ -145,10 +147,6 @@ class PackedShards(Sequence[Shard]):
         columns = {name: unpack(k, self._bytes(p), count) for name, (k, p) in fields["columns"].items()}
         ids = unpack(kind, self._bytes(place), count)
         return Shard(**{**fields, "shape": tuple(fields["shape"]), "ids": ids, "columns": columns})
-
-    def starts(self) -> list[int]:
-        """Number of the first sample of each shard."""
-        return [0, *self.ends[:-1].tolist()]
 
 
 def pack_shards(shards: Iterable[Shard], file: BinaryIO) -> None:
