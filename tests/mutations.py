@@ -176,8 +176,8 @@ MUTATIONS = [
     Mutation(
         "one step returns the next noisy sample",
         AUTOENCODER,
-        "return output.pred_original_sample",
-        "return output.prev_sample",
+        "return x_last",
+        "return x_t",
         ON_AUTOENCODER,
     ),
     Mutation(
@@ -190,9 +190,23 @@ MUTATIONS = [
     Mutation(
         "every tile draws noise of its own",
         AUTOENCODER,
-        "self._denoise(z[..., rows, columns], noise[..., ",
-        "self._denoise(z[..., rows, columns], torch.randn_like(noise)[..., ",
+        "self._denoise(tile.of(z), tile.of(x_1, ratio), levels)",
+        "self._denoise(tile.of(z), torch.randn_like(tile.of(x_1, ratio)), levels)",
         ON_TILING,
+    ),
+    Mutation(
+        "the sampler of the second order forgets the level before",
+        AUTOENCODER,
+        "x if is_first_order or x_last is None else",
+        "x if True else",
+        ON_AUTOENCODER,
+    ),
+    Mutation(
+        "a clip's later parts forget the earlier ones",
+        AUTOENCODER,
+        "latent, caches = self._encode_part(part, caches)",
+        "latent, caches = self._encode_part(part, None)",
+        ON_VIDEO,
     ),
     Mutation(
         "tiles are averaged and not blended",

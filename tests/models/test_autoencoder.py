@@ -158,6 +158,21 @@ def test_the_config_says_how_many_steps_a_decode_takes(model: UnifiedLatentsAuto
     assert torch.equal(model.decode(z, noise=noise).sample, three)
 
 
+@pytest.mark.parametrize("algorithm", ["ddim", "dpmsolver++"])
+def test_a_decode_takes_the_steps_of_its_scheduler_to_the_bit(model: UnifiedLatentsAutoencoder, algorithm: str) -> None:
+    model.register_to_config(decoder_algorithm=algorithm)
+    z, x_1 = torch.randn(2, 4, 1, 4, 4), torch.randn(2, 3, 1, 32, 32)
+    scheduler, features = model.make_decoder_scheduler(), model.decoder.embed_latents(z)
+    for num_steps in (1, 2, 5):
+        scheduler.set_timesteps(num_steps)
+        x = x_1
+        for logsnr in scheduler.timesteps:
+            output = scheduler.step(model.decoder(x, logsnr.expand(2), features), logsnr, x)
+            x = output.prev_sample
+        decoded = model.decode(z, noise=x_1, num_inference_steps=num_steps).sample
+        assert torch.equal(decoded, output.pred_original_sample)
+
+
 def test_the_latent_is_embedded_once_per_decode_and_not_per_step(
     model: UnifiedLatentsAutoencoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,26 @@ def test_tiles_compose_with_parts(where: str) -> None:
 
 
 @torch.no_grad()
+def test_the_encoders_cache_is_returned_and_not_changed(model: UnifiedLatentsAutoencoder) -> None:
+    first, second = clip(12).split([4, 8], dim=2)
+    _, cache = model.encoder(first)
+    before = [history.clone() for history in cache]
+    once, again = (model.encoder(second, cache)[0] for _ in range(2))
+    assert torch.equal(once, again)
+    assert all(torch.equal(history, old) for history, old in zip(cache, before, strict=True))
+    assert not torch.equal(once, model.encoder(second)[0])
+
+
+@torch.no_grad()
+def test_the_encoders_cache_holds_two_frames_a_stage_and_no_more(model: UnifiedLatentsAutoencoder) -> None:
+    _, cache = model.encoder(clip(16))
+    assert len(cache) == len(model.encoder.stages)
+    for history in cache:
+        assert history.shape[1] == 2
+        assert history.untyped_storage().nbytes() == history.numel() * history.element_size()
+
+
+@torch.no_grad()
 def test_windows_meet_without_a_seam(where: str) -> None:
     """Change from frame to frame at the borders of windows is as inside, and near what one window would give."""
     model = video_model(temporal_downsample=where)
