@@ -442,7 +442,7 @@ def test_info_describes_the_model(model: str) -> None:
     assert (facts["compression_per_side"], facts["compression_in_time"]) == (8, 1)
     assert (facts["latent_channels"], facts["latent_logsnr"]) == (4, 5.0)
     assert facts["bytes"] == sum(path.stat().st_size for path in Path(model).rglob("*.safetensors"))
-    assert (facts["from"], facts["licence"], facts["metrics"]) == ("folder", None, {})
+    assert (facts["from"], facts["license"], facts["metrics"]) == ("folder", None, {})
     text = ul("info", model).stdout
     assert f"{parts['total']:,}" in text
     assert facts["weights_sha256"] in text

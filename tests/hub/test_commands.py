@@ -72,7 +72,7 @@ def test_info_describes_a_model_of_the_hub(hub: LoopbackHub, login: str, folder:
     ul("push", folder, "model", "--license", "mit")
     (facts,) = json.loads(ul("info", "tester/model", "--json").stdout)["results"]
     assert (facts["from"], facts["revision"]) == ("hub", hub.repo("tester/model").head.oid)
-    assert facts["licence"] == "mit"
+    assert facts["license"] == "mit"
 
 
 def test_the_list_has_bundled_and_cached_models(hub: LoopbackHub, login: str, folder: Path) -> None:

@@ -31,7 +31,7 @@ Message = Annotated[
     str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default="Upload REPO")
 ]
 Licence = Annotated[
-    str | None, typer.Option("--license", help="Licence of a new card by its hub name, e.g. apache-2.0.")
+    str | None, typer.Option("--license", help="License of a new card by its hub name, e.g. apache-2.0.")
 ]
 
 
@@ -105,7 +105,7 @@ def list_models(as_json: options.AsJson = False) -> None:
     if as_json:
         print_results([model._asdict() for model in models], totals={"bytes": sum(model.bytes for model in models)})
         return
-    table = Table("name", "class", "from", "MB", "revision", "licence")
+    table = Table("name", "class", "from", "MB", "revision", "license")
     for model in models:
         size, commit = f"{model.bytes / 1e6:.1f}", (model.revision or "-")[:12]
         table.add_row(model.name, model.kind, model.origin, size, commit, model.licence or "-")

@@ -37,7 +37,7 @@ def describe(name: str, revision: str | None) -> dict[str, Any]:
     parameters = model.autoencoder.num_parameters_by_part()
     if prior is not None:
         parameters[PRIOR] = sum(p.numel() for p in prior.parameters())
-    licence, metrics = licence_and_metrics(model.files)
+    license, metrics = licence_and_metrics(model.files)
     weights = model.files.weights() + model.files.weights(PRIOR)
     return {
         "model": name,
@@ -52,6 +52,6 @@ def describe(name: str, revision: str | None) -> dict[str, Any]:
         "decoding_steps": config.num_inference_steps,
         "bytes": sum(path.stat().st_size for path in weights),
         "weights_sha256": model.weights_sha256,
-        "licence": licence,
+        "license": license,
         "metrics": metrics,
     }
