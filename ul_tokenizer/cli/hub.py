@@ -31,7 +31,7 @@ Message = Annotated[
     str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default="Upload REPO")
 ]
 Licence = Annotated[
-    str | None, typer.Option("--license", help="Licence of a new card by its hub name, e.g. apache-2.0.")
+    str | None, typer.Option("--license", help="License of a new card by its hub name, e.g. apache-2.0.")
 ]
 
 
