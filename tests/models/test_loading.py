@@ -315,7 +315,7 @@ def test_a_dtype_that_is_none_is_refused(repository: Path) -> None:
 
 def test_a_model_that_is_not_cached_says_so_offline(tmp_path: Path) -> None:
     text = sentence("owner/other", cache_dir=str(tmp_path), local_files_only=True)
-    assert "owner/other is no folder that exists, it is not in the hub's cache" in text
+    assert "owner/other is neither a local folder nor in the hub's cache" in text
     assert "hub can't be reached" in text
 
 
