@@ -429,7 +429,7 @@ def test_image_weights_are_inflated_by_a_script(where: str, tmp_path: Path, caps
     with torch.no_grad():
         one, other = (m(x, noise=noise).sample for m in (video, image.eval()))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="must be a model of images"):
+    with pytest.raises(ValueError, match="must be an image model"):
         inflate(video, 4)
     again = inflate(image, 4, temporal_downsample=where).state_dict()
     assert all(torch.equal(weight, again[key]) for key, weight in video.state_dict().items())

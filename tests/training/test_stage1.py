@@ -136,7 +136,7 @@ def test_saving_encodes_nothing_and_leaves_the_config_of_the_model_as_it_is(
     stage.autoencoder.encoder.register_forward_hook(lambda *_: passes.append(1))
     stage.save(tmp_path / "model")
     assert (public_config(stage.autoencoder), passes) == (before, [])
-    assert normalization(tmp_path / "model") == [1.0, 0.0, None, None]
+    assert normalization(tmp_path / "model") == [1.0, 0.0, (0.0,) * 4, (1.0,) * 4]
 
 
 def test_fine_tuning_drops_the_statistics_of_the_latents_that_the_model_had_before(
@@ -145,9 +145,9 @@ def test_fine_tuning_drops_the_statistics_of_the_latents_that_the_model_had_befo
     stage = make_stage(smallest_flags, tmp_path)
     stage.autoencoder.register_to_config(latents_mean=[1.0] * 4, latents_std=[2.0] * 4, scaling_factor=0.5)
     stage.save(tmp_path / "first")
-    assert normalization(tmp_path / "first") == [0.5, 0.0, [1.0] * 4, [2.0] * 4]
+    assert normalization(tmp_path / "first") == [0.5, 0.0, (1.0,) * 4, (2.0,) * 4]
     assert train(tmp_path / "second", pretrained_model_name_or_path=tmp_path / "first") == 0
-    assert normalization(tmp_path / "second") == [1.0, 0.0, None, None]
+    assert normalization(tmp_path / "second") == [1.0, 0.0, (0.0,) * 4, (1.0,) * 4]
 
 
 def test_a_model_that_is_not_there_is_one_sentence(
@@ -330,8 +330,8 @@ def test_a_lost_latent_is_warned_of(
     assert train(tmp_path / "alive") == 0
     assert "posterior collapse" not in capfd.readouterr().err
     # The encoder's last layer at zero is what a collapse is: the latent is noise alone, and the prior knows that.
-    forward = UnifiedLatentsAutoencoder._encode
-    monkeypatch.setattr(UnifiedLatentsAutoencoder, "_encode", lambda self, x: 0 * forward(self, x))
+    forward = UnifiedLatentsAutoencoder._encode_clip
+    monkeypatch.setattr(UnifiedLatentsAutoencoder, "_encode_clip", lambda self, x: 0 * forward(self, x))
     monkeypatch.setattr(UnifiedLatentsAutoencoder, "bits", lambda self, x, *_, **__: torch.zeros(len(x)))
     assert train(tmp_path / "dead") == 0
     assert "warning: posterior collapse at step 2" in capfd.readouterr().err
