@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
@@ -17,6 +16,7 @@ from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder
 from ul_tokenizer.models.encoder import Encoder
+from ul_tokenizer.models.host_autoencoder import AutoencoderMixin, decoder_output
 from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
 from ul_tokenizer.models.layers import FP32_MODULES
 from ul_tokenizer.models.limits import check_latents
@@ -27,6 +27,8 @@ from ul_tokenizer.models.tiling import TilingMixin, blend_tiles
 from ul_tokenizer.schedulers.log_snr import Generators, LogSNRScheduler
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 
@@ -308,7 +310,7 @@ class UnifiedLatentsAutoencoder(
                 number of frames that such latents don't have.
         """
         sample = self._decode(z, generator, num_inference_steps, noise, num_frames)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
+        return decoder_output(sample) if return_dict else (sample,)
 
     def _decode(
         self,
@@ -437,7 +439,7 @@ class UnifiedLatentsAutoencoder(
         z = distribution.sample(generator) if sample_posterior else distribution.mode()
         num_frames = sample.shape[2] if sample.ndim == 5 else None
         decoded = self._decode(z, generator, num_inference_steps, noise, num_frames)
-        return DecoderOutput(sample=decoded) if return_dict else (decoded,)
+        return decoder_output(decoded) if return_dict else (decoded,)
 
     @torch.no_grad()
     def bits(
