@@ -62,7 +62,7 @@ def test_listing_the_names_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ul_tokenizer.__all__ if name != "__version__"])
-def test_a_public_name_resolves_to_the_class_that_its_home_module_defines(name: str) -> None:
+def test_a_public_name_resolves_to_what_its_home_module_defines(name: str) -> None:
     value = getattr(ul_tokenizer, name)
     assert value.__name__ == name
     assert value.__module__.startswith("ul_tokenizer.")
@@ -72,6 +72,39 @@ def test_a_public_name_resolves_to_the_class_that_its_home_module_defines(name: 
 def test_a_name_once_resolved_stays_in_the_module() -> None:
     first = ul_tokenizer.LogSNRScheduler
     assert vars(ul_tokenizer)["LogSNRScheduler"] is first
+
+
+HEAVY = (
+    *("av", "datasets", "matplotlib", "onnx", "pandas", "pyarrow", "scipy.stats", "tensorboard", "webdataset"),
+    *("diffusers.loaders.peft", "diffusers.models.autoencoders", "diffusers.models.unets", "diffusers.pipelines"),
+    *("transformers.modeling_utils", "transformers.models.auto"),
+)
+
+
+def test_loading_a_model_imports_neither_transformers_nor_the_pipelines_of_diffusers() -> None:
+    result = python(
+        """
+        import sys, ul_tokenizer
+        ul_tokenizer.LogSNRScheduler()
+        ul_tokenizer.UnifiedLatentsAutoencoder.from_pretrained("ul-photo-f8")
+        ul_tokenizer.UnifiedLatentsTransformer.from_pretrained("ul-photo-f8", subfolder="prior")
+        print(*set(sys.argv[1:]) & set(sys.modules))
+        """,
+        *HEAVY,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_a_latent_data_set_needs_no_diffusers_and_an_error_of_the_hub_no_torch() -> None:
+    result = python("""
+        import sys, ul_tokenizer
+        ul_tokenizer.HubError
+        print("torch" in sys.modules)
+        ul_tokenizer.LatentDataset, ul_tokenizer.LatentWriter
+        print("diffusers" in sys.modules)
+    """)
+    assert result.stdout.split() == ["False", "False"], result.stderr
 
 
 def test_an_unknown_attribute_raises_attribute_error_with_the_name() -> None:
@@ -85,9 +118,13 @@ def test_all_holds_exactly_the_lazy_names_the_version_and_the_registration() -> 
 
 
 def test_a_star_import_gives_every_public_name() -> None:
-    result = python("from ul_tokenizer import *; print(*sorted(n for n in globals() if n[0].isupper()))")
+    result = python("""
+        import ul_tokenizer
+        from ul_tokenizer import *
+        print(*sorted(name for name in ul_tokenizer.__all__ if name in globals()))
+    """)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == sorted(ul_tokenizer._HOMES)
+    assert result.stdout.split() == sorted(ul_tokenizer.__all__)
 
 
 def test_every_module_imports_without_any_extra_installed() -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
@@ -20,6 +19,7 @@ from ul_tokenizer.diffusion.solver import Level, evenly_spaced, extrapolated, le
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder, DecoderConfig
 from ul_tokenizer.models.encoder import Encoder, EncoderCache, EncoderConfig
+from ul_tokenizer.models.host_autoencoder import AutoencoderMixin, decoder_output
 from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
 from ul_tokenizer.models.layers import FP32_MODULES
 from ul_tokenizer.models.limits import check_latents, check_pixels
@@ -31,6 +31,8 @@ from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.schedulers.log_snr import Generators, LogSNRScheduler
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 
@@ -379,7 +381,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         slices = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
         sample = _joined([self._decode_clip(latents, x_1, levels) for latents, x_1 in slices], dim=0).to(z.dtype)
         sample = (sample if z.ndim == 5 else sample.squeeze(2)).contiguous()
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
+        return decoder_output(sample) if return_dict else (sample,)
 
     def _decode_clip(self, z: Tensor, x_1: Tensor, levels: list[Level]) -> Tensor:
         """z_0 (B, c, t, h, w) and noise (B, C, T, H, W) → (B, C, T, H, W), fp32, window by window."""
