@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.hub.loopback_hub import LoopbackHub
 
@@ -33,6 +34,11 @@ for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE"):
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores, so each of them, and each process that they start, gets one thread.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+# The same examples in every run and every worker, and no time limit for one of them: workers share the cores.
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture

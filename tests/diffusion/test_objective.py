@@ -7,9 +7,12 @@ weights integrates quadratics. Only t is integrated numerically, on a grid of mi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import (
@@ -63,6 +66,38 @@ def test_a_gaussian_costs_half_ln_1_plus_s2_e5_nats_per_dimension_on_any_schedul
     schedule = LogSNRSchedule(5.0, -10.0, kind)  # type: ignore[arg-type]
     expected = 0.5 * math.log1p(s**2 * math.exp(5))
     assert gaussian_prior_loss(schedule, s, "v_prediction") == pytest.approx(expected, abs=2e-5)
+
+
+@settings(max_examples=20)
+@given(
+    s=st.floats(0.2, 4),
+    top=st.floats(2, 7),
+    bottom=st.floats(-12, -9),
+    kind=st.sampled_from(["linear", "cosine"]),
+    shifts=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+    prediction_type=st.sampled_from(PREDICTION_TYPES),
+)
+def test_the_elbo_of_a_gaussian_depends_on_no_schedule_but_on_its_cleanest_level(
+    s: float, top: float, bottom: float, kind: Any, shifts: tuple[float, float], prediction_type: Any
+) -> None:
+    schedule = LogSNRSchedule(top, bottom, kind, *shifts)
+    expected = 0.5 * math.log1p(s**2 * math.exp(top))
+    # The terminal KL replaces the levels beyond `bottom` up to terms of second order in their SNR.
+    beyond = (s**2 * math.exp(bottom)) ** 2 + math.exp(2 * bottom)
+    assert gaussian_prior_loss(schedule, s, prediction_type, n=4000) == pytest.approx(expected, abs=beyond + 1e-3)
+
+
+@given(logsnr=st.floats(-15, 15), factor=st.floats(0.1, 3), bias=st.floats(-3, 8), below=st.floats(-5, 5))
+def test_with_the_boost_the_weight_of_x_never_falls_towards_noise_below_its_level(
+    logsnr: float, factor: float, bias: float, below: float
+) -> None:
+    weighting, levels = SigmoidWeighting(factor, bias, below), torch.tensor([logsnr, logsnr + 0.5]).double()
+    weights = weighting.weight(levels)
+    assert weights[0] >= weights[1] > 0
+    assert (weights <= factor).all()
+    of_x = weights * weighting.boost(levels) * levels.exp()
+    if logsnr + 0.5 <= below:  # w · e^{λ_f − λ} · e^λ = w · e^{λ_f}
+        torch.testing.assert_close(of_x, weights * math.exp(below))
 
 
 def test_without_the_terminal_kl_the_levels_beyond_the_noisiest_would_be_missing() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma, resolution_shift
 
@@ -71,7 +73,7 @@ def test_a_cosine_is_minus_two_log_tan_of_a_straight_angle() -> None:
     torch.testing.assert_close(angle.diff(), angle.diff().mean().expand(100), rtol=1e-9, atol=0.0)
 
 
-# Above π/4 the angle must be measured from π/2; strict, so that the mark goes when schedule.py does.
+# Near t = 1 the tangent's argument has no digits left in fp32; the schedule measures it from π/2.
 def test_a_cosine_from_minus_60_is_finite_and_falling_in_fp32() -> None:
     schedule = LogSNRSchedule(5.0, -60.0, "cosine")
     logsnr, slope = (f(grid(1001, torch.float32)) for f in (schedule.logsnr, schedule.dlogsnr_dt))
@@ -168,3 +170,66 @@ def test_bad_arguments_are_refused_in_one_sentence(arguments: tuple[Any, ...], w
     assert message.endswith(".")
     assert "\n" not in message
     assert ". " not in message
+
+
+# ---------------------------------------------------------------- any schedule
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> LogSNRSchedule:
+    """Legal schedules: both kinds, ends up to ±20, and shifts that leave λ falling."""
+    low, span = draw(st.floats(-20, 10)), draw(st.floats(2, 25))
+    kind: Any = draw(st.sampled_from(["linear", "cosine"]))
+    clean, noisy = draw(st.floats(-4, 4)), draw(st.floats(-4, 4))
+    try:
+        return LogSNRSchedule(min(low + span, 20.0), low, kind, clean, noisy)
+    except ValueError:  # shifts that are too large for the span
+        reject()
+
+
+any_schedule = given(schedule=schedules())
+times = st.lists(st.floats(0.001, 0.999), min_size=1, max_size=8)
+
+
+def double(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@any_schedule
+def test_any_schedule_falls_from_its_highest_to_its_lowest_log_snr(schedule: LogSNRSchedule) -> None:
+    logsnr = schedule.logsnr(grid(257))
+    assert (logsnr.diff() < 0).all()
+    assert logsnr[[0, -1]].tolist() == pytest.approx([schedule.logsnr_max, schedule.logsnr_min], abs=1e-7)
+
+
+@given(schedule=schedules(), t=times)
+def test_the_derivative_of_any_schedule_is_that_of_finite_differences(schedule: LogSNRSchedule, t: list[float]) -> None:
+    h, at = 1e-6, double(t)
+    differences = (schedule.logsnr(at + h) - schedule.logsnr(at - h)) / (2 * h)
+    torch.testing.assert_close(schedule.dlogsnr_dt(at), differences, rtol=2e-5, atol=1e-6)
+
+
+@any_schedule
+def test_the_derivative_of_any_schedule_integrates_to_its_range(schedule: LogSNRSchedule) -> None:
+    # Simpson's rule in a variable that is dense at both ends, where a cosine's λ is steep.
+    u = grid(4001)
+    t, dt_du = (1 - torch.cos(math.pi * u)) / 2, math.pi / 2 * torch.sin(math.pi * u)
+    slope = schedule.dlogsnr_dt(t) * dt_du
+    weights = torch.ones_like(u)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    integral = float((weights * slope).sum()) / (3 * 4000)
+    assert integral == pytest.approx(schedule.logsnr_min - schedule.logsnr_max, rel=2e-3)
+
+
+@any_schedule
+def test_any_schedule_is_rebuilt_from_its_dict(schedule: LogSNRSchedule) -> None:
+    assert LogSNRSchedule(**schedule.to_dict()) == schedule
+
+
+@given(logsnr=st.floats(-80, 80))
+def test_any_log_snr_comes_back_from_alpha_and_sigma(logsnr: float) -> None:
+    alpha, sigma = alpha_sigma(double([logsnr]))
+    assert float(2 * (alpha.log() - sigma.log())) == pytest.approx(logsnr, abs=1e-9)
+    assert float(alpha**2 + sigma**2) == pytest.approx(1, abs=1e-12)
+    (opposite_alpha, opposite_sigma) = alpha_sigma(double([-logsnr]))
+    assert (opposite_alpha, opposite_sigma) == (sigma, alpha)
