@@ -1,4 +1,4 @@
-"""A small classifier of real images: generated ones are judged by its labels, and compared by its features."""
+"""A small classifier of real images. Generated images are judged by its labels and compared by its features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.progress import track
 
-RECIPE = 1  # counts up with every change of what is trained here, or how
+RECIPE = 1  # to be increased with every change to the network or its training
 WIDTHS = (32, 64, 128)
 NUM_FEATURES = 128
 EPOCHS, MIN_STEPS = 4, 150
@@ -22,7 +22,7 @@ BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 128, 4e-3, 0.05, 0.05
 
 
 class SmallClassifier(nn.Module):
-    """Three convolutions, a hidden layer whose output are the features, and the classes.
+    """Three convolutions, a hidden layer that gives the features, and a layer for the classes.
 
     Args:
         in_channels: 1 for grey images, 3 for RGB.
@@ -56,13 +56,13 @@ def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Judgement(NamedTuple):
-    """What the classifier makes of some images."""
+    """Features and classes that the classifier gives to some images."""
 
     features: Tensor  # (N, 128), fp32, on the CPU
     predictions: Tensor  # (N,), int64, on the CPU
 
     def accuracy(self, labels: Tensor) -> float:
-        """Part of the images whose class is the one of `labels` (N,)."""
+        """Fraction of the images whose class equals `labels` (N,)."""
         return float((self.predictions == labels).double().mean())
 
 
@@ -75,7 +75,7 @@ def judge(classifier: SmallClassifier, images: Tensor, batch_size: int = 500) ->
 
 
 class Trained(NamedTuple):
-    """A classifier, ready to judge, and how well it does."""
+    """A trained classifier and its accuracy."""
 
     classifier: SmallClassifier
     test_accuracy: float
@@ -123,7 +123,7 @@ def _fit(classifier: SmallClassifier, images: Tensor, labels: Tensor, seed: int)
 
 
 def _batches(length: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices, each epoch in a new order; the rest of an epoch is dropped, so that no batch is of one image."""
+    """Batches of indices, each epoch in a new order. The incomplete last batch of an epoch is dropped."""
     while True:
         order = torch.randperm(length, generator=generator)
         size = min(BATCH_SIZE, length)

@@ -1,4 +1,4 @@
-"""Quality of generated images: are they of the class that was asked for, and how far from real ones are they."""
+"""Measures generated images: whether they show the requested class, and their distance from real images."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _STEPS = ("num_inference_steps", 1), ("decoder_num_inference_steps", 1)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn.
+    """Settings for drawing images.
 
     Args:
-        num_images: N; classes take turns.
+        num_images: number of images, N; the classes take turns.
         solver: the scheduler's `algorithm_type`.
-        num_inference_steps: of the base model.
-        decoder_num_inference_steps: of the decoder; the autoencoder's own if None.
+        num_inference_steps: steps of the base model.
+        decoder_num_inference_steps: steps of the decoder; None for the number in the autoencoder's config.
         guidance_scale: 1 is no guidance.
         guidance_interval: (lowest, highest) log-SNR at which to guide; None for all.
-        decode: what the decoder gets: "z0", the noisy sample that it was trained on; or, to show what that is worth,
-            "clean", the model's estimate ẑ of the latent without noise, or "scaled-clean", α₀ẑ.
-        unconditional: ask for no class, even of a model that knows them.
-        seed: image i's noise follows from it and i.
+        decode: input of the decoder. "z0" is the noisy sample that it was trained on. For comparison, "clean" is the
+            model's estimate ẑ of the latent without noise, and "scaled-clean" is α₀ẑ.
+        unconditional: request no class, even from a model with classes.
+        seed: seed of all noise. The noise of image i depends on the seed and i only.
 
     Raises:
-        ValueError: a word that isn't listed, or a number out of its range.
+        ValueError: an unknown solver or kind of decoding, or a number out of its range.
     """
 
     num_images: int = 10_000
@@ -71,17 +71,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationQuality:
-    """What drawn images are worth.
+    """Quality of drawn images.
 
     Attributes:
-        accuracy: part of the images in which the classifier sees the class that was asked for; None if none was.
-        frechet_distance: of the classifier's features, to the whole test set. Not an FID: that is Inception's.
-        floor: the same of as many random real training images, see `Reference.floor`.
-        floor_of_all: the same of all real training images.
+        accuracy: fraction of the images in which the classifier sees the requested class; None without classes.
+        frechet_distance: Fréchet distance between the classifier's features of the images and of the whole test set.
+            This is not an FID, which uses Inception's features.
+        floor: the same distance for equally many random real training images, see `Reference.floor`.
+        floor_of_all: the same distance for all real training images.
         ratio: frechet_distance / floor; None for a floor of 0.
-        real_accuracy: the classifier's, on the real test set.
-        seconds: of drawing.
-        images_per_second: likewise.
+        real_accuracy: accuracy of the classifier on the real test set.
+        seconds: time for drawing.
+        images_per_second: rate of drawing.
     """
 
     accuracy: float | None
@@ -97,17 +98,17 @@ class GenerationQuality:
 def evaluate_generation(
     pipeline: UnifiedLatentsPipeline, reference: Reference, sampling: Sampling, batch_size: int = 100
 ) -> GenerationQuality:
-    """Draws images and compares them with real ones, both as 8-bit pictures.
+    """Draws images and compares them with real ones. Both are rounded to 8 bits.
 
     Args:
-        pipeline: what draws; with a stage-1 prior as `transformer`, that prior. Left as it was.
-        reference: the real images, see `load_reference`.
-        sampling: how to draw.
-        batch_size: images at a time; changes speed and memory, not the images.
+        pipeline: generator of the images; its `transformer` may be a stage-1 prior. It is not changed.
+        reference: features of the real images, see `load_reference`.
+        sampling: settings for drawing.
+        batch_size: images per batch; changes speed and memory, not the images.
 
     Raises:
-        ValueError: a model of other classes than the data, an empty batch, guidance where no class is asked for, a
-            `decode` that the autoencoder lacks, or images that aren't finite.
+        ValueError: the model and the data have different classes, an empty batch, guidance without a class, a `decode`
+            that the autoencoder does not support, or images that aren't finite.
     """
     start = time.perf_counter()
     images, labels = draw_images(pipeline, reference, sampling, batch_size)
@@ -127,7 +128,7 @@ def evaluate_generation(
 
 
 def sample_generators(seed: int, stream: EvaluationStream, indices: range) -> list[torch.Generator]:
-    """A generator per sample, which follows from its index whatever the batch."""
+    """One generator per sample. It depends on the sample's index, not on the batch."""
     return [torch_generator(seed, stream, index) for index in indices]
 
 
@@ -135,9 +136,9 @@ def sample_generators(seed: int, stream: EvaluationStream, indices: range) -> li
 def draw_images(
     pipeline: UnifiedLatentsPipeline, reference: Reference, sampling: Sampling, batch_size: int = 100
 ) -> tuple[Tensor, Tensor | None]:
-    """Images (N, C, H, W), uint8, shaped as the real ones, and the classes (N,) that were asked for.
+    """Draws images (N, C, H, W), uint8, with the shape of the real ones; also returns the requested classes (N,).
 
-    Arguments and errors as `evaluate_generation`.
+    Arguments and errors as in `evaluate_generation`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -166,7 +167,7 @@ def _check_decode(pipeline: UnifiedLatentsPipeline, sampling: Sampling) -> None:
 
 
 def _labels(pipeline: UnifiedLatentsPipeline, reference: Reference, sampling: Sampling) -> Tensor | None:
-    """Classes in turn; None where none is asked for."""
+    """The requested classes, in turn; None if no class is requested."""
     known = pipeline.transformer.config.num_class_embeds
     if known is None or sampling.unconditional:
         if sampling.guidance_scale != 1:
@@ -179,7 +180,7 @@ def _labels(pipeline: UnifiedLatentsPipeline, reference: Reference, sampling: Sa
 
 @contextmanager
 def _prepared(pipeline: UnifiedLatentsPipeline, solver: AlgorithmType) -> Iterator[None]:
-    """The pipeline with another solver, and without a progress bar per batch."""
+    """Gives the pipeline another solver and no progress bar, until the end of the context."""
     scheduler, bar = pipeline.scheduler, _compat.progress_bar_config(pipeline)
     pipeline.scheduler = LogSNRScheduler.from_config(scheduler.config, algorithm_type=solver)
     pipeline.set_progress_bar_config(disable=True)
@@ -193,7 +194,7 @@ def _prepared(pipeline: UnifiedLatentsPipeline, solver: AlgorithmType) -> Iterat
 def _draw(
     pipeline: UnifiedLatentsPipeline, sampling: Sampling, rows: range, labels: Tensor | None, size: tuple[int, ...]
 ) -> Tensor:
-    """Pixels (B, 3, H, W) in [−1, 1] of the images with these numbers."""
+    """Draws the images with these numbers: pixels (B, 3, H, W) in [−1, 1]."""
     generators = sample_generators(sampling.seed, EvaluationStream.GENERATION, rows)
     steps = sampling.decoder_num_inference_steps
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""PSNR in both of its means, and the picture that goes beside it."""
+"""PSNR with two kinds of mean, and grids of pictures for comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mean_squared_errors(reference: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def psnr_of_mean_mse(reference: Tensor, reconstruction: Tensor) -> float:
-    """PSNR in dB of the mean MSE of all samples: the stricter of the two, ruled by the worst."""
+    """PSNR in dB of the mean MSE of all samples. It is dominated by the worst samples, so it is the stricter mean."""
     return _psnr(float(mean_squared_errors(reference, reconstruction).mean()))
 
 
@@ -36,12 +36,12 @@ def _psnr(mse: float) -> float:
 
 
 def comparison_grid(rows: Sequence[Tensor], columns: int, gap: int = 2) -> Image.Image:
-    """Pictures under one another: row k of every block shows rows[k].
+    """Arranges pictures in a grid: line k shows rows[k].
 
     Args:
         rows: tensors (B, 3, H, W) in [−1, 1], e.g. originals and reconstructions.
-        columns: pictures beside one another; the rest is left out.
-        gap: white pixels between pictures.
+        columns: pictures per line; further pictures are left out.
+        gap: width of the white lines between pictures, in pixels.
 
     Returns:
         an RGB image.

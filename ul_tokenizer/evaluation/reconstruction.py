@@ -1,4 +1,4 @@
-"""Quality of an autoencoder's reconstructions, on the scale of generated images: what no generator can surpass."""
+"""Measures reconstructions like generated images: a bound that no generator on these latents can surpass."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ul_tokenizer.randomness import EvaluationStream
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """What the test set's reconstructions are worth, as 8-bit pictures.
+    """Quality of the test set's reconstructions, rounded to 8 bits.
 
     Attributes:
-        accuracy: part of the reconstructions in which the classifier sees the original's class.
-        frechet_distance: of the classifier's features, to the originals.
-        floor: that of as many random real training images.
-        real_accuracy: the classifier's, on the originals.
-        psnr_of_mean_mse: in dB; None if all are exact.
-        mean_psnr: in dB; None if one is exact.
-        bits_per_pixel: the bound that the prior gives; None without a prior.
-        seconds: of encoding and decoding.
+        accuracy: fraction of the reconstructions in which the classifier sees the original's class.
+        frechet_distance: distance between the classifier's features of reconstructions and originals.
+        floor: the same distance for equally many random real training images.
+        real_accuracy: accuracy of the classifier on the originals.
+        psnr_of_mean_mse: in dB; None if all reconstructions are exact.
+        mean_psnr: in dB; None if one reconstruction is exact.
+        bits_per_pixel: the prior's bound; None without a prior.
+        seconds: time for encoding and decoding.
     """
 
     accuracy: float
@@ -58,19 +58,19 @@ def evaluate_reconstruction(
     batch_size: int = 100,
     seed: int = 0,
 ) -> ReconstructionQuality:
-    """Encodes and decodes the test set, with the latents' noise.
+    """Encodes and decodes the test set; the latents are sampled with their noise.
 
     Args:
         autoencoder: ours, or any of diffusers'.
-        reference: made with the same test set.
+        reference: features of the real images, made with the same test set.
         test: the originals.
-        prior: for the bits of our latents; those of others are not measured.
-        num_inference_steps: of our decoder; the model's own if None.
-        batch_size: images at a time.
-        seed: image i's noise follows from it and i.
+        prior: stage-1 prior that bounds the bits of our latents; the bits of other autoencoders are not measured.
+        num_inference_steps: steps of our decoder; None for the number in the model's config.
+        batch_size: images per batch.
+        seed: seed of all noise. The noise of image i depends on the seed and i only.
 
     Raises:
-        ValueError: an empty batch, or what the autoencoder refuses.
+        ValueError: an empty batch, or images that the autoencoder does not accept.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")

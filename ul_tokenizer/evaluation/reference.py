@@ -1,7 +1,7 @@
-"""What generated images are compared with: a classifier of the real ones and its features of them, made once.
+"""The reference for generated images: a classifier trained on the real ones, and its features of them, made once.
 
 A cache folder holds, per pair of data sets, `classifier.safetensors`, `features.safetensors` and, written last with the
-checksums of both, `classifier.json`: what was interrupted, cut short or altered does not count and is made again.
+checksums of both, `classifier.json`. Files that are incomplete or were changed are ignored and made again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Reference:
         train_labels: (N,), int64.
         test_features: (M, 128), fp32.
         test_labels: (M,), int64.
-        test_accuracy: of the classifier, on the real test set: about the best that generated images can reach.
-        digest: of the data, the recipe and the seed: figures of different digests can't be compared.
+        test_accuracy: accuracy of the classifier on the real test set, about the best that generated images can reach.
+        digest: hash of the data, the recipe and the seed; figures with different digests can't be compared.
     """
 
     classifier: SmallClassifier
@@ -58,10 +58,10 @@ class Reference:
         return frechet_distance(Gaussian.of(features), Gaussian.of(self.test_features))
 
     def floor(self, num_images: int | None = None) -> float:
-        """The distance of real training images: of all, or of so many random ones, as the mean of several draws.
+        """Distance between real training images and the test set: of all, or of random ones (mean of several draws).
 
-        The draws have the test set's class proportions, as far as there are images: without the noise of random ones,
-        which balanced generation doesn't have either, the floor is lower.
+        The draws have the class proportions of the test set, as far as there are enough images. Random proportions
+        would raise the floor, and generated images have none.
         """
         if num_images is None:
             return self.distance(self.train_features)
@@ -85,14 +85,14 @@ def load_reference(
     cache_dir: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Reference:
-    """Trains the classifier on `train`, or takes what an earlier call left in the cache.
+    """Trains the classifier on `train`, or loads it from the cache of an earlier call.
 
     Args:
         train: folder with a subfolder of equally large square images for each class.
         test: another such folder, of the same classes.
         seed: of the classifier's weights and batches.
-        cache_dir: where to keep it; `CACHE` where None.
-        device: where the classifier works.
+        cache_dir: folder of the cache; None for `CACHE`.
+        device: device of the classifier.
 
     Raises:
         ValueError: folders without classes or with different ones, or images that are unreadable or of several sizes.
@@ -145,7 +145,7 @@ def _write(folder: Path, trained: Trained, train: LabelledImages, test: Labelled
 
 
 def _read(folder: Path, digest: str, train: LabelledImages, test: LabelledImages) -> Reference | None:
-    """What is cached; None if it is not there, or not whole."""
+    """Reads the cache; None if it is missing or incomplete."""
     try:
         facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
         if any(sha256_of(folder / name) != facts["sha256"][name] for name in (_WEIGHTS, _FEATURES)):

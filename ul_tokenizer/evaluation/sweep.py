@@ -1,4 +1,4 @@
-"""Rows of figures in a JSON-lines file: each is there once it is measured, and isn't measured again."""
+"""Rows of figures in a JSON-lines file. Each row is written when it is measured, and is not measured again."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file, none if there is no file; a last line without its end, which a killed process left, is ignored.
+    """Reads the rows of a file; none if there is no file. An incomplete last line of a killed process is ignored.
 
     Raises:
-        ValueError: a line that is no JSON object: the file is another one.
+        ValueError: a line is not a JSON object, so this is not a file of rows.
     """
     if not path.exists():
         return []
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row, after cutting off what a killed process left of one; it is on disk when this returns."""
+    """Appends a row, which is on the disk when this returns; removes an incomplete last line first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_off_partial_line(path)
     append_json_line(path, row)
@@ -45,15 +45,15 @@ def _parsed(path: Path, number: int, line: str) -> Row:
 
 
 def run_rows(keys: Sequence[Row], measure: Callable[[int], Mapping[str, Any]], path: Path | None) -> list[Row]:
-    """Measures what isn't in the file yet.
+    """Measures the rows that are not in the file yet.
 
     Args:
-        keys: what each row is about, in values that JSON holds; a row with all of a key's items is its result.
-        measure: index of a key → figures.
-        path: the file; None keeps nothing.
+        keys: settings of each row, as JSON values; a row of the file with all items of a key is its result.
+        measure: maps the index of a key to its figures.
+        path: the file; None writes no file.
 
     Returns:
-        a row per key, its items and then the figures, old or new.
+        one row per key: the items of the key, then the figures.
 
     Raises:
         ValueError: as `read_rows`.
@@ -76,13 +76,13 @@ def _find(rows: Sequence[Row], key: Row) -> Row | None:
 
 
 def _as_read(row: Row) -> Row:
-    """As a file gives it back: tuples are lists."""
+    """Converts a row as a file would: tuples become lists."""
     read: Row = json.loads(json.dumps(row))
     return read
 
 
 def weights_sha256(*networks: nn.Module) -> str:
-    """Of all parameters and buffers: figures of other weights are no results of these."""
+    """Hash of all parameters and buffers of some networks."""
     digest = hashlib.sha256()
     for network in networks:
         for name, tensor in sorted(network.state_dict().items()):
