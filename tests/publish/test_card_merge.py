@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ul_tokenizer.publish.card_merge import MEASURED, METRICS, Card, card_reviser, merged, section
@@ -68,6 +68,7 @@ def test_merging_twice_is_merging_once(edited: tuple[Card, list[str], dict[str, 
     assert str(merged(Card.parsed(str(once)), generated)) == str(once)
 
 
+@example({"\x85": "a\x85b\u2028c"}, "# Mine\n")
 @given(METADATA, LINES | st.sampled_from(["---\na: 1\n---\n# x", "---\ntext\n---\n", "\n---\n\n---\n"]))
 def test_a_card_parses_back_to_itself(metadata: dict[str, Any], body: str) -> None:
     card = Card(metadata, body.lstrip("\r\n"))

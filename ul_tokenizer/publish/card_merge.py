@@ -49,8 +49,15 @@ class Card(NamedTuple):
         """The text of the file."""
         if not self.metadata and REGEX_YAML_BLOCK.match(self.body) is None:
             return self.body
-        front = yaml.safe_dump(self.metadata, sort_keys=False, allow_unicode=True)
-        return f"---\n{front}---\n\n{self.body}"
+        return f"---\n{_as_yaml(self.metadata)}---\n\n{self.body}"
+
+
+def _as_yaml(metadata: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) == metadata:
+        return text
+    # Unescaped, PyYAML takes some characters for line ends, such as U+0085.
+    return yaml.safe_dump(metadata, sort_keys=False)
 
 
 def section(name: str, text: str, metadata: Mapping[str, Any] | None = None) -> str:
