@@ -39,7 +39,7 @@ MAY_IMPORT["evaluation"] = {*MAY_IMPORT}
 MAY_IMPORT["training"] = {*MAY_IMPORT["evaluation"], "evaluation"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT["training"], "training"}
 ONLY_TORCH = {"torch"}  # what the theory may import beside the standard library
-MAX_FUNCTION_LINES, MEDIAN_FUNCTION_LINES = 100, 8
+MAX_FUNCTION_LINES, MEDIAN_FUNCTION_LINES = 80, 8
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 # What is written once → the files that may hold it.
 HOMES: dict[str, set[str]] = {
@@ -47,6 +47,7 @@ HOMES: dict[str, set[str]] = {
     # Others replace files that `whole_file` can't write: a name for several machines, a container, a whole folder.
     "os.replace": {"files.py", "latents/index.py", "media/videos.py", "training/checkpoints.py"},
     "127.5": {"media/pixels.py"},
+    "tqdm": set(),
 }
 
 
