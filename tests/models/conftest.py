@@ -12,7 +12,7 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 
 def move_weights(network: nn.Module) -> None:
-    """Some start at 0, and what they multiply would go untested."""
+    """Moves all weights a little: some start at 0, and the layers that they multiply would not be tested."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
@@ -29,7 +29,7 @@ def model() -> UnifiedLatentsAutoencoder:
 
 @pytest.fixture
 def prior() -> UnifiedLatentsTransformer:
-    """Of two stages."""
+    """A prior of two stages."""
     torch.manual_seed(0)
     network = build_prior("ul-tiny-f8", {"block_out_channels": (32, 48), "num_layers": (2, 2)})
     move_weights(network)

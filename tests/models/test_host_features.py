@@ -1,4 +1,4 @@
-"""What diffusers offers on any model, used on ours: each class attribute has a call that needs it."""
+"""What diffusers offers for any model, used on ours: every class attribute has a test that needs it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gradients(network: Any, *inputs: Tensor) -> list[Tensor]:
 
 
 def count_calls(network: nn.Module, kind: str) -> list[int]:
-    """One entry, raised with every call of a module of that class."""
+    """A list of one number, the calls of modules of that class so far."""
     calls = [0]
     for module in network.modules():
         if type(module).__name__ == kind:
@@ -94,7 +94,7 @@ def test_layerwise_casting_to_fp8_runs_and_leaves_what_is_delicate_alone(
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offloading_runs_and_covers_the_latent_embedding(model: UnifiedLatentsAutoencoder, kind: str) -> None:
-    """The decoder's latent embedding is called from outside of its forward: it needs a hook of its own."""
+    """The decoder's latent embedding is called from outside of the decoder's forward and needs its own hook."""
     exact = run(model)
     options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     model.enable_group_offload(onload_device=torch.device("cpu"), offload_type=kind, **options)

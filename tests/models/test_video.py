@@ -19,7 +19,7 @@ RATIO = 4
 
 
 def video_model(seed: int = 0, **changes: Any) -> UnifiedLatentsAutoencoder:
-    """A small model whose zero-initialised layers are filled, so that frames really mix."""
+    """A small model without zero weights, so that frames are really mixed."""
     torch.manual_seed(seed)
     model = build_autoencoder("ul-tiny-f8", {"temporal_compression_ratio": RATIO, **changes}).eval()
     for parameter in model.parameters():
@@ -29,7 +29,7 @@ def video_model(seed: int = 0, **changes: Any) -> UnifiedLatentsAutoencoder:
 
 @pytest.fixture(scope="module", params=TEMPORAL_DOWNSAMPLES)
 def where(request: pytest.FixtureRequest) -> str:
-    """Frames become fewer."""
+    """Where the number of frames is reduced."""
     return str(request.param)
 
 
@@ -214,7 +214,7 @@ def test_the_encoders_cache_holds_two_frames_a_stage_and_no_more(model: UnifiedL
 
 @torch.no_grad()
 def test_windows_meet_without_a_seam(where: str) -> None:
-    """Change from frame to frame at the borders of windows is as inside, and near what one window would give."""
+    """The change from frame to frame is at the borders of windows about as large as inside them."""
     model = video_model(temporal_downsample=where)
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(1, 4, 1, 2, 2, generator=generator) + 0.05 * torch.randn(

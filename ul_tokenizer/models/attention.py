@@ -1,4 +1,4 @@
-"""Attention: within the latents' grid with rotary positions, and to a text."""
+"""Self-attention within the latents' grid with rotary positions, and cross-attention to a text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ul_tokenizer.models.layers import Linear, TokenNorm
 
 
 class Text(NamedTuple):
-    """What cross-attention reads."""
+    """Input of cross-attention."""
 
     tokens: Tensor  # (B, S, D)
-    mask: Tensor  # (B, S) bool, True where there is a token; at least one in every row
+    mask: Tensor  # (B, S) bool, True where there is a token; every row has at least one
 
 
 def count_heads(channels: int, head_dim: int) -> int:
@@ -32,9 +32,9 @@ def count_heads(channels: int, head_dim: int) -> int:
 
 
 def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (L, head_dim/2) fp32, of rotary positions in three axes; grid is (T, H, W), L = T·H·W.
+    """(cos, sin) of rotary positions in three axes, each (L, head_dim/2) fp32; grid is (T, H, W), L = T·H·W.
 
-    A quarter of the pairs turns with time, the rest in halves with height and width.
+    A quarter of the pairs is rotated by time, and half of the others each by height and by width.
     """
     pairs = head_dim // 2
     time_pairs = pairs // 4
@@ -58,7 +58,7 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
 
 
 def apply_rotary(x_BxLxNxD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (x_i, x_{i + D/2}) of every head by the position's angles."""
+    """Rotates the pairs (x_i, x_{i + D/2}) of every head by the angles of their position; the shape stays."""
     cos, sin = (table[None, :, None, :].to(x_BxLxNxD.dtype) for table in rotary)
     a, b = x_BxLxNxD.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -71,7 +71,7 @@ class _AttnProcessor:
     _parallel_config = None
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention by the chosen backend; the mask is (B, 1, L, S) or (B, 1, 1, S), True where to attend."""
+        """Attention with the chosen backend; the mask, (B, 1, L, S) or (B, 1, 1, S), is True where to attend."""
 
         def attend(*tensors: Tensor) -> Tensor:
             return dispatch_attention_fn(
@@ -89,7 +89,7 @@ class RotaryAttnProcessor(_AttnProcessor):
     """Self-attention with rotary positions."""
 
     def __call__(self, attn: RotaryAttention, x_BxLxC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Attends within x; shapes in and out are (B, L, C)."""
+        """(B, L, C) → (B, L, C)."""
         if attn.fused_projections:
             query, key, value = attn.to_qkv(x_BxLxC).chunk(3, dim=-1)
         else:
@@ -101,10 +101,10 @@ class RotaryAttnProcessor(_AttnProcessor):
 
 
 class CrossAttnProcessor(_AttnProcessor):
-    """Attention from the latents to a text, whose encoder has put positions into its tokens."""
+    """Attention from the latents to a text; its tokens have their positions from the text encoder."""
 
     def __call__(self, attn: CrossAttention, x_BxLxC: Tensor, text: Text) -> Tensor:
-        """Attends from x to the text; shapes in and out are (B, L, C)."""
+        """(B, L, C) → (B, L, C)."""
         if attn.fused_projections:
             key, value = attn.to_kv(text.tokens).chunk(2, dim=-1)
         else:
@@ -120,7 +120,7 @@ class RotaryAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = RotaryAttnProcessor
     _available_processors = [RotaryAttnProcessor]
     use_bias = False
-    to_qkv: nn.Linear  # where the projections are fused
+    to_qkv: nn.Linear  # exists if the projections are fused
     processor: RotaryAttnProcessor
     set_processor: Callable[[RotaryAttnProcessor], None]
 
@@ -141,13 +141,13 @@ class RotaryAttention(nn.Module, AttentionModuleMixin):
 
 
 class CrossAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head attention to a text, with normalised queries and keys; adds nothing until it is trained."""
+    """Multi-head attention to a text, with normalised queries and keys; its output starts as zero."""
 
     _default_processor_cls = CrossAttnProcessor
     _available_processors = [CrossAttnProcessor]
     use_bias = False
     is_cross_attention = True
-    to_kv: nn.Linear  # where the projections are fused
+    to_kv: nn.Linear  # exists if the projections are fused
     processor: CrossAttnProcessor
     set_processor: Callable[[CrossAttnProcessor], None]
 

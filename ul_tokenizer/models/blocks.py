@@ -1,4 +1,4 @@
-"""Transformer blocks, steered by the conditioning, and runs of them."""
+"""Transformer blocks, modulated by the conditioning, and stages of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ul_tokenizer.models.layers import Linear, TokenNorm
 
 
 class FeedForward(nn.Module):
-    """C → 4C → C with SiLU, which costs a quarter of a tanh GELU on CPUs."""
+    """C → 4C → C with SiLU, which takes a quarter of the time of a tanh GELU on CPUs."""
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm attention and feed-forward, each scaled, shifted and gated by the conditioning.
 
-    With `text_channels`, attention to a text stands between the two.
+    With `text_channels`, a block has cross-attention to a text between the two.
 
-    The modulation is one projection shared by all blocks of a stage plus a learned table per block
-    (PixArt-α's adaLN-single), which keeps a block at 12 C² weights.
+    The modulation is a projection that all blocks of a stage share plus a learned table per block (adaLN-single of
+    PixArt-α), so that a block has only 12 C² weights.
     """
 
     def __init__(self, channels: int, head_dim: int, dropout: float = 0.0, text_channels: int | None = None) -> None:
@@ -63,7 +63,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerStage(nn.Module):
-    """A run of transformer blocks at one width, with the projection of the conditioning that they share."""
+    """Transformer blocks of one width, with the projection of the conditioning that they share."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""What a generator is conditioned on beside the log-SNR: a class, a text; each with a learned "none" for guidance."""
+"""Conditioning on a class and on a text; each has a learned embedding for "none", which guidance needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ul_tokenizer.models.layers import TokenNorm
 
 
 class ClassEmbedding(nn.Module):
-    """Class labels (B,) → (B, C), fp32; the label `num_classes` is the learned null label, which stands for none."""
+    """Class labels (B,) → (B, C), fp32; the label `num_classes` is the null label, which means no class."""
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -19,10 +19,11 @@ class ClassEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
-        """(B,) int64, or None for no class at all → (B, C), fp32.
+        """(B,) int64, or None for no classes → (B, C), fp32.
 
         Raises:
-            ValueError: another shape or dtype, or (on CPUs, where looking costs nothing) a label out of range.
+            ValueError: wrong shape or dtype, or a label out of range. Only labels on a CPU are checked for their
+                range, since elsewhere the check would wait for the device.
         """
         if class_labels is None:
             class_labels = torch.full((batch_size,), self.null_label, device=self.table.weight.device)
@@ -44,7 +45,7 @@ class ClassEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """A text encoder's hidden states as cross-attention reads them, behind a learned token that stands for no text."""
+    """A text encoder's hidden states as input of cross-attention, after a learned token that means no text."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,10 +56,10 @@ class TextEmbedding(nn.Module):
     def forward(self, hidden_states: Tensor | None, mask: Tensor | None, batch_size: int) -> Text:
         """(B, L, D), mask (B, L) or None → tokens (B, 1 + L, D).
 
-        A sample without a token in its mask, and every sample where `hidden_states` is None, reads the null token.
+        Samples without a token in their mask use the null token, and so do all samples if `hidden_states` is None.
 
         Raises:
-            ValueError: shapes that don't fit.
+            ValueError: shapes that do not fit, or a mask without hidden states.
         """
         null = self.null_token.expand(batch_size, 1, self.channels)
         if hidden_states is None:

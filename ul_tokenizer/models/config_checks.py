@@ -1,4 +1,4 @@
-"""What an autoencoder's config must fulfil, checked before anything is allocated."""
+"""Checks of an autoencoder's config, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ NUMBERS = (
     "shift_factor",
 )
 TEMPORAL_DOWNSAMPLES = ("features", "latents")
-DECODER_ALGORITHMS = ("ddim", "dpmsolver++")  # an ancestral one would draw noise of its own in every tile and slice
+DECODER_ALGORITHMS = ("ddim", "dpmsolver++")  # an ancestral sampler would draw noise anew in every tile and slice
 
 
 def check_autoencoder_config(config: Mapping[str, Any]) -> None:
-    """Raises one ValueError for the first of `UnifiedLatentsAutoencoder`'s arguments that is out of range."""
+    """Raises one ValueError for the first argument of `UnifiedLatentsAutoencoder` that is out of range."""
     check_bounds(**{name: config[name] for name in SIZES})
     check_stage_bounds(**{name: config[name] for name in STAGES})
     check_numbers(**{name: config[name] for name in NUMBERS})
@@ -68,13 +68,13 @@ def check_autoencoder_config(config: Mapping[str, Any]) -> None:
 
 
 def derived_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config keys that pipelines read and that follow from the others, which are legal.
+    """Config keys that pipelines read and that follow from the other keys, which must be legal.
 
     `latents_mean` and `latents_std` are the identity unless they are given: video pipelines of diffusers need lists.
     """
     widths = tuple(config["encoder_block_out_channels"])
     ratio = config["patch_size"] * 2 ** len(config["decoder_block_out_channels"])
-    # Pipelines take the compression as 2^(len(block_out_channels) − 1); the patch halves without a stage.
+    # Pipelines compute the compression ratio as 2^(len(block_out_channels) − 1); patches halve without a stage.
     levels = int(math.log2(ratio)) + 1
     identity = {"latents_mean": 0.0, "latents_std": 1.0}
     statistics = {

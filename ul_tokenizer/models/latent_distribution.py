@@ -1,4 +1,4 @@
-"""q(z_0 | x): the latent that the encoder's output becomes when it gets its fixed noise."""
+"""q(z_0 | x): the encoder's output with its fixed noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ul_tokenizer.diffusion.schedule import alpha_sigma
 def draw_noise(
     shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
 ) -> Tensor:
-    """ε, fp32: the same generator gives the same noise in every dtype; a list of generators has one per sample.
+    """ε in fp32: a generator gives the same noise for latents of every dtype. A list has one generator per sample.
 
     Raises:
         ValueError: a list of another length than the batch.
@@ -32,7 +32,7 @@ class LatentDistribution:
 
     Args:
         latent: z_clean (B, c, [t,] h, w).
-        logsnr: λ_z(0), one for all.
+        logsnr: λ_z(0), the same for all samples.
 
     Attributes:
         logsnr: λ_z(0) (0-dimensional).
@@ -50,7 +50,7 @@ class LatentDistribution:
         self.logvar = 2 * sigma.log()
 
     def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
-        """z_0 = α₀ z_clean + σ₀ ε, the latent that decoders read; a list of generators has one per sample."""
+        """z_0 = α₀ z_clean + σ₀ ε, the input of decoders; a list has one generator per sample."""
         noise = draw_noise(tuple(self.latent.shape), generator, self.latent.device)
         return diffuse(self.latent, noise, self.logsnr).to(self.latent.dtype)
 
@@ -61,10 +61,10 @@ class LatentDistribution:
 
 @dataclass
 class UnifiedLatentsEncoderOutput(BaseOutput):
-    """What `UnifiedLatentsAutoencoder.encode` returns, in all dialects of diffusers.
+    """Output of `UnifiedLatentsAutoencoder.encode`, with the names that diffusers' various pipelines use.
 
     Attributes:
-        latent_dist: q(z_0 | x); the first field, so that `encode(x)[0]` is it with and without `return_dict`.
+        latent_dist: q(z_0 | x); the first field, so that `encode(x)[0]` is the same with and without `return_dict`.
         latent: z_clean (B, c, [t,] h, w), deterministic.
         latents: the same as `latent`.
     """
@@ -74,5 +74,5 @@ class UnifiedLatentsEncoderOutput(BaseOutput):
 
     @property
     def latents(self) -> Tensor:
-        """z_clean, under the name that some pipelines read."""
+        """z_clean, under the name that some pipelines use."""
         return self.latent

@@ -1,10 +1,10 @@
 """Building blocks of the networks: norms, linear layers, residual blocks, patching, log-SNR embedding.
 
-Shapes: spatial layers see frames folded into the batch, (B·T, C, H, W) in channels-last memory, so that an image
-(T = 1) pays nothing for time; attention sees tokens (B, L, C) with L = T·H·W.
+Shapes: spatial layers take frames folded into the batch, (B·T, C, H, W) in channels-last memory, so that time costs
+nothing for an image (T = 1). Attention takes tokens (B, L, C) with L = T·H·W.
 
-Normalisation is over channels at each position: no statistic spans the picture, so tiles, crops and frames
-are normalised alike, and a network trained on small crops keeps its meaning on large images.
+Normalisation is over the channels of each position. No statistic depends on the rest of the picture, so tiles, crops
+and frames are normalised alike, and a network trained on small crops works on large images.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ul_tokenizer import _compat
 
 
 def fold_time(x_BxCxTxHxW: Tensor) -> Tensor:
-    """(B, C, T, H, W) → (B·T, C, H, W), channels-last."""
+    """(B, C, T, H, W) → (B·T, C, H, W) in channels-last memory."""
     b, c, t, h, w = x_BxCxTxHxW.shape
     frames = x_BxCxTxHxW.transpose(1, 2).reshape(b * t, c, h, w)
-    # Not `contiguous`, which leaves the strides of a single frame as they came: convolutions then miss the layout.
+    # `contiguous` would leave the strides of a single frame unchanged, and convolutions would not see the layout.
     return frames.clone(memory_format=torch.channels_last)
 
 
@@ -38,7 +38,7 @@ def unfold_time(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
 
 
 def to_tokens(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
-    """Frames (B·T, C, H, W) → tokens (B, T·H·W, C); free of copies in channels-last memory."""
+    """Frames (B·T, C, H, W) → tokens (B, T·H·W, C), without a copy if they are in channels-last memory."""
     n, c, h, w = x_NxCxHxW.shape
     return x_NxCxHxW.permute(0, 2, 3, 1).reshape(n // num_frames, num_frames * h * w, c)
 
@@ -50,10 +50,10 @@ def to_frames(x_BxLxC: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# What always runs in fp32
+# Layers that always run in fp32
 # ----------------------------------------------------------------------------------------------------------------
 
-# For `_keep_in_fp32_modules`, where diffusers compares whole parts of a weight's dotted name.
+# For `_keep_in_fp32_modules`, which diffusers compares with the parts of a weight's dotted name.
 FP32_MODULES = [
     *("norm_1", "norm_2", "norm_q", "norm_k", "norm_out", "norm_text", "norm_time", "norms"),
     *("logsnr_embedding", "class_embedding", "conv_out", "latent_fold"),
@@ -61,15 +61,15 @@ FP32_MODULES = [
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off on the device of `x`."""
+    """A context without autocast on the device of `x`."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class TokenNorm(nn.Module):
-    """LayerNorm over the last dimension, in fp32, returned in the dtype that came.
+    """LayerNorm over the last dimension, computed in fp32 and returned in the dtype of its input.
 
-    `elementwise_affine=False` has no weights.
+    With `elementwise_affine=False` it has no weights.
     """
 
     def __init__(self, channels: int, elementwise_affine: bool = True, eps: float = 1e-6) -> None:
@@ -93,7 +93,7 @@ class ChannelNorm(TokenNorm):
 
 
 class OutputConv(nn.Conv2d):
-    """A convolution that runs in fp32: the last layer, whose rounding would be the output's."""
+    """A convolution that runs in fp32, for last layers, since their rounding error is that of the output."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W), any float dtype → (N, C', H, W), fp32."""
@@ -103,7 +103,7 @@ class OutputConv(nn.Conv2d):
 
 
 class Fp32Linear(nn.Linear):
-    """A linear layer that runs in fp32, whatever dtype its weights were cast to."""
+    """A linear layer that runs in fp32, whatever the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C), any float dtype → (…, C'), fp32."""
@@ -117,10 +117,10 @@ class Fp32Linear(nn.Linear):
 
 
 class Linear(nn.Linear):
-    """A linear layer that takes oneDNN for fp32 inference on CPUs.
+    """A linear layer that uses oneDNN for fp32 inference on CPUs.
 
-    torch's own choice there is MKL, which on AMD processors runs at less than half of oneDNN's rate
-    (`benchmarks/linear.py`); in half precision torch takes oneDNN by itself.
+    torch itself uses MKL there, which reaches less than half of oneDNN's speed on AMD processors
+    (`benchmarks/linear.py`). In half precision torch uses oneDNN already.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +131,9 @@ class Linear(nn.Linear):
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's linear layer, which has no gradient and is unknown to tracers, can and should be taken.
+    """Whether oneDNN's linear layer can and should be used; it has no gradient, and tracers do not know it.
 
-    Weights of a subclass (quantised, sharded) bring their own linear layer; some builds of torch lack oneDNN's.
+    Weights of a subclass (quantised, sharded) have a linear layer of their own, and some builds of torch lack oneDNN.
     """
     return (
         type(weight) in (Tensor, nn.Parameter)
@@ -154,7 +154,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 class LogSNREmbedding(nn.Module):
-    """λ (B,) → (B, C): sines and cosines of λ, then two linear layers; in fp32 whatever the rest runs in."""
+    """λ (B,) → (B, C): sines and cosines of λ, then two linear layers, always in fp32."""
 
     num_frequencies = 64
 
@@ -223,7 +223,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: a 1×1 convolution to four channels each, laid out as 2×2 pixels."""
+    """Doubles height and width: a 1×1 convolution gives four values per channel, which become 2×2 pixels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Bounds on configurations, which are untrusted and checked before anything is allocated, and on latents."""
+"""Limits of configurations, which are untrusted, and checks of pixels and latents."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-MAX_SIZE = 1 << 16  # widest layer or channel count that a config may ask for
+MAX_SIZE = 1 << 16  # greatest width or number of channels in a config
 MAX_ENTRIES = 16  # stages
 MAX_LAYERS = 512
-MAX_WEIGHTS = 1 << 35  # in all, as `check_weights` estimates them
+MAX_WEIGHTS = 1 << 35  # of a model, as estimated by `check_weights`
 MAX_FP32 = torch.finfo(torch.float32).max
 
 
 def check_bounds(**sizes: int) -> None:
-    """Raises one ValueError that names the first argument that is no positive integer within bounds.
+    """Raises one ValueError for the first argument that is not a positive integer of at most MAX_SIZE.
 
-    Arguments whose name ends in `layers` may be zero and are bounded by MAX_LAYERS.
+    Arguments whose name ends in `layers` may be zero and are at most MAX_LAYERS.
     """
     for name, value in sizes.items():
         low, high = _range(name)
@@ -27,7 +27,7 @@ def check_bounds(**sizes: int) -> None:
 
 
 def check_stage_bounds(**stages: Sequence[int]) -> None:
-    """As `check_bounds` for lists or tuples of one integer per stage."""
+    """Like `check_bounds`, for lists or tuples of one integer per stage."""
     for name, values in stages.items():
         low, high = _range(name)
         legal = isinstance(values, list | tuple) and all(_is_integer(value, low, high) for value in values)
@@ -38,7 +38,7 @@ def check_stage_bounds(**stages: Sequence[int]) -> None:
 
 
 def check_numbers(**numbers: float) -> None:
-    """Raises one ValueError that names the first argument that is no number, or none that fp32 holds."""
+    """Raises one ValueError for the first argument that is not a finite number within the range of fp32."""
     for name, value in numbers.items():
         if not is_number(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}.")
@@ -51,7 +51,7 @@ def check_dropout(dropout: float) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number, and one that fp32 holds."""
+    """Whether `value` is a finite real number within the range of fp32."""
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= MAX_FP32  # type: ignore[operator]
 
 
@@ -64,9 +64,9 @@ def _range(name: str) -> tuple[int, int]:
 
 
 def check_weights(widths: Sequence[int], layers: Sequence[int]) -> None:
-    """Raises a ValueError where each size is legal, but all together would fill any machine.
+    """Raises a ValueError if the sizes, each of them legal, together make a model of too many weights.
 
-    The estimate takes every block for two 3×3 convolutions of the greatest width: too high, by less than tenfold.
+    The estimate counts every block as two 3×3 convolutions of the greatest width. It is too high by a factor below 10.
     """
     estimate = 18 * max(widths) ** 2 * (sum(layers) + len(layers))
     if estimate > MAX_WEIGHTS:
@@ -77,7 +77,7 @@ def check_weights(widths: Sequence[int], layers: Sequence[int]) -> None:
 
 
 def check_latents(name: str, latents: Tensor, channels: int) -> None:
-    """Raises one ValueError unless `latents` are floats (B, channels, [t,] h, w) of which nothing is empty."""
+    """Raises one ValueError unless `latents` are non-empty floats (B, channels, [t,] h, w)."""
     shape = tuple(latents.shape)
     if latents.ndim not in (4, 5) or shape[1] != channels:
         raise ValueError(f"{name} must be (B, {channels}, h, w) or (B, {channels}, t, h, w), got {shape}.")

@@ -83,8 +83,8 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "embedding_channels": 64,
         },
     ),
-    # The paper's setting for Kinetics-600: 16 frames of 128² → 4×16×16. It prints no widths for it; these are those of
-    # its ImageNet networks, less the finest stage.
+    # The paper's setting for Kinetics-600: 16 frames of 128² → 4×16×16. The paper gives no widths for it. These are
+    # the widths of its ImageNet networks without the finest stage.
     "ul-k600": (
         {
             "latent_channels": 16,
@@ -109,7 +109,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "sample_size": 16,
         },
     ),
-    # For tests: a step takes milliseconds.
+    # For tests; a step takes milliseconds.
     "ul-tiny-f8": (
         {
             "latent_channels": 4,
@@ -138,7 +138,7 @@ PRESETS["ul-small-4x8x8"] = ({**PRESETS["ul-small-f8"][0], "temporal_compression
 
 # name → base model's config, for stage 2
 BASE_PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's two-stage ViT (paper.md §5): 232 M weights. What it does not print is our reading: heads, embedding.
+    # The paper's two-stage ViT (paper.md §5): 232 M weights. Heads and embedding, which it omits, are our choice.
     "ul-base-imagenet512-medium": {
         "in_channels": 32,
         "block_out_channels": (512, 1024),
@@ -149,7 +149,7 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "num_class_embeds": 1000,
         "sample_size": 32,
     },
-    # Our reading of the paper's "small": a third of the medium's FLOPs, by width.
+    # Our version of the paper's "small": narrower, with a third of the FLOPs of "medium".
     "ul-base-imagenet512-small": {
         "in_channels": 32,
         "block_out_channels": (320, 576),
@@ -160,7 +160,7 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "num_class_embeds": 1000,
         "sample_size": 32,
     },
-    # Trains on two CPU cores, for latents of few positions.
+    # Trains on two CPU cores, on small latents.
     "ul-base-mini": {
         "in_channels": 16,
         "block_out_channels": (224,),
@@ -169,7 +169,7 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "embedding_channels": 128,
         "dropout": 0.0,
     },
-    # For tests: a step takes milliseconds.
+    # For tests; a step takes milliseconds.
     "ul-base-tiny": {
         "in_channels": 4,
         "block_out_channels": (32,),
@@ -181,7 +181,7 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsAutoencoder:
-    """A fresh autoencoder of a preset, with some config keys changed.
+    """A new autoencoder of a preset, with some config keys changed.
 
     Raises:
         ValueError: an unknown preset or config key, or a value out of range.
@@ -192,14 +192,14 @@ def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> 
 
 
 def build_prior(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsTransformer:
-    """A fresh stage-1 prior of a preset; arguments and errors as `build_autoencoder`."""
+    """A new stage-1 prior of a preset; arguments and errors as in `build_autoencoder`."""
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
     return UnifiedLatentsTransformer(**_config(_pair(preset)[1], UnifiedLatentsTransformer, changes))
 
 
 def build_base(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsTransformer:
-    """A fresh base model of a preset of `BASE_PRESETS`; arguments and errors as `build_autoencoder`."""
+    """A new base model of a preset of `BASE_PRESETS`; arguments and errors as in `build_autoencoder`."""
     from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
     return UnifiedLatentsTransformer(**_config(_entry(BASE_PRESETS, preset), UnifiedLatentsTransformer, changes))
@@ -221,10 +221,10 @@ def _config(config: dict[str, Any], cls: type[Any], changes: Mapping[str, Any] |
 
 
 def check_config_keys(cls: type[Any], changes: Mapping[str, Any]) -> None:
-    """Refuses keys that a network's config doesn't have.
+    """Checks that a network's config has all of these keys.
 
     Raises:
-        ValueError: names the first.
+        ValueError: an unknown key.
     """
     legal = _compat.init_keys(cls)
     for key in changes:

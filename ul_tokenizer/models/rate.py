@@ -1,4 +1,4 @@
-"""The information in a latent, as the stage-1 prior bounds it."""
+"""An upper bound on the information in a latent, from the stage-1 prior."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def latent_bits(
         z_clean: (B, c, [t,] h, w).
         prior: the stage-1 prior.
         schedule: λ_z(t), from the level of z_0.
-        num_levels: noise levels per sample; the estimate's variance falls with it.
-        generator: makes levels and noise; a list has one per sample, whose bits then don't depend on its neighbours.
+        num_levels: noise levels per sample; the estimate's variance falls with their number.
+        generator: generator of levels and noise. With a list of one per sample, no sample depends on its neighbours.
 
     Returns:
         (B,), fp32, bits.
 
     Raises:
-        ValueError: no levels, an empty batch, a list of another length, or a prior of another λ_z(0).
+        ValueError: no levels, an empty batch, a list of another length, or a prior with another λ_z(0).
     """
     if num_levels < 1:
         raise ValueError(f"num_levels must be at least 1, got {num_levels}.")
@@ -58,7 +58,7 @@ def latent_bits(
 
 
 def _sample_times(batch_size: int, num_levels: int, generator: Generators) -> Tensor:
-    """t (B, num_levels), stratified for each sample, from its own generator where there is a list."""
+    """t (B, num_levels), stratified for each sample; with a list, each sample uses its own generator."""
     if not isinstance(generator, list):
         return torch.stack([stratified_times(num_levels, generator) for _ in range(batch_size)])
     if len(generator) != batch_size:

@@ -1,12 +1,13 @@
 """Time in the networks: mixing of neighbouring frames, and several frames as one.
 
-Frames lie folded in the batch, (B·T, C, H, W) in channels-last memory. A clip is padded in front by repeating its first
-frame, so that T frames are ⌈T / R⌉ latent ones. Convolutions in time pad in the same way: what the padded frames would
-give is what the first one gives, and a single image is computed once.
+Frames are folded into the batch, (B·T, C, H, W) in channels-last memory. A clip is padded in front by repeating its
+first frame, so that T frames become ⌈T / R⌉ latent frames. Convolutions in time pad in the same way. The features of
+padded frames would equal those of the first frame, so they are not computed, and an image costs a single frame.
 
-All start such that an image gives what it gives without them. Yet they must not start blind to motion: were both the
-encoder's eye for differences and the decoder's telling of frames apart zero, neither would have a gradient, as each is
-the other's factor, and training would rest on a saddle where clips are coded as stills. So both start at random.
+At initialisation, these layers do not change the result for an image. They must not ignore motion, however: if both the
+encoder's weights for differences between frames and the decoder's weights that tell frames apart were zero, neither
+would have a gradient, since each is a factor of the other's. Training would rest on a saddle where clips are coded as
+stills. So both start at random.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 
 from ul_tokenizer.models.layers import ChannelNorm, Fp32Linear, Linear
 
-KERNEL = 3  # frames that a convolution in time sees
-DIFFERENCE_GAIN = 0.5  # of the differences between frames in the encoder at first; their mean has 1
-UNFOLD_GAIN = 0.2  # of what tells the decoder's frames apart at first
+KERNEL = 3  # frames in the window of a convolution in time
+DIFFERENCE_GAIN = 0.5  # initial weight of differences between frames in the encoder; that of their mean is 1
+UNFOLD_GAIN = 0.2  # initial scale of the weights that tell frames apart in the decoder
 
 
 def to_clips(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
@@ -33,7 +34,7 @@ def from_clips(x_BxTxHxWxC: Tensor) -> Tensor:
 
 
 def repeat_first(x_BxTxHxWxC: Tensor, count: int) -> Tensor:
-    """A clip with its first frame `count` times more in front."""
+    """Repeats the first frame of a clip `count` more times in front."""
     return torch.cat([x_BxTxHxWxC[:, :1].expand(-1, count, -1, -1, -1), x_BxTxHxWxC], dim=1) if count else x_BxTxHxWxC
 
 
@@ -100,7 +101,7 @@ def halved(num_frames: int, padding: int) -> int:
 
 
 class TemporalDownsample(nn.Module):
-    """Two frames become one, out of their mean and their difference; at first the mean, and some of the difference."""
+    """Two frames → one, by a linear layer on their mean and difference; it starts as the mean plus some difference."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class TemporalDownsample(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, x: Tensor, num_frames: int, padding: int = 0) -> Tensor:
-        """(B·T, C, H, W) → (B·(T + padding)/2, C, H, W); a single frame stands for its padding, and stays one."""
+        """(B·T, C, H, W) → (B·(T + padding)/2, C, H, W); a single frame, whose padding equals it, stays one frame."""
         clips = to_clips(x, num_frames)
         clips = clips.expand(-1, 2, -1, -1, -1) if num_frames == 1 else repeat_first(clips, padding)
         before, after = clips[:, ::2], clips[:, 1::2]
@@ -119,7 +120,7 @@ class TemporalDownsample(nn.Module):
 
 
 class TemporalFold(nn.Module):
-    """R frames become one, and back: a mean and, but for an image's only frame, rough copies at first."""
+    """R frames → one and back; starts as the mean, and as inexact copies except for the last frame."""
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class TemporalFold(nn.Module):
             self.fold_in.weight.copy_(torch.eye(channels).repeat(1, ratio) / ratio)
             self.fold_in.bias.zero_()
             apart = torch.randn(ratio, channels, channels) * UNFOLD_GAIN * channels**-0.5
-            apart[-1] = 0  # the last frame of a latent one is what an image has
+            apart[-1] = 0  # an image is the last frame of its latent frame
             self.fold_out.weight.copy_((torch.eye(channels) + apart).flatten(0, 1))
             self.fold_out.bias.zero_()
 
@@ -142,7 +143,7 @@ class TemporalFold(nn.Module):
         return from_clips(self.fold_in(grouped.reshape(b, t // self.ratio, h, w, self.ratio * c)))
 
     def unfold(self, x: Tensor, num_frames: int) -> Tensor:
-        """(B·⌈T/R⌉, C, H, W) → (B·T, C, H, W): the last T of all frames."""
+        """(B·⌈T/R⌉, C, H, W) → (B·T, C, H, W), without the padded frames in front."""
         clips = to_clips(x, -(-num_frames // self.ratio))
         b, t, h, w, _ = clips.shape
         frames = self.fold_out(clips).reshape(b, t, h, w, self.ratio, -1).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
@@ -150,7 +151,7 @@ class TemporalFold(nn.Module):
 
 
 class LatentFold(Fp32Linear):
-    """The latents of R frames as one: at first the last frame's, and how the others differ from it."""
+    """The latents of R frames → one; starts as the last frame's latent and the others' differences from it."""
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__(channels, channels)
@@ -166,7 +167,7 @@ class LatentFold(Fp32Linear):
 
 
 class LatentUnfold(Linear):
-    """The latents of R frames out of one, as `LatentFold` lays them."""
+    """One latent → those of R frames; starts as the inverse of a new `LatentFold`."""
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__(channels, channels)

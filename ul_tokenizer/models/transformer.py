@@ -55,29 +55,29 @@ class UnifiedLatentsTransformerOutput(BaseOutput):
 class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, ConfigMixin):
     r"""Multi-stage ViT on noisy latents, conditioned on the log-SNR, with v-prediction.
 
-    A class, a text and given frames are further conditions, each where the config has a place for it.
+    Depending on the config, it can also be conditioned on a class, a text and given frames.
 
     ```
     z_t ─ 1×1 conv ─ stage 0, first half ─ ½ ─ … ─ last stage ─ … ─ ×2 ─ stage 0, second half ─ norm, 1×1 conv ─ v
                               │h_before     │h_after                  │
                               └─────────────┴ x ← Up(x − h_after) + h_before
     λ + class ─ embedding ─ every block          text ─ cross-attention in every block
-    context latents ─ 1×1 conv ─ frames before those of z_t, which attention reads and whose output is dropped
+    context latents ─ 1×1 conv ─ frames before those of z_t; attention reads them, their output is dropped
     ```
 
     Args:
         in_channels: channels c of the latents.
         block_out_channels: width of each stage; every stage after the first halves the grid.
-        num_layers: transformer blocks of each stage; all but the last split theirs before and after the deeper ones.
+        num_layers: transformer blocks of each stage; in all but the last, half of them run after the deeper stages.
         attention_head_dim: channels of a head; divides every width.
         embedding_channels: width of the log-SNR embedding.
-        dropout: probability, in attention outputs and feed-forwards.
+        dropout: dropout probability, on attention outputs and in feed-forwards.
         num_class_embeds: number of classes; None for a model without them.
         cross_attention_dim: width of a text encoder's hidden states; None for a model without text.
-        context_conditioning: whether frames can be given whose continuation is wanted.
-        latent_logsnr: λ_z(0), the cleanest level that the model was trained at.
+        context_conditioning: whether the model can continue given frames.
+        latent_logsnr: λ_z(0), the cleanest level in training.
         sample_size: height and width of the latents in training; informative.
-        sample_frames: latent frames in training, if it was on clips; informative.
+        sample_frames: latent frames of a clip in training, None for images; informative.
     """
 
     _pipeline_part = "transformer"
@@ -161,12 +161,12 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of the latents must be multiples of this: 2 for every stage after the first."""
+        """Height and width of the latents must be multiples of this number, 2^(stages − 1)."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
     def null_class_label(self) -> int | None:
-        """The class label that stands for no class, as guidance needs; None for a model without classes."""
+        """The class label that means no class, which guidance needs; None for a model without classes."""
         num_classes: int | None = self.config.num_class_embeds
         return num_classes
 
@@ -185,19 +185,19 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         Args:
             sample: z_t, (B, c, h, w) or (B, c, t, h, w), float.
             logsnr: λ, (B,), or one for all, ().
-            class_labels: (B,) integers from 0 to `null_class_label`; None is the null label for all.
-            encoder_hidden_states: a text encoder's output, (B, L, `cross_attention_dim`); None is no text for all.
+            class_labels: (B,) integers from 0 to `null_class_label`; None means the null label for all.
+            encoder_hidden_states: a text encoder's output, (B, L, `cross_attention_dim`); None means no text for all.
             context_latents: given frames that come before those of `sample`, (B, c, t', h, w) with any t'.
-            encoder_attention_mask: (B, L), true where there is a token; a sample without one has no text.
-            return_dict: a `UnifiedLatentsTransformerOutput`, or a tuple of its values.
+            encoder_attention_mask: (B, L), true where there is a token; a sample without tokens has no text.
+            return_dict: whether to return a `UnifiedLatentsTransformerOutput` or a tuple of its values.
 
         Returns:
             v shaped like `sample`, fp32.
 
         Raises:
             ValueError: wrong rank, channels or dtype, an empty sample, a grid that is no multiple of `size_multiple`,
-                another number of levels than of samples, a condition that the config has no place for, or one that
-                doesn't fit the sample.
+                a wrong number of levels, a condition that the config does not provide for, or a condition that does
+                not fit the sample.
         """
         self._check_conditions(class_labels, encoder_hidden_states, context_latents)
         self._check_sample(sample, logsnr)
@@ -276,7 +276,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         return v[:, :, num_frames - z_BxCxTxHxW.shape[2] :]
 
     def _project(self, z_BxCxTxHxW: Tensor, context_BxCxTxHxW: Tensor | None) -> tuple[Tensor, int]:
-        """Features (B·T, C, h, w) of the context's frames, if there are any, and then the sample's; and T."""
+        """Features (B·T, C, h, w) of the frames of the context, if given, and of the sample; and their number T."""
         h = self.conv_in(fold_time(z_BxCxTxHxW))
         num_frames = z_BxCxTxHxW.shape[2]
         if context_BxCxTxHxW is None:
