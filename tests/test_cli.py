@@ -85,6 +85,26 @@ def test_importing_it_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_what_needs_no_model_is_refused_before_torch_is_imported() -> None:
+    photo("photo.png")
+    Path("photo.png.safetensors").touch()
+    code = """
+import sys
+from typer.testing import CliRunner
+from ul_tokenizer.cli import app
+for words in (["photo.png", "-o", "."], ["photo.png", "-o", "out", "--fps", "5"]):
+    print(CliRunner().invoke(app, ["encode", *words]).stderr, end="")
+print("torch" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout == (
+        "error: photo.png.safetensors exists already; --force overwrites.\n"
+        "error: --fps is for videos, and photo.png holds none.\n"
+        "False\n"
+    )
+
+
 def test_the_version_is_printed() -> None:
     assert __version__ in ul("--version").stdout
 

@@ -70,7 +70,7 @@ def test_every_option_and_argument_is_explained_in_whole_sentences() -> None:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_says_what_it_does(words: tuple[str, ...]) -> None:
-    assert re.match(r"[A-Z][\w-]+ .*[.:]", COMMANDS[words].help or "")
+    assert re.match(r"[A-Z][\w-]+,? .*[.:]", COMMANDS[words].help or "")
 
 
 @pytest.mark.parametrize("words", [words for words in LEAVES if len(words) == 1], ids=" ".join)

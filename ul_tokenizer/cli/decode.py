@@ -39,11 +39,12 @@ def decode(
 ) -> None:
     """Decode latents that `encode` wrote: latents/a.jpg.safetensors becomes OUT/a.jpg.png, or .mp4 for videos."""
     from ul_tokenizer.cli import files
-    from ul_tokenizer.cli.codec import DecodeOptions
     from ul_tokenizer.cli.files import FileTask, Kind
-    from ul_tokenizer.cli.models import ModelOptions, load_models
 
     plan = files.plan(source, output, files.find_latents, files.DECODED_SUFFIXES, force)
+    from ul_tokenizer.cli.codec import DecodeOptions  # imports torch, after all checks
+    from ul_tokenizer.cli.models import ModelOptions, load_models
+
     models = load_models(plan, ModelOptions(model, revision, device, dtype, tile))
     how = DecodeOptions(seed, steps, mode)
 

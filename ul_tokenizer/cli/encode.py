@@ -38,10 +38,11 @@ def encode(
     """
     from ul_tokenizer.cli import files
     from ul_tokenizer.cli.files import FileTask, Kind
-    from ul_tokenizer.cli.models import ModelOptions, load_models
 
     plan = files.plan(source, output, files.find_media, files.LATENT_SUFFIXES, force)
     require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
+    from ul_tokenizer.cli.models import ModelOptions, load_models  # imports torch, after all checks
+
     models = load_models(plan, ModelOptions(model, revision, device, dtype, tile))
     fit = fit_of(pad)
 

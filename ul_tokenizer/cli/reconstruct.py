@@ -62,13 +62,14 @@ def reconstruct(
     video.
     """
     from ul_tokenizer.cli import files
-    from ul_tokenizer.cli.codec import DecodeOptions
     from ul_tokenizer.cli.files import FileTask, Kind
-    from ul_tokenizer.cli.models import ModelOptions, load_models
 
     plan = files.plan(source, output, files.find_media, files.DECODED_SUFFIXES, force)
     require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
     require(not audio or Kind.video in plan.kinds, f"--audio is for videos, and {source} holds none.")
+    from ul_tokenizer.cli.codec import DecodeOptions  # imports torch, after all checks
+    from ul_tokenizer.cli.models import ModelOptions, load_models
+
     models = load_models(plan, ModelOptions(model, revision, device, dtype, tile))
     models.load_priors()
     how = DecodeOptions(seed, steps, mode)
