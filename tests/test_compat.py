@@ -64,6 +64,7 @@ def test_torch_knows_which_precisions_this_cpu_has(precision: str) -> None:
 def test_a_convolution_takes_other_weights_and_keeps_its_padding() -> None:
     conv = nn.Conv2d(2, 3, 3, stride=2, padding=1, padding_mode="reflect")
     x, double = torch.randn(1, 2, 6, 6), 2 * conv.weight
+    assert conv.bias is not None
     expected = conv(x) * 2 - conv.bias[:, None, None]
     message = taken_away("torch", "Conv2d._conv_forward", "call F.conv2d with the module's settings")
     torch.testing.assert_close(_compat.conv2d_with(conv, x, double, conv.bias), expected, msg=lambda _: message)

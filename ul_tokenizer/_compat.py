@@ -74,7 +74,8 @@ def conv2d_with(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None)
         weight: as `conv.weight`, in the dtype of x.
         bias: as `conv.bias`, or None.
     """
-    return conv._conv_forward(x, weight, bias)
+    convolved: Tensor = conv._conv_forward(x, weight, bias)
+    return convolved
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

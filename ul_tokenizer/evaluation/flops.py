@@ -33,5 +33,8 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
     """FLOPs of operators that torch's counter does not know, where this build of torch has them."""
-    known = {_compat.onednn_linear_operator(): _linear_flops, _compat.cpu_attention_operator(): _attention_flops}
+    known: dict[Any, Callable[..., int]] = {
+        _compat.onednn_linear_operator(): _linear_flops,
+        _compat.cpu_attention_operator(): _attention_flops,
+    }
     return {operator: flops for operator, flops in known.items() if operator is not None}
