@@ -264,7 +264,8 @@ def test_the_config_has_every_key_that_pipelines_read(tmp_path: Path) -> None:
 def test_without_statistics_the_config_holds_the_lists_of_the_identity(tmp_path: Path) -> None:
     model = build_autoencoder("ul-tiny-f8")
     assert (list(model.config.latents_mean), list(model.config.latents_std)) == ([0.0] * 4, [1.0] * 4)
-    assert torch.equal(model.latents_mean, torch.zeros(4)) and torch.equal(model.latents_std, torch.ones(4))
+    torch.testing.assert_close(model.latents_mean, torch.zeros(4), rtol=0, atol=0)
+    torch.testing.assert_close(model.latents_std, torch.ones(4), rtol=0, atol=0)
     model.save_pretrained(tmp_path)
     again = UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
     assert public(again.config) == public(model.config)

@@ -435,6 +435,18 @@ def test_their_latents_are_normalised_as_their_configs_say(kl: Path, make_stage:
     torch.testing.assert_close(denormalize_latents(vae, by_channel), mode)
 
 
+def test_stored_latents_are_normalised_as_the_config_of_our_autoencoder_says(
+    make_stage: Callable[..., Stage2], tmp_path: Path
+) -> None:
+    folder = latent_dataset(tmp_path / "latents", make_stage())
+    stage = make_stage(train_data_dir=None, center_crop=None, latent_dataset=folder)
+    stage.autoencoder.vae.register_to_config(scaling_factor=0.5, shift_factor=0.25)
+    batch = stage.collate([stage.dataset[n] for n in range(4)])
+    seen: list[Tensor] = []
+    stage.loss(lambda z, *_: seen.append(z) or z, batch, Draws(0, range(4), range(4)))  # type: ignore[func-returns-value, arg-type, return-value]
+    torch.testing.assert_close(seen[0], (batch["latents"] - 0.25) * 0.5)
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -18,6 +18,7 @@ from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.latents.dataset import LatentDataset
 from ul_tokenizer.media.images import UnreadableImageError
+from ul_tokenizer.models.latent_normalization import normalize_latents
 from ul_tokenizer.models.presets import build_base, check_config_keys
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
@@ -122,7 +123,7 @@ class Stage2:
             samples = [self._latents[i] for i in range(len(self._latents) - count, len(self._latents))]
             batch = collate_latents(samples)
             labels = self._labels(batch["class_labels"].to(device))
-            return HeldOutLatents(batch["latents"].to(device), labels, self.args.num_context_latents)
+            return HeldOutLatents(self._normalized(batch["latents"].to(device)), labels, self.args.num_context_latents)
         assert self._held_out_source is not None  # only a latent data set has none
         crops = self._crops(self._held_out_source, seed=0)
         pixels = collate_crops([crops[n] for n in range(count)])
@@ -165,13 +166,17 @@ class Stage2:
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted loss in nats per latent dimension."""
-        z = batch["latents"] if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
+        z = self._normalized(batch["latents"]) if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
         context, z = self._split(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         t = draws.pick(stratified_times(len(draws.of_step), generator)).to(z.device)
         labels = self._dropped(self._labels(batch["class_labels"]), draws)
         return model(z, noise, t, labels, context).mean() / z[0].numel(), {}
+
+    def _normalized(self, latents: Tensor) -> Tensor:
+        """Stored latents are z_clean and are normalised here; cached ones were normalised when they were encoded."""
+        return latents if self._latents is None else normalize_latents(self.autoencoder.vae, latents)
 
     def _split(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
         """Splits clips (B, c, t, h, w) into context and target; in some steps there is no context."""
