@@ -29,7 +29,6 @@ MAY_DIFFER = {
 }
 LISTS = " Separate several by commas to measure all combinations."  # added to options of which `evaluate` takes several
 NEEDS = " Needs --class."
-UNSHARED = ("encode-dataset", "latents")  # groups that still have options of their own
 
 
 def options(command: Any) -> list[Any]:
@@ -41,8 +40,7 @@ def names(option: Any) -> list[str]:
 
 
 def each_option() -> list[tuple[str, Any]]:
-    shared = {words: command for words, command in COMMANDS.items() if not words or words[0] not in UNSHARED}
-    return [(" ".join(words), option) for words, command in shared.items() for option in options(command)]
+    return [(" ".join(words), option) for words, command in COMMANDS.items() for option in options(command)]
 
 
 def callbacks() -> dict[str, Any]:
@@ -63,7 +61,7 @@ def test_every_option_and_argument_is_explained_in_whole_sentences() -> None:
         (" ".join(words), p.name, p.help)
         for words, command in COMMANDS.items()
         for p in command.params
-        if words[:1] not in [(group,) for group in UNSHARED] and not re.fullmatch(r"(?s)\S.*\S\.", p.help or "")
+        if not re.fullmatch(r"(?s)\S.*\S\.", p.help or "")
     ]
     assert wrong == []
 
@@ -97,9 +95,9 @@ def test_an_option_has_the_same_help_in_every_command() -> None:
 
 def test_an_option_has_the_same_choices_in_every_command() -> None:
     choices: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for where, callback in callbacks().items():
+    for callback in callbacks().values():
         for name, kind in typing.get_type_hints(callback.__wrapped__).items():
-            if isinstance(kind, type) and issubclass(kind, enum.Enum) and "encode_dataset" not in where:
+            if isinstance(kind, type) and issubclass(kind, enum.Enum):
                 choices[name].add(tuple(str(member.value) for member in kind))
     assert {name: found for name, found in choices.items() if len(found) > 1} == {}
     assert choices["dtype"] == {("float32", "bfloat16", "float16")}
@@ -108,7 +106,7 @@ def test_an_option_has_the_same_choices_in_every_command() -> None:
 def test_results_go_where_output_says_in_every_command() -> None:
     found = {where: option.opts for where, option in each_option() if "--output" in option.opts}
     assert all("-o" in spellings for spellings in found.values())
-    assert {"encode", "decode", "reconstruct", "generate", "evaluate", "pull"} <= found.keys()
+    assert {"encode", "decode", "reconstruct", "generate", "evaluate", "encode-dataset", "pull"} <= found.keys()
 
 
 def test_options_that_need_a_partner_name_it() -> None:

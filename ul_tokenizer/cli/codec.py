@@ -147,7 +147,7 @@ def pick_device(name: str | None) -> torch.device:
     """The device of this name, or the best one for None.
 
     Raises:
-        ValueError: this machine has no such device.
+        UsageError: this machine has no such device.
     """
     try:
         return devices.pick_device(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ul_tokenizer.cli.options import AsJson, BatchSize, ComputeDtype, Device, Dtype, Revision
+from ul_tokenizer.cli.reporting import print_results
 
 if TYPE_CHECKING:
     from ul_tokenizer.latents.summary import EncodingSummary
@@ -35,14 +37,6 @@ class Stored(str, enum.Enum):
     int8 = "int8"
 
 
-class Compute(str, enum.Enum):
-    """What the encoder computes in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 # ---------------------------------------------------------------- options
 
 Source = Annotated[
@@ -61,7 +55,6 @@ Model = Annotated[
         help="Autoencoder: bundled name, folder or hub id.", show_default="ul-photo-f8; with --clip-frames ul-video"
     ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 Resolution = Annotated[
     int | None, typer.Option(min=1, help="Scale the shorter side to this many pixels.", show_default="no scaling")
 ]
@@ -72,8 +65,6 @@ Crop = Annotated[
         "sides aren't such multiples."
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Number of images in a batch.")]
-Dtype = Annotated[Compute, typer.Option(help="What the encoder computes in.")]
 StoreDtype = Annotated[Stored, typer.Option(help="What latents are stored in.")]
 Workers = Annotated[
     int | None,
@@ -105,8 +96,6 @@ SourceRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit 
 MaxSkipFraction = Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 if a larger share is skipped.")]
 Rank = Annotated[int | None, typer.Option(min=0, help="Number of this job in an array; needs --world-size.")]
 WorldSize = Annotated[int | None, typer.Option(min=1, help="Number of jobs in the array; needs --rank.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda if there is one, or cpu")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 # ---------------------------------------------------------------- the command
 
@@ -119,7 +108,7 @@ def encode_dataset(
     resolution: Resolution = None,
     crop: Crop = CropChoice.CENTER,
     batch_size: BatchSize = 32,
-    dtype: Dtype = Compute.float32,
+    dtype: ComputeDtype = Dtype.float32,
     store_dtype: StoreDtype = Stored.float16,
     workers: Workers = None,
     flip: Flip = False,
@@ -228,9 +217,8 @@ def print_summary(summary: EncodingSummary) -> None:
 def print_json(summary: EncodingSummary) -> None:
     """Prints results, skipped samples and totals on standard output."""
     facts = summary.facts()
-    skipped = [skip._asdict() for skip in summary.skipped]
     totals = {name: value for name, value in facts.items() if name != "output"}
-    typer.echo(json.dumps({"results": [facts], "skipped": skipped, "totals": totals}, indent=2, ensure_ascii=False))
+    print_results([facts], [skip._asdict() for skip in summary.skipped], totals)
 
 
 # ---------------------------------------------------------------- errors

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ul_tokenizer.cli import hub
+from ul_tokenizer.cli.options import AsJson, DecodingSteps, Force, NewFolder, Revision
+from ul_tokenizer.cli.reporting import print_facts, print_results, print_table, require
 
 app = typer.Typer(
     name="latents",
@@ -22,11 +23,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+BITS_SAMPLES = 256
 Folder = Annotated[str, typer.Argument(metavar="DATA", help="A latent data set: a folder or a hub id.")]
 Local = Annotated[
     Path, typer.Argument(metavar="DATA", exists=True, file_okay=False, help="Folder of a latent data set.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def info(data: Folder, as_json: AsJson = False) -> None:
@@ -38,16 +39,10 @@ def info(data: Folder, as_json: AsJson = False) -> None:
     folder = find_files(data).folder
     facts = LatentIndex(folder, read_header(folder)).facts()
     if as_json:
-        print_json([{"data": data, **facts}], {name: facts[name] for name in ("samples", "shards", "bytes")})
+        totals = {name: facts[name] for name in ("samples", "shards", "bytes")}
+        print_results([{"data": data, **facts}], totals=totals)
         return
-    for key, value in facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        typer.echo(f"{key.replace('_', ' '):28}{shown}")
-
-
-def print_json(results: list[dict[str, Any]], totals: dict[str, Any]) -> None:
-    """Prints results and totals in the form that all commands share; nothing is skipped."""
-    typer.echo(json.dumps({"results": results, "skipped": [], "totals": totals}, indent=2, ensure_ascii=False))
+    print_facts(facts, width=28)
 
 
 def verify(
@@ -62,7 +57,7 @@ def verify(
 
     problems = integrity.repair(data) if repair else integrity.verify(data)
     if as_json:
-        print_json([vars(problem) for problem in problems], {"problems": len(problems)})
+        print_results([vars(problem) for problem in problems])
     else:
         for problem in problems:
             typer.echo(f"{problem.file}: {problem.reason}")
@@ -77,7 +72,12 @@ def stats(
         str | None,
         typer.Option(help="Autoencoder whose prior gives the bits per image.", show_default="no bits"),
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Number of samples for the bits; needs --model.")] = 256,
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "--num", "-n", min=1, help="Number of samples for the bits; needs --model.", show_default=str(BITS_SAMPLES)
+        ),
+    ] = None,
     write_config: Annotated[
         Path | None,
         typer.Option(
@@ -87,25 +87,27 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Print exact mean, standard deviation and extremes per channel, and with --model bits per image."""
+    require(num is None or model is not None, "--num needs --model, whose prior gives the bits.")
     from ul_tokenizer.latents.dataset import LatentDataset
 
     dataset = LatentDataset(data)
     statistics = dataset.statistics
     facts: dict[str, Any] = {"samples": len(dataset), **statistics.to_json(), "std": statistics.std.tolist()}
     if model is not None:
-        facts["bits_per_image"] = mean_bits(dataset, model, num)
+        facts["bits_per_image"] = mean_bits(dataset, model, num or BITS_SAMPLES)
     if write_config is not None:
         _write_statistics(write_config, statistics.to_config())
     if as_json:
-        print_json([{"data": data, **facts}], {"samples": len(dataset)})
+        print_results([{"data": data, **facts}], totals={"samples": len(dataset)})
         return
     table = Table("channel", "mean", "std", "min", "max")
     rows = zip(statistics.mean, statistics.std, statistics.minimum, statistics.maximum, strict=True)
     for channel, row in enumerate(rows):
         table.add_row(str(channel), *(f"{float(value):.4f}" for value in row))
-    Console(soft_wrap=True).print(table)
+    print_table(table)
     if "bits_per_image" in facts:
-        typer.echo(f"bits per image by the prior, over {min(num, len(dataset))} samples: {facts['bits_per_image']:.1f}")
+        used = min(num or BITS_SAMPLES, len(dataset))
+        typer.echo(f"bits per image by the prior, over {used} samples: {facts['bits_per_image']:.1f}")
 
 
 def mean_bits(dataset: Any, model: str, num: int) -> float:
@@ -138,7 +140,7 @@ def _write_statistics(folder: Path, values: dict[str, Any]) -> None:
 
 def merge(
     sources: Annotated[list[Path], typer.Argument(metavar="DATA…", exists=True, file_okay=False, help="Data sets.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    output: NewFolder,
 ) -> None:
     """Merge data sets that the same autoencoder made with the same settings."""
     from ul_tokenizer.latents import integrity
@@ -160,7 +162,7 @@ class Form(str, enum.Enum):
 
 def export(
     data: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    output: NewFolder,
     form: Annotated[Form, typer.Option("--format", help="webdataset and parquet need the extra 'data'.")],
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Write (z − mean) / std by the data set's own statistics.")
@@ -191,9 +193,9 @@ def decode(
         str | None, typer.Option(help="The autoencoder: bundled name, folder or hub id.", show_default="the header's")
     ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples, drawn at random.")] = 16,
-    steps: Annotated[int | None, typer.Option(min=1, help="Decoding steps.", show_default="the model's")] = None,
+    steps: DecodingSteps = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of all noise.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
+    force: Force = False,
 ) -> None:
     """Decode some samples and show them side by side, to see what a data set holds.
 
@@ -241,8 +243,8 @@ def push(
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set repository on the hub: owner/name.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="main")] = None,
+    output: NewFolder,
+    revision: Revision = None,
 ) -> None:
     """Download a data set into a folder and verify it. Training can read a data set from the hub without this."""
     from ul_tokenizer.latents.hub import pull_latents
