@@ -23,7 +23,7 @@ from ul_tokenizer import (
     UnifiedLatentsTransformer,
 )
 from ul_tokenizer.cli import app
-from ul_tokenizer.cli.files import Kind
+from ul_tokenizer.cli.tasks import Kind
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.media.videos import VideoWriter, count_frames, probe, read_frames
 from ul_tokenizer.models.config_checks import TEMPORAL_DOWNSAMPLES

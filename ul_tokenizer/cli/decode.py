@@ -38,10 +38,10 @@ def decode(
     force: Force = False,
 ) -> None:
     """Decode latents that `encode` wrote: latents/a.jpg.safetensors becomes OUT/a.jpg.png, or .mp4 for videos."""
-    from ul_tokenizer.cli import files
-    from ul_tokenizer.cli.files import FileTask, Kind
+    from ul_tokenizer.cli import tasks
+    from ul_tokenizer.cli.tasks import FileTask, Kind
 
-    plan = files.plan(source, output, files.find_latents, files.DECODED_SUFFIXES, force)
+    plan = tasks.plan(source, output, tasks.find_latents, tasks.DECODED_SUFFIXES, force)
     from ul_tokenizer.cli.codec import DecodeOptions  # imports torch, after all checks
     from ul_tokenizer.cli.models import ModelOptions, load_models
 
@@ -52,4 +52,4 @@ def decode(
         codec = models.videos if job.kind is Kind.video else models.images
         codec.decode_file(job, how)
 
-    files.run(plan, "decoded", work)
+    tasks.run(plan, "decoded", work)

@@ -36,10 +36,10 @@ def encode(
     Each file holds one tensor, `latent`, (channels, [frames,] height, width), without noise. Its metadata name the
     model, the sha256 of its weights, and the size of the original and of the decoded picture.
     """
-    from ul_tokenizer.cli import files
-    from ul_tokenizer.cli.files import FileTask, Kind
+    from ul_tokenizer.cli import tasks
+    from ul_tokenizer.cli.tasks import FileTask, Kind
 
-    plan = files.plan(source, output, files.find_media, files.LATENT_SUFFIXES, force)
+    plan = tasks.plan(source, output, tasks.find_media, tasks.LATENT_SUFFIXES, force)
     require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
     from ul_tokenizer.cli.models import ModelOptions, load_models  # imports torch, after all checks
 
@@ -52,4 +52,4 @@ def encode(
         else:
             models.images.encode_file(job, fit)
 
-    files.run(plan, "encoded", work)
+    tasks.run(plan, "encoded", work)

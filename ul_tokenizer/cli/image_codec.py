@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from ul_tokenizer.cli.codec import DEFAULT_TILE, DecodeOptions, LoadedModel
-from ul_tokenizer.cli.files import FileTask
 from ul_tokenizer.cli.latent_file import read_latent, write_latent
 from ul_tokenizer.cli.options import Fit
+from ul_tokenizer.cli.tasks import FileTask
 from ul_tokenizer.evaluation.metrics import comparison_grid, psnr_of_mean_mse
 from ul_tokenizer.files import whole_file
 from ul_tokenizer.media.images import fit_to_multiple, read_image

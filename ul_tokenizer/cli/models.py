@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ul_tokenizer.cli.codec import LoadedModel, load_model, pick_device
-from ul_tokenizer.cli.files import Kind, Plan
 from ul_tokenizer.cli.image_codec import ImageCodec
 from ul_tokenizer.cli.options import DEFAULT_IMAGE_MODEL, DEFAULT_VIDEO_MODEL, Dtype
 from ul_tokenizer.cli.reporting import UsageError
+from ul_tokenizer.cli.tasks import Kind, Plan
 from ul_tokenizer.cli.video_codec import VideoCodec
 
 DEFAULT_MODELS = {Kind.image: DEFAULT_IMAGE_MODEL, Kind.video: DEFAULT_VIDEO_MODEL}

@@ -61,10 +61,10 @@ def reconstruct(
     prior gives for the latent, summed over pieces: at most 512 x 512 pixels of an image, or 16 x 16 x 4 latents of a
     video.
     """
-    from ul_tokenizer.cli import files
-    from ul_tokenizer.cli.files import FileTask, Kind
+    from ul_tokenizer.cli import tasks
+    from ul_tokenizer.cli.tasks import FileTask, Kind
 
-    plan = files.plan(source, output, files.find_media, files.DECODED_SUFFIXES, force)
+    plan = tasks.plan(source, output, tasks.find_media, tasks.DECODED_SUFFIXES, force)
     require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
     require(not audio or Kind.video in plan.kinds, f"--audio is for videos, and {source} holds none.")
     from ul_tokenizer.cli.codec import DecodeOptions  # imports torch, after all checks
@@ -83,7 +83,7 @@ def reconstruct(
         else:
             images.append(models.images.reconstruct_file(job, fit, how))
 
-    skipped = files.run(plan, "reconstructed", work)
+    skipped = tasks.run(plan, "reconstructed", work)
     report(models, images, videos, skipped, as_json)
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ul_tokenizer.cli.codec import DecodeOptions, LoadedModel
-from ul_tokenizer.cli.files import FileTask
 from ul_tokenizer.cli.latent_file import NUM_FRAMES, read_latent, write_latent
 from ul_tokenizer.cli.options import Fit
+from ul_tokenizer.cli.tasks import FileTask
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 from ul_tokenizer.media.frame_times import Frame
 from ul_tokenizer.media.pixels import frame_to_float, to_uint8

@@ -30,7 +30,7 @@ from ul_tokenizer.pipelines.checks import (
 )
 from ul_tokenizer.pipelines.clips import ClipPlan, plan_clip
 from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
-from ul_tokenizer.pipelines.repository import find_pipeline
+from ul_tokenizer.pipelines.pipeline_files import find_pipeline
 from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.publish.mixin import PushToHubMixin
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler

@@ -1,4 +1,4 @@
-"""Which files a command reads and writes, and the walk over them."""
+"""The tasks of a command: which file becomes which result, and the work on all of them."""
 
 from __future__ import annotations
 
