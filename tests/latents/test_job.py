@@ -122,7 +122,7 @@ def test_dtypes_of_computing_and_of_storage_are_apart(tmp_path: Path, model: str
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ({"store_dtype": "float64"}, "store_dtype must be one of float32, float16, bfloat16, int8, got 'float64'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"device": "cuda:77"}, "cuda:77 is no device of this machine"),
+        ({"device": "cuda:77"}, "device must be a device of this machine, such as cpu or cuda, got cuda:77"),
         ({"rank": 1}, "rank and world_size must be given together, got 1 and None"),
         ({"rank": 2, "world_size": 2}, "rank must be from 0 to below world_size, got 2 and 2"),
         ({"crop": "round"}, "crop must be one of center, multiple, none, got 'round'"),

@@ -132,11 +132,14 @@ def test_layerwise_casting_keeps_what_must_stay_fp32(network: Any) -> None:
 
 
 def test_casting_everything_by_hand_warns(network: Any, caplog: pytest.LogCaptureFixture) -> None:
+    verbosity = diffusers_logging.get_verbosity()  # commands of other tests lower it
+    diffusers_logging.set_verbosity_warning()
     diffusers_logging.enable_propagation()
     try:
         network.to(torch.float16)
     finally:
         diffusers_logging.disable_propagation()
+        diffusers_logging.set_verbosity(verbosity)
     assert "should be kept in float32" in caplog.text
 
 
