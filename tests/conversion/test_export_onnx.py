@@ -17,6 +17,7 @@ from ul_tokenizer import UnifiedLatentsAutoencoder
 
 pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+pytestmark = pytest.mark.slow  # one export takes about 20 seconds
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,7 @@ def test_the_priors_repeated_blocks_compile(prior: UnifiedLatentsTransformer) ->
         torch.testing.assert_close(prior(Z, LOGSNR).sample, exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_compile_whole_without_a_graph_break(model: UnifiedLatentsAutoencoder) -> None:
     exact = run(model)
     model.encoder.compile(fullgraph=True, backend="eager", dynamic=True)

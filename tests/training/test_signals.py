@@ -52,6 +52,7 @@ def stop_after(process: subprocess.Popen[str], folder: Path, step: int, number: 
     return process.communicate(timeout=60)[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_terminated_killed_and_interrupted_ends_as_one_that_was_not(
     start: Start,
     train: Callable[..., int],
