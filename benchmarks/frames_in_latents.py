@@ -48,7 +48,7 @@ def kept(z: Tensor, count: int, generator: torch.Generator, logsnr: float) -> Te
 def reconstructed(model: UnifiedLatentsAutoencoder, clip: Tensor, count: int, seed: int) -> Tensor:
     """(3, FRAMES, H, W) → the same."""
     z, generator = model.encode(clip.transpose(0, 1)).latent, seeded(1, seed)[0]
-    parts = [kept(part, count, generator, model.config.latent_logsnr) for part in z.split(RATIO)]
+    parts = [kept(part, count, generator, model.config.latent_logsnr) for part in torch.split(z, RATIO)]
     noise = torch.randn(1, 3, *clip.shape[-2:], generator=seeded(1, 500)[0]).expand(FRAMES, -1, -1, -1)
     frames: Tensor = model.decode(torch.cat(parts), num_inference_steps=1, noise=noise).sample
     return frames.transpose(0, 1)

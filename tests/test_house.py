@@ -17,11 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ul_tokenizer"
 
 # Room → the other rooms it may import from; CONTRIBUTING has the same table. A new room states its place here.
-GROUND = {"files", "randomness", "progress", "_compat"}  # single files without a room, which every room may use
+# Single files without a room, which every room may use.
+GROUND = {"files", "randomness", "progress", "decorators", "_compat"}
+    "files",
+    "randomness",
+    "progress",
+    "decorators",
+    "_compat",
+}  # single files without a room, which every room may use
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "randomness": set(),
     "progress": set(),
+    "decorators": set(),
     "_compat": set(),
     "registration": {"pretrained"},
     "diffusion": set(),

@@ -19,7 +19,7 @@ from ul_tokenizer import LatentDataset, LogSNRScheduler, UnifiedLatentsAutoencod
 from ul_tokenizer.latents.statistics import ChannelStatistics
 from ul_tokenizer.latents.stream import LatentStream
 from ul_tokenizer.latents.writer import LatentWriter
-from ul_tokenizer.models.latent_distribution import LatentDistribution
+from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
 from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer, UnifiedLatentsTransformerOutput
@@ -49,6 +49,22 @@ def test_the_latent_distribution_gives_tensors() -> None:
     assert_type(distribution.sample([torch.Generator()]), Tensor)
     assert_type(distribution.mode(), Tensor)
     assert distribution.sample().shape == distribution.mode().shape
+
+
+def test_return_dict_decides_what_encode_and_decode_return(vae: UnifiedLatentsAutoencoder) -> None:
+    x = torch.zeros(1, 3, 16, 16)
+    output = assert_type(vae.encode(x), UnifiedLatentsEncoderOutput)
+    (distribution,) = assert_type(vae.encode(x, return_dict=False), tuple[LatentDistribution])
+    assert_type(output.latent_dist, LatentDistribution)
+    assert torch.equal(assert_type(output.latent, Tensor), distribution.latent)
+    (pixels,) = assert_type(vae.decode(distribution.mode(), return_dict=False), tuple[Tensor])
+    assert vae.decode(distribution.mode()).sample.shape == pixels.shape
+
+
+def test_constructors_and_from_pretrained_give_the_class_itself(tmp_path: Path) -> None:
+    assert_type(LogSNRScheduler(), LogSNRScheduler).save_pretrained(tmp_path)
+    assert_type(UnifiedLatentsAutoencoder.from_pretrained("ul-photo-f8"), UnifiedLatentsAutoencoder)
+    assert_type(UnifiedLatentsTransformer(4, (16,), (1,), attention_head_dim=16), UnifiedLatentsTransformer)
 
 
 def test_bits_and_streams_of_an_autoencoder_are_typed(vae: UnifiedLatentsAutoencoder) -> None:

@@ -10,12 +10,12 @@ import torch
 
 from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
-from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
+from ul_tokenizer.schedulers.log_snr import AlgorithmType, LogSNRScheduler
 
 NUM_CLASSES, TEXT_WIDTH = 3, 6
 
 
-def _make(algorithm: str = "ddim", vae: Any = None, **base_config: Any) -> UnifiedLatentsPipeline:
+def _make(algorithm: AlgorithmType = "ddim", vae: Any = None, **base_config: Any) -> UnifiedLatentsPipeline:
     torch.manual_seed(0)
     config = {"num_class_embeds": NUM_CLASSES, "sample_size": 2, **base_config}
     base, vae = build_base("ul-base-tiny", config), build_autoencoder("ul-tiny-f8") if vae is None else vae

@@ -78,9 +78,9 @@ def _decoded(
     autoencoder: UnifiedLatentsAutoencoder, z_0: Tensor, steps: int | None, seed: int, num_frames: int | None
 ) -> Tensor:
     """(c, [t,] h, w) → (3, [T,] H, W) in [−1, 1]."""
-    options = {} if num_frames is None else {"num_frames": num_frames}
     generator = torch.Generator().manual_seed(seed)
-    sample: Tensor = autoencoder.decode(z_0[None], generator=generator, num_inference_steps=steps, **options).sample
+    decoded = autoencoder.decode(z_0[None], generator=generator, num_inference_steps=steps, num_frames=num_frames)
+    sample: Tensor = decoded.sample
     return sample[0].float().clamp(-1, 1)
 
 

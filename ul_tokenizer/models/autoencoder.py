@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from ul_tokenizer.decorators import apply_forward_hook, register_to_config
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.solver import Level, evenly_spaced, extrapolated, levels_at, ode_step
@@ -261,6 +261,15 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
     # Encode
     # ------------------------------------------------------------------------------------------------------------
 
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[True] = ...) -> UnifiedLatentsEncoderOutput: ...
+
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[False]) -> tuple[LatentDistribution]: ...
+
+    @overload
+    def encode(self, x: Tensor, return_dict: bool) -> UnifiedLatentsEncoderOutput | tuple[LatentDistribution]: ...
+
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> UnifiedLatentsEncoderOutput | tuple[LatentDistribution]:
         """Encodes images or clips.
@@ -342,6 +351,39 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
     # ------------------------------------------------------------------------------------------------------------
     # Decode
     # ------------------------------------------------------------------------------------------------------------
+
+    @overload
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: Literal[True] = ...,
+        generator: Generators = ...,
+        num_inference_steps: int | None = ...,
+        noise: Tensor | None = ...,
+        num_frames: int | None = ...,
+    ) -> DecoderOutput: ...
+
+    @overload
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: Literal[False],
+        generator: Generators = ...,
+        num_inference_steps: int | None = ...,
+        noise: Tensor | None = ...,
+        num_frames: int | None = ...,
+    ) -> tuple[Tensor]: ...
+
+    @overload
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: bool,
+        generator: Generators = ...,
+        num_inference_steps: int | None = ...,
+        noise: Tensor | None = ...,
+        num_frames: int | None = ...,
+    ) -> DecoderOutput | tuple[Tensor]: ...
 
     @apply_forward_hook
     def decode(

@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ul_tokenizer.decorators import register_to_config
 from ul_tokenizer.models.attention import Text
 from ul_tokenizer.models.blocks import TransformerStage
 from ul_tokenizer.models.conditioning import ClassEmbedding, TextEmbedding

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast, get_args, overload
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ul_tokenizer.decorators import register_to_config
 from ul_tokenizer.diffusion.parameterization import PredictionType, broadcast_to_rank, to_x, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, ScheduleKind, alpha_sigma
 from ul_tokenizer.diffusion.solver import (
