@@ -19,12 +19,6 @@ PACKAGE = ROOT / "ul_tokenizer"
 # Room → the other rooms it may import from; CONTRIBUTING has the same table. A new room states its place here.
 # Single files without a room, which every room may use.
 GROUND = {"files", "randomness", "progress", "decorators", "_compat"}
-    "files",
-    "randomness",
-    "progress",
-    "decorators",
-    "_compat",
-}  # single files without a room, which every room may use
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "randomness": set(),
