@@ -264,6 +264,15 @@ def test_a_missing_variant_or_model_is_an_os_error_too_as_diffusers_has_it(repos
         UnifiedLatentsAutoencoder.from_pretrained(repository)
 
 
+def test_a_folder_of_one_variant_says_which_and_keeps_the_sentence_that_diffusers_mixins_look_for(
+    repository: Path,
+) -> None:
+    (repository / WEIGHTS).rename(repository / "diffusion_pytorch_model.fp16.safetensors")
+    text = sentence(repository)
+    assert "pass variant='fp16'" in text
+    assert f"Error no file named diffusion_pytorch_model.bin found in directory {repository}." in text
+
+
 def test_a_damaged_file_is_found_without_diffusers(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelMixin, "from_pretrained", lambda *a, **k: pytest.fail("asked"))
     edit_config(repository, latent_channels=8, z_dim=8, latents_mean=None, latents_std=None)

@@ -73,9 +73,11 @@ def no_weights(where: str, names: Iterable[str], variant: str | None) -> NoWeigh
         return NoWeightsError(
             f"{where} has pickled weights ({pickled[0]}), which can run code when read; only safetensors are read."
         )
-    of_variant = f" of the variant {variant!r}" if variant else ""
+    of_variant, infix = (f" of the variant {variant!r}", f".{variant}") if variant else ("", "")
+    others = sorted({other for name in names if (other := variant_of(name)) and other != variant})
+    hint = f" Its weights are of the variant {others[0]!r}: pass variant={others[0]!r}." if others else ""
     return NoWeightsError(
-        f"{where} holds no weights{of_variant}: there is no diffusion_pytorch_model.safetensors in it."
+        f"{where} holds no weights{of_variant}: there is no diffusion_pytorch_model{infix}.safetensors in it.{hint}"
     )
 
 
@@ -84,7 +86,10 @@ def _checked_files(folder: Path, variant: str | None) -> list[Path]:
     names = [path.name for path in folder.iterdir()]
     weights = weight_files(names, variant)
     if not weights:
-        raise no_weights(f"Folder {folder}", names, variant)
+        error = no_weights(f"Folder {folder}", names, variant)
+        # Programs written for diffusers look for this sentence of its own, and so do its test mixins.
+        host_words = f"Error no file named diffusion_pytorch_model.bin found in directory {folder}."
+        raise NoWeightsError(f"{error} In diffusers' words: {host_words}")
     indices = [name for name in weights if name.endswith(".json")]
     shards = _indexed_shards(folder / indices[0]) if indices else weights
     return [folder / shard for shard in shards]
