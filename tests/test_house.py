@@ -46,8 +46,8 @@ PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 # What is written once → the files that may hold it.
 HOMES: dict[str, set[str]] = {
     "SeedSequence": {"randomness.py", "latents/stream.py"},  # the stream's order of samples is part of its state
-    # Others replace files that `whole_file` can't write: a name for several machines, a container, a whole folder.
-    "os.replace": {"files.py", "latents/index.py", "media/videos.py", "training/checkpoints.py"},
+    # Others replace what `whole_file` can't write: a container, a whole folder.
+    "os.replace": {"files.py", "media/videos.py", "training/checkpoints.py"},
     "127.5": {"media/pixels.py"},
     "tqdm": set(),
 }

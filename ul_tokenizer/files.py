@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,11 @@ _BLOCK = 1 << 20
 
 
 # ---------------------------------------------------------------- whole files
+
+
+def temporary_path(path: Path, suffix: str = ".tmp") -> Path:
+    """A hidden path beside another that no other process has, not even one of another machine on a shared disk."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{suffix}")
 
 
 @contextmanager
@@ -31,7 +37,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         sync_file(temporary)

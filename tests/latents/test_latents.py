@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ul_tokenizer import files
 from ul_tokenizer.latents.dataset import LatentDataset
 from ul_tokenizer.latents.integrity import merge, repair, verify
 from ul_tokenizer.latents.manifest import read_shards
@@ -398,7 +399,9 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest
     manifest = tmp_path / "manifest-r000.jsonl"
     content = manifest.read_bytes()
     writer = LatentWriter(tmp_path, HEADER)
-    (tmp_path / f".shard-r000-000002.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+    full = tmp_path / ".shard-r000-000002.safetensors.0.tmp"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(files, "temporary_path", lambda path: full)
     with pytest.raises(OSError, match="No space left"), writer:
         writer.append(["new"], latents(1))
     assert manifest.read_bytes() == content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from ul_tokenizer.files import write_json
+from ul_tokenizer.files import temporary_path, write_json
 from ul_tokenizer.latents.dataset import LatentDataset, Sample
 from ul_tokenizer.latents.manifest import HEADER
 
@@ -61,7 +60,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
     """Yields a hidden folder beside `output`, and renames it at the end."""
     if output.exists():
         raise ValueError(f"output must be a new folder, got {output}, which exists.")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(output)
     temporary.mkdir(parents=True)
     try:
         yield temporary

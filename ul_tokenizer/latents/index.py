@@ -10,7 +10,6 @@ import bisect
 import hashlib
 import io
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ul_tokenizer.files import whole_file
 from ul_tokenizer.latents.ids import RepeatedIds
 from ul_tokenizer.latents.manifest import Header, Shard, manifests, read_shards
 from ul_tokenizer.latents.packed_shards import PackedShards, pack_shards
@@ -143,15 +143,8 @@ def _cached(folder: Path, stamps: str) -> PackedShards:
         shards = PackedShards(path)
         os.utime(path)
         return shards
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A random name, since processes of several machines may do this at once.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with open(handle, "wb") as file:
-            _pack(folder, file)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        _pack(folder, file)
     _remove_unused(path, f"{place}-*.index")
     return PackedShards(path)
 

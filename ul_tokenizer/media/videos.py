@@ -18,6 +18,7 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from ul_tokenizer.files import temporary_path
 from ul_tokenizer.media.frame_times import Frame, Timed, rounding, shown_at, shown_from
 from ul_tokenizer.media.images import UnreadableImageError, find_images, read_image
 
@@ -391,7 +392,7 @@ class VideoWriter:
             raise ValueError(f"path must end in .mp4, got {path}.")
         if not 0 < fps <= MAX_FPS:
             raise ValueError(f"fps must be above 0 and at most {MAX_FPS:g}, got {fps}.")
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp.mp4")
+        self._temporary = temporary_path(self.path, ".tmp.mp4")
         self._container: Any = None
         self._stream: Any = None
         self.num_frames = 0
