@@ -93,6 +93,25 @@ def test_a_run_that_blows_up_ends_with_status_1_and_one_sentence(
     assert last_error(capfd).startswith("error: gradients were non-finite in 2 steps in a row")
 
 
+# ---------------------------------------------------------------- memory
+
+
+def test_too_little_memory_is_one_sentence_and_status_1(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Stage1, "loss", lambda *_: torch.empty(1 << 50))  # torch refuses: no machine has 4 PiB
+    assert train(tmp_path) == 1
+    assert last_error(capfd).startswith("error: Not enough memory; use a smaller --train_batch_size")
+
+
+def test_other_errors_of_torch_keep_their_traceback(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Stage1, "loss", lambda *_: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        train(tmp_path)
+
+
 # ---------------------------------------------------------------- disks
 
 SMALL_FILES_ONLY = """

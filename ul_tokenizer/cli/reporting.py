@@ -60,9 +60,10 @@ def _reporting() -> Iterator[None]:
         if "pip install" not in str(error):  # a broken installation, where the traceback says more
             raise
         _fail(str(error))
-    except RuntimeError as error:  # torch has no class for this that is the same on all devices
-        text = str(error).lower()
-        if "out of memory" not in text and "allocate memory" not in text:
+    except RuntimeError as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if not should_reduce_batch_size(error):
             raise
         _fail("Not enough memory; use smaller tiles (--tile) or batches (--batch-size), where the command has them.")
 

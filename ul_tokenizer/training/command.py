@@ -19,6 +19,11 @@ DESCRIPTIONS: dict[Target, str] = {
     "base": "Train a base model on the latents of a frozen autoencoder (stage 2).",
 }
 
+NOT_ENOUGH_MEMORY = (
+    "error: Not enough memory; use a smaller --train_batch_size with more --gradient_accumulation_steps, or "
+    "--gradient_checkpointing. Run the command again to go on from the last checkpoint."
+)
+
 
 def run_command(target: Target, argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Trains with arguments from a command line and prints what goes wrong.
@@ -43,6 +48,13 @@ def run_command(target: Target, argv: Sequence[str] | None = None, program: str 
         return 130
     except (TrainingError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except RuntimeError as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if not should_reduce_batch_size(error):
+            raise
+        print(NOT_ENOUGH_MEMORY, file=sys.stderr, flush=True)
         return 1
     return 0
 
