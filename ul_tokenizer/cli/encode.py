@@ -16,7 +16,6 @@ from ul_tokenizer.cli.options import (
     Tile,
     fit_of,
 )
-from ul_tokenizer.cli.reporting import require
 
 
 def encode(
@@ -39,8 +38,7 @@ def encode(
     from ul_tokenizer.cli import tasks
     from ul_tokenizer.cli.tasks import FileTask, Kind
 
-    plan = tasks.plan(source, output, tasks.find_media, tasks.LATENT_SUFFIXES, force)
-    require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
+    plan = tasks.plan_media(source, output, tasks.LATENT_SUFFIXES, force, of_videos={"--fps": fps})
     from ul_tokenizer.cli.models import ModelOptions, load_models  # imports torch, after all checks
 
     models = load_models(plan, ModelOptions(model, revision, device, dtype, tile))

@@ -27,7 +27,7 @@ from ul_tokenizer.cli.options import (
     Tile,
     fit_of,
 )
-from ul_tokenizer.cli.reporting import number, print_results, print_table, require
+from ul_tokenizer.cli.reporting import number, print_results, print_table
 
 if TYPE_CHECKING:
     from ul_tokenizer.cli.image_codec import ImageReconstruction, ImageTotals
@@ -64,9 +64,8 @@ def reconstruct(
     from ul_tokenizer.cli import tasks
     from ul_tokenizer.cli.tasks import FileTask, Kind
 
-    plan = tasks.plan(source, output, tasks.find_media, tasks.DECODED_SUFFIXES, force)
-    require(fps is None or Kind.video in plan.kinds, f"--fps is for videos, and {source} holds none.")
-    require(not audio or Kind.video in plan.kinds, f"--audio is for videos, and {source} holds none.")
+    of_videos = {"--fps": fps, "--audio": audio}
+    plan = tasks.plan_media(source, output, tasks.DECODED_SUFFIXES, force, of_videos)
     from ul_tokenizer.cli.codec import DecodeOptions  # imports torch, after all checks
     from ul_tokenizer.cli.models import ModelOptions, load_models
 

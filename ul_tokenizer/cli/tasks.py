@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ul_tokenizer.cli.reporting import require
 from ul_tokenizer.media.images import Skipped, find_images
 from ul_tokenizer.media.videos import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from ul_tokenizer.progress import progress
@@ -103,6 +104,29 @@ def _is_animated(path: Path) -> bool:
 
 
 # ---------------------------------------------------------------- planning
+
+
+def plan_media(
+    source: Path, output: Path, suffixes: Mapping[Kind, str], force: bool, of_videos: Mapping[str, object]
+) -> Plan:
+    """As `plan`, for images and videos.
+
+    Args:
+        source: a file or a folder.
+        output: as for `plan`.
+        suffixes: as for `plan`.
+        force: as for `plan`.
+        of_videos: options that only videos have, by flag; those that are not None or False are given.
+
+    Raises:
+        UsageError: such an option is given, but there is no video.
+        ValueError: as `plan`.
+    """
+    made = plan(source, output, find_media, suffixes, force)
+    for flag, value in of_videos.items():
+        given = value is not None and value is not False
+        require(not given or Kind.video in made.kinds, f"{flag} is for videos, and {source} holds none.")
+    return made
 
 
 def plan(
