@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -17,6 +18,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.hub.loopback_hub import LoopbackHub
 from ul_tokenizer import _compat
@@ -51,7 +53,17 @@ def test_onednn_has_a_linear_layer_that_equals_torchs() -> None:
 
 def test_attention_on_cpus_has_the_operator_that_flops_are_counted_of() -> None:
     message = taken_away("torch", "_scaled_dot_product_flash_attention_for_cpu", "count FLOPs of the new operator")
-    assert _compat.cpu_attention_operator() is not None, message
+    operators = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            operators.append(func.overloadpacket)
+            return func(*args, **(kwargs or {}))
+
+    q = torch.randn(1, 2, 4, 8)
+    with Recorded():
+        nn.functional.scaled_dot_product_attention(q, q, q)
+    assert _compat.cpu_attention_operator() in operators, message
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -127,7 +127,7 @@ def check_training(cls: Any, words: Sequence[str], is_complete: bool) -> None:
 
 
 def check_options(words: Sequence[str], known: set[str], whole: Sequence[str]) -> None:
-    unknown = [w for w in words if re.match(r"--?[a-z]", w) and w.partition("=")[0] not in known]
+    unknown = [w for w in words if re.match(r"--?[A-Za-z]", w) and w.partition("=")[0] not in known]
     if unknown:
         raise CommandError(f"there is no option {unknown[0]} in: {' '.join(whole)}")
 
@@ -161,7 +161,7 @@ def check_launched(is_module: bool, name: str, words: Sequence[str], is_complete
     elif path.name == "encode_dataset.py":
         check_ours(["encode-dataset", *words], is_complete)
     else:
-        check_options(words, set(re.findall(r"--?[a-z][\w-]*", help_of(path))), [name, *words])
+        check_options(words, set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", help_of(path))), [name, *words])
 
 
 @cache
@@ -257,6 +257,8 @@ def test_each_example_in_the_help_texts_is_legal() -> None:
         ("accelerate launch examples/encode_dataset.py photos/ -o out --nonsense", True),
         ("torchrun --standalone examples/train_autoencoder.py --nonsense 1", False),
         ("python benchmarks/reconstruction.py --nonsense", True),
+        ("python benchmarks/reconstruction.py -out x", True),
+        ("python benchmarks/reconstruction.py --SCALE 3", True),
         ("sbatch --array 0-3 --wrap 'ul-tokenizer encode-dataset photos/ -o latents/ --nonsense'", True),
         ("nonsense photos/", True),
     ],

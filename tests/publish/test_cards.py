@@ -167,11 +167,10 @@ def test_a_scheduler_saves_and_pushes_with_the_options_of_weights(hub: LoopbackH
     assert "scheduler_config.json" in hub.repo("tester/scheduler").head.files
 
 
-def test_a_subclass_keeps_the_facts_of_its_class(tmp_path: Path) -> None:
+def test_the_card_of_somebody_elses_subclass_claims_nothing(tmp_path: Path) -> None:
     class Mine(UnifiedLatentsTransformer):
         pass
 
-    assert Mine.card_facts is UnifiedLatentsTransformer.card_facts
     Mine(4).save_pretrained(tmp_path)
     assert model_card(tmp_path, "tester/run").metadata == {}
 
