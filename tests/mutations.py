@@ -258,8 +258,8 @@ MUTATIONS = [
     Mutation(
         "labels are dropped by the place in the batch",
         "ul_tokenizer/training/stage2.py",
-        "draws.pick(torch.rand(len(draws.of_step), generator=generator) < self.args.label_dropout)",
-        "torch.rand(len(draws.local), generator=generator) < self.args.label_dropout",
+        "draws.pick(is_dropped, labels.device)",
+        "is_dropped[: len(draws.local)]",
         "tests/training/test_stage2.py",
     ),
     Mutation(

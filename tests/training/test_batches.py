@@ -62,7 +62,7 @@ def test_every_sample_of_a_step_is_drawn_once_and_picks_its_own_value(
         for micro_step in range(micro_steps):
             draws = Draws.of(5, micro_step, accelerator, batch_size, micro_steps)
             assert draws.of_step == range(60, 72) and len(draws.local) == batch_size
-            assert draws.pick(values).tolist() == list(draws.local)
+            assert draws.pick(values, torch.device("cpu")).tolist() == list(draws.local)
             seen += draws.local
     assert sorted(seen) == list(range(60, 72))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.media.clips import has_cut
-from ul_tokenizer.media.videos import UnreadableVideoError, VideoWriter
+from ul_tokenizer.media.videos import VideoWriter
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.command import run_command
@@ -108,7 +108,7 @@ def test_a_part_that_cannot_be_read_is_named_and_replaced(videos: Path, tmp_path
     assert all(part.shape == (4, 32, 43, 3) for part, _ in parts)
     assert {reason for _, skipped in parts for reason in skipped} == {"gone.mp4: there is no such file"}
     (tmp_path / "plain.mp4").unlink()
-    with pytest.raises(UnreadableVideoError, match="there is no such file"):
+    with pytest.raises(ValueError, match=r"got none in 8 tries\. .*there is no such file"):
         folder.part(4, 1, random)
 
 
@@ -160,3 +160,17 @@ def test_videos_without_a_length_are_refused(
         run_command("autoencoder", smallest_flags(tmp_path / "run", train_video_dir=videos))
     assert stop.value.code == 2
     assert "need --num_frames" in capsys.readouterr().err
+
+
+def test_a_damaged_video_that_is_used_is_noted_and_not_skipped(tmp_path: Path) -> None:
+    path, random = tmp_path / "a.mp4", np.random.default_rng(0)
+    with VideoWriter(path, 10) as writer:
+        for _ in range(40):
+            writer.write(random.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = b"\xff" * 3000
+    path.write_bytes(content)
+    pool = VideoPool(path, 32)
+    assert len(pool.videos) == 1 and pool.skipped == []
+    assert len(pool.notes) == 1 and "a.mp4: " in pool.notes[0] and "damaged" in pool.notes[0]

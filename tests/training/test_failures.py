@@ -131,7 +131,7 @@ def test_a_full_disk_costs_neither_the_run_nor_the_checkpoints_from_before(
     process = start(tmp_path, code=SMALL_FILES_ONLY, resume_from_checkpoint="latest", **changes)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    assert output.count("; training goes on with the earlier checkpoints.") == 3
+    assert output.count("; training goes on with the earlier checkpoints.") == 2  # the last one is an error
     assert output.splitlines()[-1].startswith(f"error: checkpoint-5 could not be written to {tmp_path} (")
     assert "Traceback" not in output
     after = weights(tmp_path)

@@ -40,7 +40,7 @@ class UnreadableImageError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
-        """Makes the error picklable, for data loaders' worker processes."""
+        """Makes the error picklable."""
         return type(self), (self.path, self.reason)
 
 

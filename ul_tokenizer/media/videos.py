@@ -50,7 +50,7 @@ class UnreadableVideoError(ValueError):
         self.path, self.reason = Path(path), reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Makes the error picklable, for data loaders' worker processes."""
+        """Makes the error picklable."""
         return type(self), (self.path, self.reason)
 
 

@@ -6,6 +6,7 @@ gives the same number to the same sample.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -77,6 +78,11 @@ def label_of(source: Source, index: int) -> int | None:
     if label >= len(source.class_names):
         raise ValueError(f"labels must be below {len(source.class_names)}, got {label} for {source.id(index)}.")
     return label
+
+
+def integer_or_text(text: str | None) -> int | str | None:
+    """The value of a cell in a format without types: what looks like an integer of at most 64 bits becomes one."""
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def numbered_classes(labels: Iterable[Any]) -> tuple[str, ...]:

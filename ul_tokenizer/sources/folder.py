@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ul_tokenizer.media.images import Skipped, find_images
-from ul_tokenizer.sources.base import RESERVED, SkippedSample, numbered_classes
+from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes
 from ul_tokenizer.sources.names import CompactNames
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
@@ -131,7 +131,7 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
             for cells in csv.DictReader(file):
-                yield {key: _number_or_text(value) for key, value in cells.items() if key is not None}
+                yield {key: integer_or_text(cell) for key, cell in cells.items() if key is not None}
             return
         for number, line in enumerate(file, 1):
             try:
@@ -141,13 +141,6 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path} must hold a JSON object in every line, got another in line {number}.")
             yield row
-
-
-def _number_or_text(value: str | None) -> Any:
-    """CSV has no types: what looks like an integer becomes one."""
-    if value is not None and value.lstrip("-").isdecimal():
-        return int(value)
-    return value
 
 
 # ---------------------------------------------------------------- duplicates

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ul_tokenizer.media.images import IMAGE_SUFFIXES
-from ul_tokenizer.sources.base import RESERVED, SkippedSample, numbered_classes
+from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes
 from ul_tokenizer.sources.names import CompactNames
 
 COLUMN_NAMES = {".txt": "caption", ".caption": "caption", ".cls": "label"}  # suffix in webdataset → our column
@@ -158,7 +158,7 @@ def _parsed(suffix: str, content: bytes) -> dict[str, Any]:
     text = content.decode("utf-8", "replace").strip()
     if suffix == ".json":
         return _json_columns(text)
-    return {COLUMN_NAMES[suffix]: int(text) if suffix == ".cls" and text.isdecimal() else text}
+    return {COLUMN_NAMES[suffix]: integer_or_text(text) if suffix == ".cls" else text}
 
 
 def _json_columns(text: str) -> dict[str, Any]:

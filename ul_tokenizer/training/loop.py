@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ul_tokenizer.files import whole_file, write_whole
 from ul_tokenizer.progress import Bar, progress
 from ul_tokenizer.randomness import Stream, derived_seed
 from ul_tokenizer.training.accelerator import make_accelerator, precision_warning
@@ -180,7 +181,7 @@ class Trainer:
                 self._validate()
             if stop.received(self.accelerator):
                 return False
-            if self.step % self.args.checkpointing_steps == 0:
+            if self.step % self.args.checkpointing_steps == 0 and self.step < self.max_steps:  # then `_finish` does it
                 self._periodic_checkpoint()
         return True
 
@@ -192,7 +193,7 @@ class Trainer:
         tracker = JsonLinesTracker(self.output_dir / "metrics.jsonl", self.step)
         self.accelerator.trackers.append(tracker)
         if self.accelerator.is_main_process:
-            (self.output_dir / "config.yaml").write_text(self.args.to_yaml(), encoding="utf-8")
+            write_whole(self.output_dir / "config.yaml", self.args.to_yaml())
 
     def _batches(self) -> Iterator[Batch]:
         args, accelerator = self.args, self.accelerator
@@ -343,10 +344,9 @@ class Trainer:
     def _keep_picture(self, picture: Image.Image) -> None:
         path = self.output_dir / "samples" / f"step-{self.step:07d}.png"
         try:
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path)
+            with whole_file(path) as temporary:
+                picture.save(temporary, "PNG")
         except OSError as error:
-            path.unlink(missing_ok=True)
             self._say(f"{path} could not be written: {error}; training goes on.")
 
     def _say(self, message: str, everywhere: bool = False) -> None:

@@ -109,6 +109,8 @@ class Stage1:
             videos = VideoPool(folder, short_side, args.video_fps, min_frames=args.num_frames, max_bytes=memory)
             for reason in videos.skipped:
                 say(f"skipped {reason}")
+            for note in videos.notes:
+                say(note)
             if not videos.is_in_memory:
                 say(
                     f"{folder}: {len(videos.videos)} videos don't fit into --cache_videos_gb {args.cache_videos_gb:g}; "
@@ -145,7 +147,7 @@ class Stage1:
             "prior_bits_per_pixel": losses.prior.mean() / divisor,
             "terminal_kl_bits_per_pixel": losses.terminal_kl.mean() / divisor,
             "decoder_loss_bits_per_pixel": losses.decoder.mean() / divisor,
-            "prior_weight": torch.tensor(weight, device=pixels.device),
+            "prior_weight": torch.full((), weight, device=pixels.device),
         }
         return losses.total(divisor, weight), values
 
@@ -156,12 +158,12 @@ class Stage1:
         shapes = (latent_shape, latent_shape, tuple(pixels.shape[1:]))
         prior, latent, decoder = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
         if pixels.ndim == 5:  # every other clip has the same noise in all frames, as in `decode`
-            still = torch.tensor([draw % 2 == 0 for draw in draws.local], device=pixels.device)
+            still = draws.are_even(pixels.device)
             decoder = torch.where(still[:, None, None, None, None], decoder[:, :, :1], decoder)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         # Levels are spread over all samples of the step, so that they don't depend on how these are divided up.
         t_prior, t_decoder = (
-            draws.pick(stratified_times(len(draws.of_step), generator)).to(pixels.device) for _ in range(2)
+            draws.pick(stratified_times(len(draws.of_step), generator), pixels.device) for _ in range(2)
         )
         return Stage1Noise(t_prior, t_decoder, prior, latent, decoder)
 

@@ -116,6 +116,7 @@ class Stage2:
             self._held_out = self._encode_held_out(accelerator.device)
             if self.args.cache_latents:
                 self.dataset = LatentDraws(self._encode_all(accelerator), self.args.seed)
+                self._images = None  # which would keep the decoded images in memory
 
     def _encode_held_out(self, device: torch.device) -> HeldOutLatents:
         count = self.args.num_validation_images
@@ -170,7 +171,7 @@ class Stage2:
         context, z = self._split(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
-        t = draws.pick(stratified_times(len(draws.of_step), generator)).to(z.device)
+        t = draws.pick(stratified_times(len(draws.of_step), generator), z.device)
         labels = self._dropped(self._labels(batch["class_labels"]), draws)
         return model(z, noise, t, labels, context).mean() / z[0].numel(), {}
 
@@ -191,15 +192,15 @@ class Stage2:
     def _labels(self, labels: Tensor) -> Tensor | None:
         """Labels, with the null label for samples without one; None for models without classes."""
         null = self.transformer.null_class_label
-        return None if null is None else torch.where(labels == NO_LABEL, null, labels)
+        return None if null is None else labels.masked_fill(labels == NO_LABEL, null)
 
     def _dropped(self, labels: Tensor | None, draws: Draws) -> Tensor | None:
         null = self.transformer.null_class_label
         if labels is None or null is None:
             return None
         generator = torch_generator(self.args.seed, Stream.LABEL_DROPOUT, draws.of_step.start)
-        dropped = draws.pick(torch.rand(len(draws.of_step), generator=generator) < self.args.label_dropout)
-        return torch.where(dropped.to(labels.device), null, labels)
+        is_dropped = torch.rand(len(draws.of_step), generator=generator) < self.args.label_dropout
+        return labels.masked_fill(draws.pick(is_dropped, labels.device), null)
 
     # ------------------------------------------------------------------------------------------------------------
     # Validation

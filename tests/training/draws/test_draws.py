@@ -65,6 +65,6 @@ def test_regrouping_a_step_changes_no_sample(step: int, num: int, micro_steps: i
         for micro_step in range(micro_steps):
             draws = Draws.of(step, micro_step, accelerator, batch_size, micro_steps)
             assert list(draws.local) == [next(loaded) for _ in range(batch_size)]
-            assert draws.pick(values).tolist() == [10 * n for n in draws.local]
+            assert draws.pick(values, torch.device("cpu")).tolist() == [10 * n for n in draws.local]
             seen += draws.local
     assert sorted(seen) == list(of_step)

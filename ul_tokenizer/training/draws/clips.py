@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import frame_to_float
 from ul_tokenizer.randomness import Stream, numpy_generator
-from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, index_of_draw
+from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoPool
 
 MAX_SPEED, MAX_ZOOM = 2.0, 0.01  # of a pan, per frame: pixels, and relative change of the scale
@@ -74,17 +73,8 @@ class RandomClipDataset(Dataset[CropSample]):
         return {"pixel_values": frames, "class_label": NO_LABEL, "skipped": skipped}
 
     def _pan(self, n: int, random: np.random.Generator) -> tuple[Tensor, tuple[str, ...]]:
-        source = self.crops.source
-        failures: list[str] = []
-        index = index_of_draw(n, len(source), self.crops.seed)
-        for _ in range(100):
-            try:
-                image = source.read(index)
-                return pan(image, self.crops.resolution, self.num_frames, self.crops.scale, random), tuple(failures)
-            except UnreadableImageError as error:
-                failures.append(f"{source.id(index)}: {error.reason}")
-                index = int(random.integers(len(source)))
-        raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
+        image, _, skipped = self.crops.read(n, random)
+        return pan(image, self.crops.resolution, self.num_frames, self.crops.scale, random), skipped
 
 
 def _cropped(frames: Sequence[Image.Image], side: int, random: np.random.Generator) -> Tensor:

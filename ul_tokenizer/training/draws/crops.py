@@ -90,7 +90,7 @@ class RandomCropDataset(Dataset[CropSample]):
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}.")
         random = numpy_generator(self.seed, Stream.CROP, n)
-        return self._sample(*self._read(n, random), random)
+        return self._sample(*self.read(n, random), random)
 
     def crop_of(self, index: int) -> CropSample:
         """The crop of image `index` of the source, with the random numbers of draw number `index`.
@@ -111,8 +111,12 @@ class RandomCropDataset(Dataset[CropSample]):
             "skipped": skipped,
         }
 
-    def _read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, int, tuple[str, ...]]:
-        """The image of draw n, its index, and "id: reason" of each image that was tried before it."""
+    def read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, int, tuple[str, ...]]:
+        """The image of draw n, its index, and "id: reason" of each image that was tried before it.
+
+        Raises:
+            ValueError: No readable image was found.
+        """
         index = index_of_draw(n, len(self.source), self.seed)
         failures: list[str] = []
         for _ in range(1 + SUBSTITUTES):

@@ -63,7 +63,14 @@ class Draws:
         of_step = range(batch_size * processes * micro_steps * step, batch_size * processes * micro_steps * (step + 1))
         return cls(step, of_step, range(first + accelerator.process_index, first + batch_size * processes, processes))
 
-    def pick(self, values_of_step: Tensor) -> Tensor:
-        """This micro-batch's entries of a tensor that has one entry for each sample of the step."""
+    def pick(self, values_of_step: Tensor, device: torch.device) -> Tensor:
+        """This micro-batch's entries of a CPU tensor that has one entry for each sample of the step, on a device."""
         start = self.of_step.start
-        return values_of_step[self.local.start - start : self.local.stop - start : self.local.step]
+        values = values_of_step[self.local.start - start : self.local.stop - start : self.local.step]
+        if device.type == "cuda":  # from memory that isn't pinned, the copy would wait for all work on the GPU
+            return values.pin_memory().to(device, non_blocking=True)
+        return values.to(device)
+
+    def are_even(self, device: torch.device) -> Tensor:
+        """(B,) bool, which of the micro-batch's samples have an even number."""
+        return torch.arange(self.local.start, self.local.stop, self.local.step, device=device) % 2 == 0

@@ -64,6 +64,7 @@ class VideoPool:
     Attributes:
         videos: The videos.
         skipped: "name: reason" of each file that was left out.
+        notes: A sentence on each problem that could be worked around.
         is_in_memory: Whether the decoded frames are kept in memory.
 
     Raises:
@@ -81,6 +82,7 @@ class VideoPool:
         root = Path(root)
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
         self.skipped: list[str] = []
+        self.notes: list[str] = []
         self.videos: list[PooledVideo] = []
         total = 0
         for path in paths:
@@ -100,6 +102,8 @@ class VideoPool:
         if not self.videos:
             reasons = "; ".join(self.skipped[:3]) or "no file with the suffix of a video"
             raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
+        lengths = np.array([video.num_frames for video in self.videos], float)
+        self._probabilities = lengths / lengths.sum()
 
     def _add(self, video: PooledVideo, min_frames: int) -> bool:
         """Adds a video if it is long enough; returns whether it is."""
@@ -110,7 +114,7 @@ class VideoPool:
         return True
 
     def _decoded(self, video: PooledVideo, fps: float | None) -> PooledVideo:
-        frames = [scaled(frame, video.short_side) for frame in read_frames(video.path, fps=fps, notes=self.skipped)]
+        frames = [scaled(frame, video.short_side) for frame in read_frames(video.path, fps=fps, notes=self.notes)]
         return video._replace(num_frames=len(frames), frames=np.stack(frames))
 
     def part(self, num_frames: int, stride: int, random: np.random.Generator) -> tuple[Frame, tuple[str, ...]]:
@@ -125,13 +129,12 @@ class VideoPool:
             Frames (T, H, W, 3), and "name: reason" of each part that was tried before and could not be read.
 
         Raises:
-            UnreadableVideoError: None of the parts that were tried can be read.
+            ValueError: None of the parts that were tried can be read.
         """
-        lengths = np.array([video.num_frames for video in self.videos], float)
         part: Frame | None = None
         failures: list[UnreadableVideoError] = []
         for _ in range(TRIES):
-            video = self.videos[int(random.choice(len(self.videos), p=lengths / lengths.sum()))]
+            video = self.videos[int(random.choice(len(self.videos), p=self._probabilities))]
             step = max(1, min(stride, (video.num_frames - 1) // max(1, num_frames - 1)))
             first = int(random.integers(0, video.num_frames - step * (num_frames - 1)))
             try:
@@ -142,7 +145,7 @@ class VideoPool:
             if not has_cut(part):
                 break
         if part is None:
-            raise failures[-1]
+            raise ValueError(f"videos must hold readable parts, got none in {TRIES} tries. {failures[-1]}")
         return part, tuple(f"{error.path.name}: {error.reason}" for error in failures)
 
 
