@@ -19,15 +19,16 @@ from _measure import machine
 from torch.utils.data import DataLoader
 
 from ul_tokenizer import LatentDataset
-from ul_tokenizer.latents.writer import LatentWriter
+from ul_tokenizer.latents.writer import SHARD_SAMPLES, LatentWriter
 
 SHAPE, BATCH = (16, 16, 16), 256
+SHARDS = 1000  # of a second data set: a million samples have as many
 
 
-def write(folder: Path, count: int) -> None:
+def write(folder: Path, count: int, shard_samples: int = SHARD_SAMPLES) -> None:
     header = {"latent_channels": SHAPE[0], "latent_logsnr": 5.0, "dtype": "float16"}
     random = torch.Generator().manual_seed(0)
-    with LatentWriter(folder, header) as writer:
+    with LatentWriter(folder, header, shard_samples=shard_samples) as writer:
         for first in range(0, count, BATCH):
             ids = [f"{index:06d}" for index in range(first, min(first + BATCH, count))]
             columns = [{"label": index % 10} for index in range(len(ids))]
@@ -56,14 +57,18 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory() as name:
         write(Path(name, "data"), args.samples)
+        write(Path(name, "shards"), args.samples, shard_samples=max(1, args.samples // SHARDS))
         write_files(Path(name, "files"), args.samples)
-        dataset = LatentDataset(Path(name, "data"))
+        dataset, of_shards = LatentDataset(Path(name, "data")), LatentDataset(Path(name, "shards"))
         order = np.random.default_rng(0).permutation(len(dataset)).tolist()
         files = sorted(Path(name, "files").iterdir())
         stream = DataLoader(dataset.stream(seed=0, batch_size=BATCH), batch_size=None)
         found = {
             "stream in batches of 256": rate(lambda: (len(batch["latents"]) for batch in stream)),
             "one by one, at random": rate(lambda: (len(dataset[i]["latent"]) and 1 for i in order)),
+            f"the same of {len(of_shards.shards)} shards": rate(
+                lambda: (len(of_shards[i]["latent"]) and 1 for i in order)
+            ),
             "torch.load of a file each": rate(lambda: (len(torch.load(files[i])) and 1 for i in order)),
         }
     print(f"{args.samples} latents of {'×'.join(map(str, SHAPE))} fp16, shuffled, latents/s:")

@@ -200,3 +200,20 @@ def test_a_shard_without_columns_is_one(tmp_path: Path) -> None:
     file = io.BytesIO()
     pack_shards([shard], file)
     assert PackedShards(file.getvalue())[0] == shard
+
+
+def test_reading_in_any_order_decodes_a_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LatentWriter(tmp_path, HEADER, shard_samples=1) as writer:
+        writer.append([f"{n}.png" for n in range(600)], torch.zeros(600, 2, 1, 1), [{}] * 600)
+    dataset, decoded = LatentDataset(tmp_path), list[int]()
+    decode = PackedShards._decode
+
+    def counted(self: PackedShards, number: int) -> Shard:
+        decoded.append(number)
+        return decode(self, number)
+
+    monkeypatch.setattr(PackedShards, "_decode", counted)
+    for _ in range(2):
+        assert [dataset[n]["id"] for n in range(600)] == [f"{n}.png" for n in range(600)]
+        dataset.__getitems__(range(600))
+    assert decoded == list(range(600))

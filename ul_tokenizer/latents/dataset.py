@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,28 @@ from ul_tokenizer.hub.download import Access
 from ul_tokenizer.latents.index import LatentIndex, Shape
 from ul_tokenizer.latents.location import find_files
 from ul_tokenizer.latents.manifest import Shard, check_header, read_header
-from ul_tokenizer.latents.packed_values import take
 from ul_tokenizer.latents.shards import ShardReader
 from ul_tokenizer.latents.statistics import MIN_STD, ChannelStatistics, merge_statistics
 from ul_tokenizer.latents.stream import LatentStream
 from ul_tokenizer.randomness import mixed_seed, words_of
 
 Sample = dict[str, Any]
+
+
+class _OpenShard(NamedTuple):
+    """What reading a sample needs of its shard. Ids and columns are views of packed bytes."""
+
+    reader: ShardReader
+    ids: Any  # PackedValues, like those of the columns
+    columns: tuple[tuple[str, Any], ...]
+
+    def sample(self, row: int, latent: Tensor) -> Sample:
+        """The sample in a row, with its latent."""
+        sample = {"id": self.ids.one(row), "latent": latent}
+        for column, values in self.columns:
+            if (value := values.one(row)) is not None:
+                sample[column] = value
+        return sample
 
 
 class LatentDataset(Dataset[Sample]):
@@ -64,7 +79,7 @@ class LatentDataset(Dataset[Sample]):
         self._index = LatentIndex(self._files.folder, header)
         if not len(self._index):
             raise ValueError(f"Latent data set {path_or_repo} is empty: it has no finished shard.")
-        self._readers: dict[int, ShardReader] = {}
+        self._open: dict[int, _OpenShard] = {}
         self.normalize = normalize
         if normalize:  # now, so that worker processes needn't
             statistics = self.statistics
@@ -72,7 +87,7 @@ class LatentDataset(Dataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without mapped shards, which can't be sent to other processes."""
-        return {**self.__dict__, "_readers": {}}
+        return {**self.__dict__, "_open": {}}
 
     # ------------------------------------------------------------------------------------------------------------
     # Contents
@@ -127,35 +142,31 @@ class LatentDataset(Dataset[Sample]):
             IndexError: there is no such sample.
             ValueError: its shard is damaged.
         """
-        return self.__getitems__([index])[0]
+        number, row = self._index.place(index)
+        shard = self._opened(number)
+        return shard.sample(row, self._normalized(shard.reader.read([row]))[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Several samples in the given order, read shard by shard; a DataLoader calls this for a batch."""
-        places = [self._index.place(index) for index in indices]
-        positions: defaultdict[int, list[int]] = defaultdict(list)
-        for position, (number, _) in enumerate(places):
-            positions[number].append(position)
-        samples: list[Sample] = [{} for _ in places]
-        for number, found in positions.items():
-            of_shard = self._samples(number, [places[position][1] for position in found])
-            for position, sample in zip(found, of_shard, strict=True):
-                samples[position] = sample
+        places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # position in the batch, row in the shard
+        for position, index in enumerate(indices):
+            number, row = self._index.place(index)
+            places[number].append((position, row))
+        samples: list[Sample] = [{} for _ in indices]
+        for number, found in places.items():
+            shard = self._opened(number)
+            latents = self._normalized(shard.reader.read([row for _, row in found]))
+            for (position, row), latent in zip(found, latents, strict=True):
+                samples[position] = shard.sample(row, latent)
         return samples
 
-    def _samples(self, number: int, rows: list[int]) -> list[Sample]:
-        shard, latents = self._index.shards[number], self._normalized(self._reader(number).read(rows))
-        samples = [{"id": name, "latent": z} for name, z in zip(take(shard.ids, rows), latents, strict=True)]
-        for column, values in shard.columns.items():
-            for sample, value in zip(samples, take(values, rows), strict=True):
-                if value is not None:
-                    sample[column] = value
-        return samples
-
-    def _reader(self, number: int) -> ShardReader:
-        if number not in self._readers:
+    def _opened(self, number: int) -> _OpenShard:
+        opened = self._open.get(number)
+        if opened is None:
             shard = self._index.shards[number]
-            self._readers[number] = ShardReader(self._files.path(shard.file), shard)
-        return self._readers[number]
+            reader = ShardReader(self._files.path(shard.file), shard)
+            opened = self._open[number] = _OpenShard(reader, shard.ids, tuple(shard.columns.items()))
+        return opened
 
     def _normalized(self, latents: Tensor) -> Tensor:
         if not self.normalize:
@@ -179,8 +190,9 @@ class LatentDataset(Dataset[Sample]):
         """
         if self.normalize:
             raise ValueError("normalize must be False for z_0: its noise level is that of z_clean itself.")
-        z = self[index]["latent"]
-        noise_seed = mixed_seed(seed, epoch, *words_of(self.id(index)))
+        sample = self[index]
+        z = sample["latent"]
+        noise_seed = mixed_seed(seed, epoch, *words_of(sample["id"]))
         noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(noise_seed))
         alpha, sigma = alpha_sigma(torch.tensor(self.header["latent_logsnr"]))
         z_0: Tensor = alpha * z + sigma * noise

@@ -7,7 +7,7 @@ change. A packed sequence is a view of bytes, which processes share.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -15,18 +15,21 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 _TEXT, _JSON, _SAME = "text", "json", "same"
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64)
-_FEW = 8  # rows that are quicker to read one by one than as an array
 _ERRORS = "surrogatepass"  # JSON strings may hold lone surrogates, which UTF-8 does not
 
 
 class PackedValues(Sequence[Any]):
-    """Base class of packed sequences; subclasses define `take`."""
+    """Base class of packed sequences; subclasses define `one` and `take`."""
 
     def __init__(self, count: int) -> None:
         self._count = count
 
+    def one(self, row: int) -> Any:
+        """The value at a position, which must be within 0 … len − 1."""
+        raise NotImplementedError
+
     def take(self, rows: Sequence[int]) -> list[Any]:
-        """The values at several positions, which must be within 0 … len − 1."""
+        """The values at several such positions."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -38,7 +41,7 @@ class PackedValues(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
         rows = range(self._count)[index]  # raises IndexError
-        return self.take([rows])[0] if isinstance(rows, int) else self.take(rows)
+        return self.one(rows) if isinstance(rows, int) else self.take(rows)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.take(range(self._count)))
@@ -53,17 +56,15 @@ class PackedValues(Sequence[Any]):
         return f"<{self._count} values: {shown}{', …' if self._count > 3 else ''}>"
 
 
-def take(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
-    """The values at several positions of any sequence."""
-    return values.take(rows) if isinstance(values, PackedValues) else [values[row] for row in rows]
-
-
 class _Same(PackedValues):
     """One value, repeated."""
 
     def __init__(self, value: Any, count: int) -> None:
         super().__init__(count)
         self._value = value
+
+    def one(self, row: int) -> Any:
+        return self._value
 
     def take(self, rows: Sequence[int]) -> list[Any]:
         return [self._value] * len(rows)
@@ -76,9 +77,10 @@ class _Numbers(PackedValues):
         super().__init__(len(values))
         self._values = values
 
+    def one(self, row: int) -> Any:
+        return self._values.item(row)
+
     def take(self, rows: Sequence[int]) -> list[Any]:
-        if len(rows) < _FEW:
-            return [self._values[row].item() for row in rows]
         taken: list[Any] = self._values[np.asarray(rows, np.int64)].tolist()
         return taken
 
@@ -92,15 +94,16 @@ class _Texts(PackedValues):
         self._offsets, self._content = buffer[:size].view(offsets), memoryview(buffer[size:])  # type: ignore[arg-type]
         self._is_json = is_json
 
-    def take(self, rows: Sequence[int]) -> list[Any]:
-        texts = [str(self._content[start:stop], "utf-8", _ERRORS) for start, stop in self._bounds(rows)]
-        return [json.loads(text) for text in texts] if self._is_json else texts
+    def one(self, row: int) -> Any:
+        return self._value(self._offsets.item(row), self._offsets.item(row + 1))
 
-    def _bounds(self, rows: Sequence[int]) -> Iterable[tuple[int, int]]:
-        if len(rows) < _FEW:
-            return [(self._offsets[row].item(), self._offsets[row + 1].item()) for row in rows]
+    def take(self, rows: Sequence[int]) -> list[Any]:
         where = np.asarray(rows, np.int64)
-        return zip(self._offsets[where].tolist(), self._offsets[where + 1].tolist(), strict=True)
+        return list(map(self._value, self._offsets[where].tolist(), self._offsets[where + 1].tolist()))
+
+    def _value(self, start: int, stop: int) -> Any:
+        text = str(self._content[start:stop], "utf-8", _ERRORS)
+        return json.loads(text) if self._is_json else text
 
 
 # ---------------------------------------------------------------- packing
