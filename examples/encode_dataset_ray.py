@@ -156,7 +156,7 @@ def main(
         write(rows.iter_rows() if pending else (), writer, summary)
     summary.seconds = time.perf_counter() - start
     write_skipped(output, summary.skipped)
-    gather_skipped(output)
+    gather_skipped(output, world_size=1)
     print(summary, file=sys.stderr)
     summary.check(max_skip_fraction)
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder
 from ul_tokenizer.cli import app
+from ul_tokenizer.cli.encode_dataset import with_flags
 from ul_tokenizer.latents.integrity import verify
 from ul_tokenizer.media.transforms import Preprocessing
 from ul_tokenizer.media.videos import VideoWriter, probe, read_frames
@@ -236,6 +237,25 @@ def test_an_odd_size_without_a_crop_rule_is_skipped_with_its_size(model: str, tm
     ul(*words, "--max-skip-fraction", 0.5)
     (row,) = map(json.loads, Path("out/skipped.jsonl").read_text().splitlines())
     assert row == {"id": "b.png", "reason": row["reason"]} and "17×16" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_workers must not be negative.", "--workers must not be negative."),
+        (
+            "3 of 4 were skipped, more than max_skip_fraction 0.5 allows.",
+            "3 of 4 were skipped, more than --max-skip-fraction 0.5 allows.",
+        ),
+        ("source must hold images, got image_net/num_workers.", "SRC must hold images, got image_net/num_workers."),
+        (
+            "Folder /data/clip_frames/batch_size holds max_side.png.",
+            "Folder /data/clip_frames/batch_size holds max_side.png.",
+        ),
+    ],
+)
+def test_arguments_in_errors_become_flags_and_paths_stay(text: str, words: str) -> None:
+    assert with_flags(text) == words
 
 
 def test_no_usable_image_at_all_is_an_error(model: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,6 +56,35 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 def write_json(path: str | Path, value: Any, **options: Any) -> None:
     """Writes an indented JSON file, completely or not at all; `options` are those of `json.dumps`."""
     write_whole(path, json.dumps(value, **{"indent": 2, "ensure_ascii": False, **options}) + "\n")
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a hidden folder beside a path that doesn't exist or is an empty folder; on success it is renamed to it.
+
+    Raises:
+        ValueError: there is something at the path.
+        OSError: the disk is full or can't be written.
+    """
+    path = Path(path)
+    check_new_folder(path)
+    temporary = temporary_path(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuses a path at which there is something other than an empty folder.
+
+    Raises:
+        ValueError: there is something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"output must be a new folder, got {path}, which exists.")
 
 
 def sync_file(path: Path) -> None:

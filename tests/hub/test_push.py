@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.hub.loopback_hub import LoopbackHub
+from tests.hub.loopback_hub import File, LoopbackHub
 from ul_tokenizer import (
     LogSNRScheduler,
     UnifiedLatentsAutoencoder,
@@ -21,7 +21,7 @@ from ul_tokenizer import (
     UnifiedLatentsTransformer,
 )
 from ul_tokenizer.hub import errors
-from ul_tokenizer.hub.upload import Target, stale_weights
+from ul_tokenizer.hub.upload import Target, push, stale_weights
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.publish.mixin import push_folder
 
@@ -72,6 +72,34 @@ def test_a_push_is_one_commit_with_weights_config_and_card(
 def test_the_same_again_is_no_commit(hub: LoopbackHub, login: str, model: UnifiedLatentsAutoencoder) -> None:
     assert model.push_to_hub("tester/model") == model.push_to_hub("tester/model")
     assert len(hub.repo("tester/model").commits) == 2
+
+
+def test_an_edit_during_a_push_is_kept(hub: LoopbackHub, login: str) -> None:
+    hub.add("tester/card", {"README.md": b"first"})
+    repo, seen = hub.repo("tester/card"), list[str | None]()
+
+    def revise(_: str, text: str | None) -> str:
+        seen.append(text)
+        if len(seen) == 1:  # somebody edits the card on the hub's page
+            repo.commit("main", "edit", {"README.md": File(b"edited", False)}, repo.head.oid)
+        return f"{text}, generated"
+
+    push(Target("tester/card"), {"config.json": b"{}"}, {"README.md": revise})
+    assert seen == ["first", "edited"]
+    assert repo.head.files["README.md"].content == b"edited, generated"
+
+
+def test_a_repository_that_changes_all_the_time_is_an_error(hub: LoopbackHub, login: str) -> None:
+    hub.add("tester/card", {"README.md": b"0"})
+    repo = hub.repo("tester/card")
+
+    def revise(_: str, text: str | None) -> str:
+        repo.commit("main", "edit", {"README.md": File(f"{text}0".encode(), False)}, repo.head.oid)
+        return "generated"
+
+    with pytest.raises(errors.HubError, match="412"):
+        push(Target("tester/card"), {}, {"README.md": revise})
+    assert repo.head.files["README.md"].content == b"0000"
 
 
 def test_saving_with_push_pushes_to_the_folders_name(

@@ -116,6 +116,7 @@ def test_large_exports_are_divided_into_files(tmp_path: Path, form: Any, monkeyp
 
 def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"output must be a new folder, got .*out, which exists\."):
         export(write(tmp_path / "data"), tmp_path / "out", "npy")
 

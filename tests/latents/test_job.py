@@ -166,3 +166,20 @@ def test_an_autoencoder_that_was_changed_has_the_identity_of_the_files_it_would_
 def test_a_revision_of_an_autoencoder_in_memory_is_refused(model: str) -> None:
     with pytest.raises(ValueError, match="revision must be None for an autoencoder in memory, got 'main'"):
         load_encoder(UnifiedLatentsAutoencoder.from_pretrained(model), revision="main")
+
+
+def test_a_job_of_an_array_without_samples_is_no_error_and_an_empty_source_is(tmp_path: Path, model: str) -> None:
+    assert encode(tmp_path, model, rank=7, world_size=8).total == 0
+    empty = type("Empty", (Squares,), {"__len__": lambda self: 0})()
+    with pytest.raises(ValueError, match=r"source must hold at least one sample, got none\."):
+        encode_dataset(empty, tmp_path / "none", model=model, resolution=16)
+
+
+def test_lists_of_an_earlier_job_with_more_processes_are_removed(tmp_path: Path, model: str) -> None:
+    for rank in range(2):
+        encode(tmp_path, model, rank=rank, world_size=2)
+    before = (tmp_path / "skipped.jsonl").read_text()
+    assert [json.loads(line)["id"] for line in before.splitlines()] == ["folder.txt", "square-3"]
+    encode(tmp_path, model, rank=0, world_size=1)
+    assert (tmp_path / "skipped.jsonl").read_text() == before
+    assert [path.name for path in tmp_path.glob("skipped-*")] == ["skipped-r000.jsonl"]

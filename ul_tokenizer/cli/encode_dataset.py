@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -224,7 +225,6 @@ def print_json(summary: EncodingSummary) -> None:
 # ---------------------------------------------------------------- errors
 
 _FLAGS = {"source": "SRC", "clip_without_cuts": "--without-cuts", "num_workers": "--workers"}
-_ARGUMENTS = re.compile(r"^(?:source|rank)\b|\b(?:world_size|(?:batch|max|clip|store|num|image)_\w+)\b")
 
 
 @contextmanager
@@ -232,14 +232,24 @@ def in_flags() -> Iterator[None]:
     """Errors name the flags of the command in place of the function's arguments."""
     from ul_tokenizer.latents.summary import TooManySkippedError
 
-    def flag(found: re.Match[str]) -> str:
-        return _FLAGS.get(found[0], f"--{found[0].replace('_', '-')}")
-
     try:
         yield
     except TooManySkippedError as error:
-        raise TooManySkippedError(_ARGUMENTS.sub(flag, str(error)), error.summary) from error
+        raise TooManySkippedError(with_flags(str(error)), error.summary) from error
     except ValueError as error:
-        if (text := _ARGUMENTS.sub(flag, str(error))) == str(error):
+        if (text := with_flags(str(error))) == str(error):
             raise
         raise ValueError(text) from error
+
+
+def with_flags(text: str) -> str:
+    """A text with flags in place of arguments: of `source` and `rank` where it begins, of longer names anywhere.
+
+    Paths and ids in the text stay as they are.
+    """
+    from ul_tokenizer.latents.job import SourceOptions, encode_dataset
+
+    arguments = (*inspect.signature(encode_dataset).parameters, *SourceOptions.__annotations__)
+    names = "|".join(name for name in arguments if "_" in name)
+    found = rf"^(?:source|rank)\b|(?<![/\\\w.-])(?:{names})(?![/\\\w-]|\.\w)"
+    return re.sub(found, lambda name: _FLAGS.get(name[0], f"--{name[0].replace('_', '-')}"), text)

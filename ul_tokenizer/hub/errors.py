@@ -89,7 +89,7 @@ def offline_error(repo_id: str) -> OfflineError:
 def is_unreachable(error: BaseException) -> bool:
     """Whether the hub did not answer, or answered with a server error."""
     if isinstance(error, errors.HfHubHTTPError):
-        return _status(error) >= 500
+        return status_of(error) >= 500
     # The client's HTTP library has a different name in each major version, so its errors are known by a base's name.
     names = {cls.__name__ for cls in type(error).__mro__}
     known = errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | ConnectionError | TimeoutError
@@ -104,13 +104,14 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> HubError |
     if is_unreachable(error):
         return offline_error(repo_id)
     if isinstance(error, errors.HfHubHTTPError):
-        status = _status(error)
+        status = status_of(error)
         if status in (401, 403):
             return NoAccessError(_DENIED.format(repo_id=repo_id))
         return HubError(_REFUSED.format(repo_id=repo_id, status=status))
     return None
 
 
-def _status(error: errors.HfHubHTTPError) -> int:
+def status_of(error: errors.HfHubHTTPError) -> int:
+    """The HTTP status of an answer; 0 if there was none."""
     response = getattr(error, "response", None)
     return int(getattr(response, "status_code", 0) or 0)

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from ul_tokenizer.hub.download import RepoType
-from ul_tokenizer.hub.errors import explained
+from ul_tokenizer.hub.errors import explained, status_of
 from ul_tokenizer.hub.weights import variant_of
+
+TRIES = 3
+CHANGED_MEANWHILE = 412  # the hub's status if the parent of a commit is no longer the head
 
 Revise = Callable[[str, str | None], str]
 """Full id of the repository, and the text of a file in it (None if it has none) → the new text of this file."""
@@ -67,22 +71,36 @@ def push(target: Target, files: Mapping[str, Path | bytes], revised: Mapping[str
     with explained(target.repo_id, target.revision):
         if target.revision is not None:
             api.create_branch(repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
-        info = api.repo_info(repo_id, revision=target.revision, repo_type=target.repo_type)
-        known = {file.rfilename for file in getattr(info, "siblings", None) or []}
-        prefix = f"{target.subfolder.strip('/')}/" if target.subfolder else ""
-        placed: dict[str, Path | bytes] = {f"{prefix}{name}": content for name, content in files.items()}
-        for name, revise in (revised or {}).items():
-            path = f"{prefix}{name}"
-            existing = _read_text(api, target, repo_id, str(info.sha), path) if path in known else None
-            placed[path] = revise(repo_id, existing).encode()
-        commit = api.create_commit(
-            repo_id,
-            _operations(placed, known),
-            commit_message=target.commit_message or f"Upload {prefix.rstrip('/') or repo_id.rpartition('/')[2]}",
-            revision=target.revision,
-            repo_type=target.repo_type,
-            create_pr=target.create_pr,
-        )
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return _commit(api, target, repo_id, files, revised or {})
+            except HfHubHTTPError as error:
+                if status_of(error) != CHANGED_MEANWHILE or not tries_left:
+                    raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _commit(
+    api: HfApi, target: Target, repo_id: str, files: Mapping[str, Path | bytes], revised: Mapping[str, Revise]
+) -> str:
+    """Commits onto the present head; refused if another commit comes first, whose texts this one would undo."""
+    info = api.repo_info(repo_id, revision=target.revision, repo_type=target.repo_type)
+    head, known = str(info.sha), {file.rfilename for file in getattr(info, "siblings", None) or []}
+    prefix = f"{target.subfolder.strip('/')}/" if target.subfolder else ""
+    placed: dict[str, Path | bytes] = {f"{prefix}{name}": content for name, content in files.items()}
+    for name, revise in revised.items():
+        path = f"{prefix}{name}"
+        existing = _read_text(api, target, repo_id, head, path) if path in known else None
+        placed[path] = revise(repo_id, existing).encode()
+    commit = api.create_commit(
+        repo_id,
+        _operations(placed, known),
+        commit_message=target.commit_message or f"Upload {prefix.rstrip('/') or repo_id.rpartition('/')[2]}",
+        revision=target.revision,
+        repo_type=target.repo_type,
+        create_pr=target.create_pr,
+        parent_commit=head,
+    )
     return str(commit.oid)
 
 

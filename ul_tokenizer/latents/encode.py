@@ -189,7 +189,7 @@ class EncodingJob:
                 summary.skipped.append(decoded)
                 continue
             for view in views(decoded, self.flip_views):
-                if view.id in done:  # one of a mirrored pair may be stored already
+                if self.flip_views and view.id in done:  # one of a mirrored pair may be stored already
                     continue
                 same_shape = waiting[tuple(view.pixels.shape)]
                 same_shape.append(view)

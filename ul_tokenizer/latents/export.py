@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from ul_tokenizer.files import temporary_path, write_json
+from ul_tokenizer.files import new_folder, write_json
 from ul_tokenizer.latents.dataset import LatentDataset, Sample
 from ul_tokenizer.latents.manifest import HEADER
 
@@ -49,24 +47,10 @@ def export(dataset: LatentDataset, output: str | Path, form: Format, on_progress
     """
     if form not in _WRITERS:
         raise ValueError(f"form must be one of {', '.join(_WRITERS)}, got {form!r}.")
-    with _new_folder(Path(output)) as folder:
+    with new_folder(output) as folder:
         write_json(folder / HEADER, dataset.header)
         _WRITERS[form](dataset, folder, on_progress or (lambda _: None))
     return len(dataset)
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """Yields a hidden folder beside `output`, and renames it at the end."""
-    if output.exists():
-        raise ValueError(f"output must be a new folder, got {output}, which exists.")
-    temporary = temporary_path(output)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _dtype(dataset: LatentDataset) -> np.dtype[Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ul_tokenizer.files import check_new_folder, new_folder
 from ul_tokenizer.hub.download import Access, Snapshot, fetch
 from ul_tokenizer.hub.upload import Target, push
 from ul_tokenizer.latents.index import LatentIndex
@@ -69,15 +69,12 @@ def pull_latents(
         OSError: the disk is full or can't be written.
     """
     output = Path(output)
-    if output.exists():
-        raise ValueError(f"output must be a new folder, got {output}, which exists.")
+    check_new_folder(output)  # before the download
     snapshot = fetch(repo_id, _all_files, revision, "dataset", access)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        shutil.copytree(snapshot.folder, Path(temporary, "latents"))
-        if problems := verify(Path(temporary, "latents")):
+    with new_folder(output) as folder:
+        shutil.copytree(snapshot.folder, folder, dirs_exist_ok=True)
+        if problems := verify(folder):
             raise ValueError(f"{repo_id} is not whole: {problems[0].file}: {problems[0].reason}.")
-        Path(temporary, "latents").rename(output)
     return Snapshot(output, snapshot.commit)
 
 

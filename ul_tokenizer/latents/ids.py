@@ -30,18 +30,25 @@ class IdSet:
 
     def update(self, names: Sequence[str]) -> None:
         """Adds ids."""
-        ordered, recent = self._parts
-        recent.update(_digest(name) for name, known in zip(names, self.contains(names), strict=True) if not known)
+        digests = list(map(_digest, names))
+        known, (ordered, recent) = self._contains(digests), self._parts
+        recent.update(digest for digest, is_known in zip(digests, known, strict=True) if not is_known)
         if len(recent) >= max(_FEW, len(ordered) // 4):
             self._parts = np.sort(np.concatenate([ordered, np.array(list(recent), _DIGEST)])), set()
 
     def contains(self, names: Sequence[str]) -> list[bool]:
         """Which of several ids are in the set; quicker than one at a time."""
-        (ordered, recent), digests = self._parts, _digests(names)
-        places = np.searchsorted(ordered, digests)
+        return self._contains(list(map(_digest, names)))
+
+    def _contains(self, digests: list[bytes]) -> list[bool]:
+        ordered, recent = self._parts
+        if not len(ordered):
+            return [digest in recent for digest in digests]
+        wanted = np.array(digests, _DIGEST)
+        places = np.searchsorted(ordered, wanted)
         places[places == len(ordered)] = 0
-        found = ordered[places] == digests if len(ordered) else np.zeros(len(digests), np.bool_)
-        return [known or _digest(name) in recent for known, name in zip(found.tolist(), names, strict=True)]
+        found = (ordered[places] == wanted).tolist()
+        return [known or digest in recent for known, digest in zip(found, digests, strict=True)]
 
     def __contains__(self, name: str) -> bool:
         return self.contains([name])[0]

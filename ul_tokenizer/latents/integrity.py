@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ul_tokenizer.files import append_line, sha256_of, whole_file
+from ul_tokenizer.files import append_line, check_new_folder, new_folder, sha256_of, whole_file
 from ul_tokenizer.latents.ids import RepeatedIds
 from ul_tokenizer.latents.manifest import (
     HEADER,
@@ -110,7 +110,9 @@ def repair(folder: str | Path) -> list[Problem]:
 
 
 def merge(sources: Sequence[str | Path], output: str | Path) -> int:
-    """Merges data sets with equal headers into a new one; files are hard links where possible, else copies.
+    """Merges data sets with equal headers into a new one, completely or not at all.
+
+    Files are hard links where possible, else copies.
 
     Returns:
         the number of samples.
@@ -119,8 +121,7 @@ def merge(sources: Sequence[str | Path], output: str | Path) -> int:
         ValueError: headers differ, two data sets have the same id, or the output folder is not empty.
     """
     folders, output = [Path(source) for source in sources], Path(output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"output must be a new folder, got {output}, which is not empty.")
+    check_new_folder(output)
     header = read_header(folders[0])
     wanted = {key: value for key, value in header.items() if key not in VOLATILE}
     for folder in folders[1:]:
@@ -128,9 +129,9 @@ def merge(sources: Sequence[str | Path], output: str | Path) -> int:
     paths = [path for folder in folders for path in manifests(folder)]
     if twice := _repeated(paths):
         raise ValueError(f"sources must not share samples: in {twice[0].file}, {twice[0].reason}.")
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folders[0] / HEADER, output / HEADER)
-    return sum(_add_shards(paths, output))
+    with new_folder(output) as folder:
+        shutil.copyfile(folders[0] / HEADER, folder / HEADER)
+        return sum(_add_shards(paths, folder))
 
 
 def _add_shards(paths: Sequence[Path], output: Path) -> Iterator[int]:

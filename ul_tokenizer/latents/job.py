@@ -100,6 +100,8 @@ def encode_dataset(
     encoder = load_encoder(_default_model(source, source_options) if model is None else model, revision, device, dtype)
     preprocessing = Preprocessing(resolution, crop, encoder.ratio)
     samples = open_samples(source, source_options)
+    if not len(samples):
+        raise ValueError("source must hold at least one sample, got none.")
     header = make_job_header(encoder, preprocessing, samples, store_dtype, flip)
     workers = pick_workers(encoder.device) if num_workers is None else num_workers
     job = EncodingJob(samples, preprocessing, encoder, batch_size, workers, flip, processes.rank, processes.world_size)
@@ -123,7 +125,7 @@ def _run(
     write_skipped(output, summary.skipped, processes.rank)
     total = processes.total(summary)  # waits for all lists
     if processes.is_main:
-        gather_skipped(output)
+        gather_skipped(output, processes.world_size)
     processes.wait()
     return total
 

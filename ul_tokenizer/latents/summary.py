@@ -62,7 +62,7 @@ class EncodingSummary:
             TooManySkippedError: more than `max_skip_fraction` of the samples were skipped, or all of them.
         """
         skipped = len(self.skipped)
-        if skipped == self.total:
+        if skipped and skipped == self.total:
             message = f"source must hold images that can be encoded, got none among {self.total}."
             raise TooManySkippedError(message, self)
         if skipped > max_skip_fraction * self.total:
@@ -101,7 +101,15 @@ def write_skipped(output: Path, skipped: Sequence[SkippedSample], rank: int = 0)
     write_whole(output / f"skipped-r{rank:03d}.jsonl", "".join(lines))
 
 
-def gather_skipped(output: Path) -> None:
-    """Writes skipped.jsonl, which holds the lists of all processes that have finished."""
+def gather_skipped(output: Path, world_size: int) -> None:
+    """Writes skipped.jsonl, which holds the lists of all processes that have finished.
+
+    Lists that an earlier job with more processes left are removed: their samples have been dealt with again.
+    """
     parts = sorted(output.glob("skipped-r*.jsonl"))
-    write_whole(output / SKIPPED, "".join(part.read_text(encoding="utf-8") for part in parts))
+    ranks = {part: int(part.stem.removeprefix("skipped-r")) for part in parts}
+    lists = [part.read_text(encoding="utf-8") for part in parts if ranks[part] < world_size]
+    write_whole(output / SKIPPED, "".join(lists))
+    for part in parts:
+        if ranks[part] >= world_size:
+            part.unlink(missing_ok=True)
