@@ -48,7 +48,7 @@ def inflate(
     if image_model.temporal_compression_ratio != 1:
         raise ValueError("SRC must be an image model, got a video model.")
     config = {key: value for key, value in dict(image_model.config).items() if not key.startswith("_")}
-    for key in derived_config(config):
+    for key in derived_config(config).keys() - {"latents_mean", "latents_std"}:
         config.pop(key, None)
     layers = config["decoder_num_layers"] if decoder_num_layers is None else decoder_num_layers
     if not 0 < layers <= config["decoder_num_layers"]:

@@ -287,3 +287,11 @@ def test_gradients_reach_every_weight_with_checkpointing_as_without(where: str) 
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_video_models_features_keep_the_statistics_of_the_image_model() -> None:
+    statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4, "scaling_factor": 3.0}
+    image_model = build_autoencoder("ul-tiny-f8", statistics)
+    video = inflate(image_model, RATIO, temporal_downsample="features")
+    assert {key: video.config[key] for key in statistics} == {key: image_model.config[key] for key in statistics}
+    assert set(inflate(image_model, RATIO, temporal_downsample="latents").config["latents_mean"]) == {0.0}

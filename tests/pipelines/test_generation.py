@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from ul_tokenizer.models.checkpoint import NoModelError
@@ -86,6 +87,25 @@ def test_a_batch_is_its_images_one_by_one(algorithm: str, make_pipeline: Make) -
     for image, label, seed in zip(batch, (0, 2, 1), (7, 8, 9), strict=True):
         alone = sample(pipeline, class_labels=label, generator=generators(seed), **options)
         torch.testing.assert_close(alone[0], image, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_no_step_waits_for_a_number(pipeline: UnifiedLatentsPipeline, scale: float) -> None:
+    """On a GPU, Python would have to wait for all steps before, to read a number from a tensor."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for steps in (4, 8):
+        with Reads() as reads:
+            pipeline([0], num_inference_steps=steps, guidance_scale=scale, output_type="latent")
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
 
 
 def test_a_class_changes_its_image(pipeline: UnifiedLatentsPipeline) -> None:
@@ -311,6 +331,7 @@ def test_an_autoencoder_of_diffusers_decodes_denormalised_latents(make_pipeline:
         ({"guidance_scale": math.nan}, "guidance_scale must be a finite number of at least 0, got nan"),
         ({"guidance_interval": (2.0, 1.0)}, r"guidance_interval must be \(lowest, highest\) log-SNR, rising"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
+        ({"generator": tuple(generators(0))}, "generator must be one or a list of 1, one per image, got a tuple of 1"),
         ({"generator": generators(0, 1)}, "generator must be one or a list of 1, one per image, got a list of 2"),
         ({"output_type": "jpeg"}, "output_type must be pil, np, pt or latent, got 'jpeg'"),
         ({"callback_on_step_end_tensor_inputs": ["z"]}, r"callback_on_step_end_tensor_inputs must be \['latents'\]"),

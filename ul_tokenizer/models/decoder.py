@@ -20,6 +20,7 @@ from ul_tokenizer.models.layers import (
     OutputConv,
     Upsample,
     fold_time,
+    patchify,
     to_frames,
     to_tokens,
     unfold_time,
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         embedding = F.silu(self.logsnr_embedding(logsnr))
         frame_embedding = embedding.repeat_interleave(num_frames, dim=0)
 
-        h = self.conv_in(F.pixel_unshuffle(fold_time(x_BxCxTxHxW), self.patch_size))
+        h = self.conv_in(patchify(x_BxCxTxHxW, self.patch_size))
         skips = []
         for stage, mix, downsample in zip(self.down_stages, self.temporal_convs_down, self.downsamples, strict=True):
             before = mix(stage(h, frame_embedding), num_frames)

@@ -14,7 +14,7 @@ from ul_tokenizer.models.layers import (
     Downsample,
     EncoderResidualBlock,
     OutputConv,
-    fold_time,
+    patchify,
     unfold_time,
 )
 from ul_tokenizer.models.temporal import CausalTemporalConv, LatentFold, TemporalDownsample, halved, to_clips
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
             z_clean (B, c, ⌈T/R⌉, h, w), fp32, and the cache for the part after this one.
         """
         num_frames = x_BxCxTxHxW.shape[2]
-        h = self.conv_in(F.pixel_unshuffle(fold_time(x_BxCxTxHxW), self.patch_size))
+        h = self.conv_in(patchify(x_BxCxTxHxW, self.patch_size))
         if self.temporal_ratio == 1:
             for stage in self.stages:
                 h = stage(h)

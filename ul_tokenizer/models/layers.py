@@ -32,6 +32,12 @@ def fold_time(x_BxCxTxHxW: Tensor) -> Tensor:
     return frames.clone(memory_format=torch.channels_last)
 
 
+def patchify(x_BxCxTxHxW: Tensor, patch_size: int) -> Tensor:
+    """(B, C, T, H, W) → (B·T, C·p², H/p, W/p) in channels-last memory."""
+    patches = F.pixel_unshuffle(fold_time(x_BxCxTxHxW), patch_size)
+    return patches.contiguous(memory_format=torch.channels_last)  # the layout that only CPUs' `pixel_unshuffle` keeps
+
+
 def unfold_time(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
     """(B·T, C, H, W) → (B, C, T, H, W)."""
     return x_NxCxHxW.unflatten(0, (-1, num_frames)).transpose(1, 2)

@@ -57,10 +57,11 @@ def check_steps(**steps: int | None) -> None:
 
 
 def check_generators(generator: Any, batch_size: int) -> None:
-    """Refuses a list of another length than the batch."""
-    if isinstance(generator, list | tuple) and len(generator) != batch_size:
+    """Refuses a list of another length than the batch, and a tuple, which diffusers' functions don't know."""
+    if isinstance(generator, tuple) or (isinstance(generator, list) and len(generator) != batch_size):
         raise ValueError(
-            f"generator must be one or a list of {batch_size}, one per image, got a list of {len(generator)}."
+            f"generator must be one or a list of {batch_size}, one per image, got a {type(generator).__name__} of "
+            f"{len(generator)}."
         )
 
 

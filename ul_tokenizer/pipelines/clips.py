@@ -44,8 +44,9 @@ def plan_clip(
     context_frames: Tensor | None,
     context_latents: Tensor | None,
     batch_size: int,
+    device: torch.device,
 ) -> ClipPlan:
-    """Works out what to generate from the arguments of a call.
+    """Works out what to generate from the arguments of a call; `device` computes, also for offloaded models.
 
     Raises:
         ValueError: both kinds of context are given, their number is not that of the clips, or the length after given
@@ -59,7 +60,7 @@ def plan_clip(
         raise ValueError("context_frames and context_latents exclude each other, got both.")
     context = context_latents
     if context_frames is not None:
-        context = _encoded(vae, context_frames)
+        context = _encoded(vae, context_frames, device)
     if context is None:
         if num_frames is None and trained is None:
             return ClipPlan()
@@ -71,13 +72,13 @@ def plan_clip(
         raise ValueError(f"num_frames must be a multiple of {ratio} after given frames, got {num_frames}.")
     more = max(1, (trained or 0) - context.shape[2]) if num_frames is None else num_frames // ratio
     given = context.shape[2] * ratio if context_frames is None else context_frames.shape[2]
-    return ClipPlan(more, given + more * ratio, context.to(transformer.device, torch.float32))
+    return ClipPlan(more, given + more * ratio, context.to(device, torch.float32))
 
 
 @torch.no_grad()
-def _encoded(vae: Any, frames: Tensor) -> Tensor:
+def _encoded(vae: Any, frames: Tensor, device: torch.device) -> Tensor:
     if frames.ndim != 5 or not frames.is_floating_point():
         raise ValueError(f"context_frames must be floats (B, 3, T, H, W), got {tuple(frames.shape)} {frames.dtype}.")
-    encoded = vae.encode(frames.to(vae.device, vae.dtype))
+    encoded = vae.encode(frames.to(device, vae.dtype))
     latents: Tensor = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
     return normalize_latents(vae, latents.float())

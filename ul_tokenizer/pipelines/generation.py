@@ -207,16 +207,17 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         device = _compat.execution_device(self)
         text = self._encode_text(prompt, prompt_embeds, prompt_attention_mask, device)
         conditions = make_conditions(self.transformer, class_labels, text, num_images_per_prompt, device)
-        check_generators(generator, conditions.batch_size)
-
-        clip = plan_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, conditions.batch_size)
-        z = self._initial_latents(conditions.batch_size, height, width, generator, latents, device, clip)
+        size = conditions.batch_size
+        check_generators(generator, size)
+        clip = plan_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, size, device)
+        z = self._initial_latents(size, height, width, generator, latents, device, clip)
         callback = StepEnd(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        levels = self._set_levels(num_inference_steps, device)
+        predict = self._predictor(conditions, guidance, clip.context)
         for i, logsnr in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            v = self._predict(z, logsnr, conditions, guidance, clip.context)
+            v = predict(z, logsnr, guidance.applies(levels[i]))
             z = self.scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
-            z = callback(i, float(logsnr), z)
+            z = callback(i, levels[i], z)
 
         images: Any = clip.completed(z, self.scheduler.config.logsnr_max, generator)
         if output_type != "latent":
@@ -228,6 +229,12 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------------
     # Pieces of Algorithm 2
     # ------------------------------------------------------------------------------------------------------------
+
+    def _set_levels(self, num_inference_steps: int, device: torch.device) -> list[float]:
+        """Lays out the scheduler's log-SNR values; also as numbers, since reading one at a step waits for the GPU."""
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        levels: list[float] = self.scheduler.timesteps.tolist()
+        return levels
 
     def _initial_latents(
         self,
@@ -251,21 +258,27 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return noise * self.scheduler.init_noise_sigma
 
-    def _predict(
-        self, z: Tensor, logsnr: Tensor, conditions: Conditions, guidance: Guidance, context: Tensor | None
-    ) -> Tensor:
-        """v at one level, guided where guidance applies: both predictions in one pass."""
+    def _predictor(
+        self, conditions: Conditions, guidance: Guidance, context: Tensor | None
+    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """A function of z, log-SNR and whether to guide that gives v; both predictions are made in one pass."""
 
-        def predict(z: Tensor, conditions: Conditions, context: Tensor | None) -> Tensor:
+        def predict(z: Tensor, logsnr: Tensor, conditions: Conditions, context: Tensor | None) -> Tensor:
             inputs = conditions.model_inputs()
             v: Tensor = self.transformer(z, logsnr, **inputs, context_latents=context, return_dict=False)[0]
             return v
 
-        if conditions.is_empty or not guidance.applies(float(logsnr)):
-            return predict(z, conditions, context)
+        if conditions.is_empty:
+            return lambda z, logsnr, _: predict(z, logsnr, conditions, context)
         both = conditions.with_null(self.transformer.null_class_label)
-        v = predict(torch.cat([z, z]), both, None if context is None else torch.cat([context, context]))
-        return guidance.combine(*v.chunk(2))
+        contexts = None if context is None else torch.cat([context, context])
+
+        def guided(z: Tensor, logsnr: Tensor, is_guided: bool) -> Tensor:
+            if not is_guided:
+                return predict(z, logsnr, conditions, context)
+            return guidance.combine(*predict(torch.cat([z, z]), logsnr, both, contexts).chunk(2))
+
+        return guided
 
     def _decode(
         self, z: Tensor, generator: Generators, num_inference_steps: int | None, num_frames: int | None = None
