@@ -18,11 +18,12 @@ PACKAGE = ROOT / "ul_tokenizer"
 
 # Room → the other rooms it may import from; CONTRIBUTING has the same table. A new room states its place here.
 # Single files without a room, which every room may use.
-GROUND = {"files", "randomness", "progress", "decorators", "_compat"}
+GROUND = {"files", "randomness", "progress", "processes", "decorators", "_compat"}
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "randomness": set(),
     "progress": set(),
+    "processes": set(),
     "decorators": set(),
     "_compat": set(),
     "registration": {"pretrained"},

@@ -58,6 +58,22 @@ def write_json(path: str | Path, value: Any, **options: Any) -> None:
     write_whole(path, json.dumps(value, **{"indent": 2, "ensure_ascii": False, **options}) + "\n")
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, which it doesn't.")
+    return value
+
+
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Yields a hidden folder beside a path that doesn't exist or is an empty folder; on success it is renamed to it.

@@ -1,8 +1,13 @@
-"""One progress bar for everything that takes long: on a terminal, on standard error, and nowhere else."""
+"""One progress bar for everything that takes long: on a terminal, and on request as lines in a log.
+
+Everything goes to standard error.
+"""
 
 from __future__ import annotations
 
+import datetime
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Item = TypeVar("Item")
+LINE_SECONDS = 60.0  # between two lines in a log
 
 
 class Bar:
@@ -40,8 +46,33 @@ class Bar:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class _Lines(Bar):
+    """A line with count, rate and time left from time to time, for the logs of long jobs."""
+
+    def __init__(self, description: str, total: int, unit: str, completed: int) -> None:
+        super().__init__(None, None, unit)
+        self._description, self._total, self._count, self._first = description, total, completed, completed
+        self._start = self._last = time.monotonic()
+
+    def update(self, count: int = 1, note: str | None = None) -> None:
+        """Moves on by `count`; prints a line if the last one is long ago."""
+        self._count += count
+        now = time.monotonic()
+        if now - self._last < LINE_SECONDS:
+            return
+        self._last = now
+        rate = (self._count - self._first) / (now - self._start)
+        left = datetime.timedelta(seconds=round((self._total - self._count) / rate)) if rate else "unknown time"
+        self.write(
+            f"{self._description}: {self._count:,} of {self._total:,} {self._unit}, {rate:.3g}/s, {left} left"
+            + (f", {note}" if note else "")
+        )
+
+
 @contextmanager
-def progress(description: str, total: int, unit: str = "", completed: int = 0, shown: bool = True) -> Iterator[Bar]:
+def progress(
+    description: str, total: int, unit: str = "", completed: int = 0, shown: bool = True, in_logs: bool = False
+) -> Iterator[Bar]:
     """Shows a bar with count, rate and time left, which disappears at its end.
 
     Args:
@@ -49,10 +80,11 @@ def progress(description: str, total: int, unit: str = "", completed: int = 0, s
         total: the count at which it is full.
         unit: what is counted, in the plural, e.g. "images".
         completed: the count at which it starts.
-        shown: False shows nothing, e.g. on all processes but the main one; nor does anything that is no terminal.
+        shown: False shows nothing, e.g. on all processes but the main one.
+        in_logs: whether to print a line from time to time where standard error is no terminal; otherwise nothing is.
     """
     if not (shown and sys.stderr.isatty()):
-        yield Bar(None, None, unit)
+        yield _Lines(description, total, unit, completed) if shown and in_logs else Bar(None, None, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

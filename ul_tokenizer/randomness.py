@@ -36,6 +36,11 @@ class EvaluationStream(enum.IntEnum):
     GENERATION = 0
     RECONSTRUCTION = 1
     BITS = 2
+    CHOICE = 3  # which images of a data set are measured
+    CROP = 4  # places of crops
+    SPLIT = 5  # halves of real images whose distance is the floor
+    LATENT = 6  # noise of z_0
+    BOOTSTRAP = 7  # groups of a resample
 
 
 def numpy_generator(seed: int, stream: enum.IntEnum, *keys: int) -> np.random.Generator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ul_tokenizer.cli.options import AsJson, BatchSize, ComputeDtype, Device, Dtype, Revision
+from ul_tokenizer.cli import flags
+from ul_tokenizer.cli.options import (
+    AsJson,
+    BatchSize,
+    ClipFps,
+    ClipFrames,
+    ClipStride,
+    ComputeDtype,
+    Config,
+    Device,
+    Dtype,
+    ImageColumn,
+    Resolution,
+    Revision,
+    SourceRevision,
+    Split,
+    WithoutCuts,
+)
 from ul_tokenizer.cli.reporting import print_results
 
 if TYPE_CHECKING:
@@ -56,9 +72,6 @@ Model = Annotated[
         help="Autoencoder: bundled name, folder or hub id.", show_default="ul-photo-f8; with --clip-frames ul-video"
     ),
 ]
-Resolution = Annotated[
-    int | None, typer.Option(min=1, help="Scale the shorter side to this many pixels.", show_default="no scaling")
-]
 Crop = Annotated[
     CropChoice,
     typer.Option(
@@ -74,26 +87,9 @@ Workers = Annotated[
     ),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="Also store the mirror image of each image.")]
-ClipFrames = Annotated[int | None, typer.Option(min=1, help="Encode videos, in clips of this many frames.")]
-ClipStride = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Frames between the starts of two clips; needs --clip-frames.", show_default="as --clip-frames"
-    ),
-]
-ClipFps = Annotated[
-    float | None, typer.Option(help="Frame rate of clips; needs --clip-frames.", show_default="each file's own")
-]
-WithoutCuts = Annotated[
-    bool, typer.Option("--without-cuts", help="Skip clips in which a scene begins; needs --clip-frames.")
-]
 KeepDuplicates = Annotated[
     bool, typer.Option("--keep-duplicates", help="Keep files that have the same content as another file.")
 ]
-ImageColumn = Annotated[str, typer.Option(help="Column of images in parquet files and hub data sets.")]
-Split = Annotated[str, typer.Option(help="Split of a hub data set.")]
-Config = Annotated[str | None, typer.Option(help="Configuration of a hub data set.")]
-SourceRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")]
 MaxSkipFraction = Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 if a larger share is skipped.")]
 Rank = Annotated[int | None, typer.Option(min=0, help="Number of this job in an array; needs --world-size.")]
 WorldSize = Annotated[int | None, typer.Option(min=1, help="Number of jobs in the array; needs --rank.")]
@@ -192,11 +188,11 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def reported(as_json: bool, rank: int | None) -> Iterator[Callable[[EncodingSummary], None]]:
     """A function that prints a summary; the one of a job that skipped too much is printed as well."""
-    from ul_tokenizer.latents.processes import Processes
     from ul_tokenizer.latents.summary import TooManySkippedError
+    from ul_tokenizer.processes import Processes
 
     def report(summary: EncodingSummary) -> None:
-        if rank is not None or Processes.of(None, None).is_main:
+        if rank is not None or Processes.of().is_main:
             print_json(summary) if as_json else print_summary(summary)
 
     try:
@@ -243,13 +239,8 @@ def in_flags() -> Iterator[None]:
 
 
 def with_flags(text: str) -> str:
-    """A text with flags in place of arguments: of `source` and `rank` where it begins, of longer names anywhere.
-
-    Paths and ids in the text stay as they are.
-    """
+    """A text with this command's flags in place of the function's arguments."""
     from ul_tokenizer.latents.job import SourceOptions, encode_dataset
 
     arguments = (*inspect.signature(encode_dataset).parameters, *SourceOptions.__annotations__)
-    names = "|".join(name for name in arguments if "_" in name)
-    found = rf"^(?:source|rank)\b|(?<![/\\\w.-])(?:{names})(?![/\\\w-]|\.\w)"
-    return re.sub(found, lambda name: _FLAGS.get(name[0], f"--{name[0].replace('_', '-')}"), text)
+    return flags.with_flags(text, [name for name in arguments if "_" in name or name in ("source", "rank")], _FLAGS)

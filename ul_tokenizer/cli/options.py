@@ -95,6 +95,29 @@ def fit_of(pad: bool) -> Fit:
     return "pad" if pad else "crop"
 
 
+# ---------------------------------------------------------------- data sets
+
+Resolution = Annotated[
+    int | None, typer.Option(min=1, help="Scale the shorter side to this many pixels.", show_default="no scaling")
+]
+ClipFrames = Annotated[int | None, typer.Option(min=1, help="Read videos, in clips of this many frames.")]
+ClipStride = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Frames between the starts of two clips; needs --clip-frames.", show_default="as --clip-frames"
+    ),
+]
+ClipFps = Annotated[
+    float | None, typer.Option(help="Frame rate of clips; needs --clip-frames.", show_default="each file's own")
+]
+WithoutCuts = Annotated[
+    bool, typer.Option("--without-cuts", help="Skip clips in which a scene begins; needs --clip-frames.")
+]
+ImageColumn = Annotated[str, typer.Option(help="Column of images in parquet files and hub data sets.")]
+Split = Annotated[str, typer.Option(help="Split of a hub data set.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a hub data set.")]
+SourceRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")]
+
 # ---------------------------------------------------------------- decoding
 
 DecodingSteps = Annotated[

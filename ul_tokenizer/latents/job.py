@@ -12,13 +12,13 @@ import torch
 from ul_tokenizer.latents.encode import EncodingJob
 from ul_tokenizer.latents.encoder import Encoder, identity_of, identity_of_files
 from ul_tokenizer.latents.manifest import DTYPES
-from ul_tokenizer.latents.processes import Processes
-from ul_tokenizer.latents.summary import EncodingSummary, gather_skipped, write_skipped
+from ul_tokenizer.latents.summary import EncodingSummary, combined, gather_skipped, write_skipped
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.media.transforms import CropRule, Preprocessing
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.devices import pick_device
 from ul_tokenizer.models.repository import load_autoencoder, locate
+from ul_tokenizer.processes import Processes, local_device
 from ul_tokenizer.sources.base import Source
 from ul_tokenizer.sources.open import open_source
 from ul_tokenizer.sources.video import VideoSource
@@ -123,7 +123,7 @@ def _run(
         summary = job.run(writer, on_progress if processes.is_main else None)
     summary.output = output
     write_skipped(output, summary.skipped, processes.rank)
-    total = processes.total(summary)  # waits for all lists
+    total = combined(processes.gather(summary))  # waits for all lists
     if processes.is_main:
         gather_skipped(output, processes.world_size)
     processes.wait()
@@ -149,7 +149,7 @@ def load_encoder(
         autoencoder = load_autoencoder(model, revision=revision)
         files = locate(model, revision=autoencoder.commit_hash or revision)
         identity = identity_of_files(model, files)
-        autoencoder.to(pick_device(device or _local_device()))
+        autoencoder.to(pick_device(device or local_device()))
     else:
         if revision is not None:
             raise ValueError(f"revision must be None for an autoencoder in memory, got {revision!r}.")
@@ -157,11 +157,6 @@ def load_encoder(
         if device is not None:
             autoencoder.to(pick_device(device))
     return Encoder(autoencoder, identity, name_of_dtype)
-
-
-def _local_device() -> str | None:
-    """The GPU that belongs to this process of a group."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None
 
 
 def pick_workers(device: torch.device) -> int:

@@ -1,10 +1,13 @@
-"""The processes that share an encoding job: jobs of an array, or a group started by accelerate or torchrun."""
+"""The processes that share a job: jobs of an array, or a group started by accelerate or torchrun."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
-from ul_tokenizer.latents.summary import EncodingSummary, combined
+Value = TypeVar("Value")
 
 
 class Processes:
@@ -20,7 +23,7 @@ class Processes:
         self.rank, self.world_size, self.is_group = rank, world_size, is_group
 
     @classmethod
-    def of(cls, rank: int | None, world_size: int | None) -> Processes:
+    def of(cls, rank: int | None = None, world_size: int | None = None) -> Processes:
         """The processes that the arguments describe, or else those that accelerate or torchrun started.
 
         Raises:
@@ -52,11 +55,44 @@ class Processes:
 
             PartialState().wait_for_everyone()
 
-    def total(self, summary: EncodingSummary) -> EncodingSummary:
-        """The summary of all processes of the group; each of them gets it."""
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Lets the main process of a group do something before the others, which then find what it has cached."""
+        if not self.is_main:
+            self.wait()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.wait()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Ends when all processes of the group are here. If one of them fails, all of them fail with its error.
+
+        Otherwise the others would wait for it until the group's time is out.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failures = [error for error in self.gather(failure) if error is not None]
+        if failures:
+            raise failures[0] if failure is None else failure
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes of the group, in the order of their ranks; each process gets them."""
         if not self.is_group:
-            return summary
+            return [value]
         from accelerate.utils import gather_object
 
-        parts: list[EncodingSummary] = gather_object([summary])
-        return combined(parts)
+        gathered: list[Value] = gather_object([value])
+        return gathered
+
+
+def local_device() -> str | None:
+    """The GPU that belongs to this process of a group; None without a group or without GPUs."""
+    import torch
+
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None

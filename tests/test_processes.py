@@ -1,0 +1,46 @@
+"""Processes that share a job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ul_tokenizer.processes import Processes
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = """
+from ul_tokenizer.processes import Processes
+processes = Processes.of()
+try:
+    with processes.together():
+        if processes.rank == 1:
+            raise ValueError("the disk is full.")
+except ValueError as error:
+    print("rank", processes.rank, "says", error, flush=True)
+"""
+
+
+@pytest.mark.multiprocess
+def test_if_one_process_fails_all_fail_with_its_error(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert said == ["rank 0 says the disk is full.", "rank 1 says the disk is full."], done.stderr[-2000:]
+
+
+def test_a_process_alone_raises_its_own_error() -> None:
+    with pytest.raises(OSError, match="full"), Processes().together():
+        raise OSError("full")
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, None), (None, 2), (2, 2), (-1, 2)])
+def test_ranks_that_make_no_sense_are_refused(rank: int | None, world_size: int | None) -> None:
+    with pytest.raises(ValueError, match="rank"):
+        Processes.of(rank, world_size)
