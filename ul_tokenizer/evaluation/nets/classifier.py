@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ul_tokenizer.evaluation.labelled_images import LabelledImages, check_alike
+from ul_tokenizer.evaluation.nets.labelled_images import LabelledImages, check_alike
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.progress import track
 

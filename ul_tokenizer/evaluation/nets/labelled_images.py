@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ul_tokenizer.media.pixels import to_float, to_uint8
 from ul_tokenizer.progress import track
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.sources.folder import FolderSource
@@ -19,29 +18,10 @@ from ul_tokenizer.sources.folder import FolderSource
 MIN_SIDE, MAX_SIDE = 8, 128  # pixels: the classifier is a small network, and the whole data set is held in memory
 
 
-def to_stored(pixels: Tensor, grey: bool) -> Tensor:
-    """Converts floats to the values that an image file would hold.
-
-    Args:
-        pixels: (B, 3, H, W) floats in [−1, 1]; values outside are clamped.
-        grey: Whether to return one channel, with Pillow's weights for mode L, instead of three.
-
-    Returns:
-        (B, 1 or 3, H, W), uint8.
-    """
-    rgb = to_uint8(pixels)
-    return grey_of(rgb) if grey else rgb
-
-
 def grey_of(rgb: Tensor) -> Tensor:
     """(B, 3, H, W) → (B, 1, H, W), both uint8, bit for bit as Pillow converts to mode L."""
     red, green, blue = rgb.int().split(1, dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
-
-
-def to_rgb_floats(images: Tensor) -> Tensor:
-    """uint8 (B, 1 or 3, H, W) → RGB floats (B, 3, H, W) in [−1, 1], the input of an autoencoder."""
-    return to_float(images.expand(-1, 3, -1, -1))
 
 
 @dataclass
