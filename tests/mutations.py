@@ -445,6 +445,56 @@ MUTATIONS = [
         "return (self.make_decoder_scheduler() and None) or levels_at(evenly_spaced(",
         "tests/models/test_tracing.py",
     ),
+    # ------------------------------------------------------------ evaluation
+    Mutation(
+        "KID counts the distance of an image to itself",
+        "ul_tokenizer/evaluation/measures/kernel_distance.py",
+        "(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))",
+        "kernel.mean()",
+        "tests/evaluation/measures/test_kernel_distance.py",
+    ),
+    Mutation(
+        "the Fréchet distance forgets the factor 2 of the mixed term",
+        "ul_tokenizer/evaluation/measures/frechet.py",
+        "traces - 2 * eigenvalues",
+        "traces - eigenvalues",
+        "tests/evaluation/measures/test_frechet.py",
+    ),
+    Mutation(
+        "intervals are over crops and not over images",
+        "ul_tokenizer/evaluation/measures/bootstrap.py",
+        "_, group_of_row = groups.cpu().unique(return_inverse=True)",
+        "group_of_row = torch.arange(len(groups))",
+        "tests/evaluation/measures/test_bootstrap.py",
+    ),
+    Mutation(
+        "reconstructions that are not finite are averaged",
+        "ul_tokenizer/evaluation/reconstruction.py",
+        "values[~again.is_finite] = torch.nan",
+        "values[~again.is_finite] = 0.0",
+        "tests/evaluation/test_reconstruction.py",
+    ),
+    Mutation(
+        "parts keep the order in which shapes were measured",
+        "ul_tokenizer/evaluation/parts.py",
+        'order = np.argsort(columns[NUMBER], kind="stable")',
+        "order = np.arange(len(columns[NUMBER]))",
+        "tests/evaluation/test_parts.py",
+    ),
+    Mutation(
+        "random crops of one image are all the same",
+        "ul_tokenizer/evaluation/samples.py",
+        "keys = int(self.groups[number]), int(self._draws[number])",
+        "keys = int(self.groups[number]), 0",
+        "tests/evaluation/test_samples.py",
+    ),
+    Mutation(
+        "given frames count as predicted",
+        "ul_tokenizer/evaluation/reconstruction.py",
+        "compared = pixels[:, :, self.first_frame :], again.pixels[:, :, self.first_frame :]",
+        "compared = pixels, again.pixels",
+        "tests/evaluation/test_prediction.py",
+    ),
 ]
 
 

@@ -24,9 +24,13 @@ MAY_DIFFER = {
     "--steps": "of a decoder, or of a base model",
     "--seed": "of noise, or of the samples that are drawn as well",
     "--revision": "a branch to pull from, or one to push to, which may be new",
+    "--clip-frames": "whether clips are read, or how they are divided",
+    "--given": "frames from the end of a video, or from the start of each clip",
+    "--crop": "where images are cropped before they are encoded, or which of their pixels are measured",
     "--fps": "the rate at which a video is read, or the one of generated clips",
     "--help": "typer's own",
 }
+EVALUATIONS = ("reconstruction", "generation", "prediction", "report")
 LISTS = " Separate several by commas to measure all combinations."  # added to options of which `evaluate` takes several
 NEEDS = " Needs --class."
 
@@ -51,8 +55,9 @@ def callbacks() -> dict[str, Any]:
 
 
 def test_all_commands_are_found() -> None:
-    expected = {"encode", "decode", "reconstruct", "generate", "info", "evaluate", "encode-dataset", "push", "pull"}
+    expected = {"encode", "decode", "reconstruct", "generate", "info", "encode-dataset", "push", "pull"}
     assert expected <= {words[0] for words in LEAVES}
+    assert {("evaluate", part) for part in EVALUATIONS} <= set(LEAVES)
     assert {("hub", "list"), ("latents", "info"), ("latents", "export")} <= set(LEAVES)
 
 
@@ -71,10 +76,10 @@ def test_every_command_says_what_it_does(words: tuple[str, ...]) -> None:
     assert re.match(r"[A-Z][\w-]+,? .*[.:]", COMMANDS[words].help or "")
 
 
-@pytest.mark.parametrize("words", [words for words in LEAVES if len(words) == 1], ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in LEAVES if len(w) == 1 or w[0] == "evaluate"], ids=" ".join)
 def test_commands_have_an_example_with_options_that_exist(words: tuple[str, ...]) -> None:
     example = COMMANDS[words].epilog.split()
-    assert example[:3] == ["Example:", "ul-tokenizer", *words]
+    assert example[: 2 + len(words)] == ["Example:", "ul-tokenizer", *words]
     known = {name for option in options(COMMANDS[words]) for name in names(option)}
     assert {word for word in example if re.match(r"-\D", word)} <= known
 
@@ -106,7 +111,8 @@ def test_an_option_has_the_same_choices_in_every_command() -> None:
 def test_results_go_where_output_says_in_every_command() -> None:
     found = {where: option.opts for where, option in each_option() if "--output" in option.opts}
     assert all("-o" in spellings for spellings in found.values())
-    assert {"encode", "decode", "reconstruct", "generate", "evaluate", "encode-dataset", "pull"} <= found.keys()
+    commands = {"encode", "decode", "reconstruct", "generate", "encode-dataset", "pull"}
+    assert commands | {f"evaluate {part}" for part in EVALUATIONS} <= found.keys()
 
 
 def test_options_that_need_a_partner_name_it() -> None:
@@ -121,8 +127,11 @@ def test_options_that_need_a_partner_name_it() -> None:
         ("encode", "--fps"): "Videos only",
         ("reconstruct", "--fps"): "Videos only",
         ("reconstruct", "--audio"): "Videos only",
-        ("evaluate", "--guidance-low"): "--guidance",
-        ("evaluate", "--num"): "--reconstruction",
+        ("evaluate generation", "--guidance-low"): "--guidance",
+        ("evaluate generation", "--guidance-high"): "--guidance",
+        ("evaluate reconstruction", "--clip-stride"): "--clip-frames",
+        ("evaluate reconstruction", "--clip-fps"): "--clip-frames",
+        ("evaluate reconstruction", "--without-cuts"): "--clip-frames",
     }
     helps = {(where, name): option.help for where, option in each_option() for name in option.opts}
     assert {key: helps[key] for key, partner in partners.items() if partner not in helps[key]} == {}

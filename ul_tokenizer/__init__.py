@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ul_tokenizer.registration import HOST_CLASSES, register_with_diffusers
 
 if TYPE_CHECKING:
+    from ul_tokenizer.evaluation.job import evaluate_generation, evaluate_prediction, evaluate_reconstruction
+    from ul_tokenizer.evaluation.samples import Crops
     from ul_tokenizer.hub.errors import HubError
     from ul_tokenizer.latents.dataset import LatentDataset
     from ul_tokenizer.latents.job import encode_dataset
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Crops",
     "HubError",
     "LatentDataset",
     "LatentWriter",
@@ -32,6 +35,9 @@ __all__ = [
     "UnifiedLatentsTransformer",
     "__version__",
     "encode_dataset",
+    "evaluate_generation",
+    "evaluate_prediction",
+    "evaluate_reconstruction",
     "load_prior",
     "register_with_diffusers",
     "train_autoencoder",
@@ -39,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Crops": "ul_tokenizer.evaluation.samples",
     "HubError": "ul_tokenizer.hub.errors",
     "LatentDataset": "ul_tokenizer.latents.dataset",
     "LatentWriter": "ul_tokenizer.latents.writer",
@@ -47,6 +54,9 @@ _HOMES = {
     "UnifiedLatentsPipeline": "ul_tokenizer.pipelines.generation",
     "UnifiedLatentsTransformer": "ul_tokenizer.models.transformer",
     "encode_dataset": "ul_tokenizer.latents.job",
+    "evaluate_generation": "ul_tokenizer.evaluation.job",
+    "evaluate_prediction": "ul_tokenizer.evaluation.job",
+    "evaluate_reconstruction": "ul_tokenizer.evaluation.job",
     "load_prior": "ul_tokenizer.models.repository",
     "train_autoencoder": "ul_tokenizer.training.stage1",
     "train_base_model": "ul_tokenizer.training.stage2",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ul_tokenizer.evaluation.reference import Reference, load_reference
+from ul_tokenizer.evaluation.nets.reference import Reference, load_reference
 from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler

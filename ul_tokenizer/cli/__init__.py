@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from ul_tokenizer import __version__
-from ul_tokenizer.cli import decode, encode, encode_dataset, evaluate, generate, hub, info, latents, reconstruct, train
+from ul_tokenizer.cli import (
+    decode,
+    encode,
+    encode_dataset,
+    evaluate,
+    evaluate_report,
+    generate,
+    hub,
+    info,
+    latents,
+    reconstruct,
+    train,
+)
 from ul_tokenizer.cli.reporting import reported
 
 PROGRAM = "ul-tokenizer"
@@ -54,8 +66,21 @@ _register(app, decode.decode, "decode latents/ -o pictures/ --steps 4")
 _register(app, reconstruct.reconstruct, "reconstruct photo.jpg -o out")
 _register(app, generate.generate, "generate --class sneaker --num 16 --guidance 2 -o grid.png")
 _register(app, info.info, "info ul-photo-f8 --json")
-_register(app, evaluate.evaluate, f"evaluate --train {FASHION}/train --test {FASHION}/test")
 _register(app, encode_dataset.encode_dataset, "encode-dataset photos/ -o latents/ --resolution 256")
+
+_register(
+    evaluate.app,
+    evaluate.reconstruction,
+    "evaluate reconstruction photos/ --model ul-photo-f8 --model jpeg:30 --resolution 256",
+)
+_register(
+    evaluate.app,
+    evaluate.generation,
+    f"evaluate generation {FASHION}/test --train {FASHION}/train --model ul-fashion",
+)
+_register(evaluate.app, evaluate.prediction, "evaluate prediction videos/ --model my-base --clip-frames 16 --given 5")
+_register(evaluate.app, evaluate_report.report, "evaluate report results/ -o report/")
+app.add_typer(evaluate.app)
 
 for _command in (
     latents.info,

@@ -1,17 +1,19 @@
-"""The command `evaluate`: figures of generated images and of reconstructions. Only running it imports torch."""
+"""The commands `evaluate …`: figures that can be compared, each with its protocol. Only running one imports torch."""
 
 from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
+from ul_tokenizer.cli.evaluation_tables import print_all
+from ul_tokenizer.cli.flags import in_flags
+from ul_tokenizer.cli.lists import choices, numbers, texts
 from ul_tokenizer.cli.options import (
     DEFAULT_PIPELINE,
     DEFAULT_SOLVER,
@@ -20,53 +22,341 @@ from ul_tokenizer.cli.options import (
     STEPS_HELP,
     AsJson,
     BatchSize,
+    ClipFps,
+    ClipFrames,
+    ClipStride,
     ComputeDtype,
+    Config,
     DecoderSteps,
     Device,
     Dtype,
     GuidanceHigh,
     GuidanceLow,
+    ImageColumn,
+    Resolution,
     Revision,
     Seed,
     Solver,
+    SourceRevision,
+    Split,
+    WithoutCuts,
     guidance_interval,
 )
-from ul_tokenizer.cli.reporting import UsageError, number, print_results, print_table, require
+from ul_tokenizer.cli.reporting import require
 
 if TYPE_CHECKING:
-    from ul_tokenizer.evaluation.generation import Sampling
-    from ul_tokenizer.evaluation.labelled_images import LabelledImages
-    from ul_tokenizer.evaluation.reference import Reference
-    from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-    from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+    from ul_tokenizer.evaluation.drawing import Sampling
+    from ul_tokenizer.evaluation.samples import Crops
 
-Value = TypeVar("Value")
-Choice = TypeVar("Choice", bound=enum.Enum)
-Row = dict[str, Any]
-METRIC = "FD (classifier features)"  # an FID is measured on Inception's
+_OLD = (
+    "evaluate has become a group of commands; write `ul-tokenizer evaluate generation TEST --train TRAIN --features "
+    "classifier:TRAIN,TEST …` for images of a model, and `ul-tokenizer evaluate reconstruction TEST …` in place of "
+    "--reconstruction."
+)
+
+
+class _Group(typer.core.TyperGroup):
+    """The group; the former single command is refused with its new spelling."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ("--help", "--"):
+            typer.echo(f"error: {_OLD}", err=True)
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="evaluate",
+    cls=_Group,
+    help="Measure reconstructions, generated images and predicted frames, each figure with its protocol.",
+    no_args_is_help=True,
+)
 
 # ---------------------------------------------------------------- options
 
+
+class CropChoice(str, enum.Enum):
+    """Which pixels of an image are measured."""
+
+    CENTER = "center"
+    RANDOM = "random"
+    NONE = "none"
+
+
+class LatentChoice(str, enum.Enum):
+    """What of a latent's distribution is decoded."""
+
+    sample = "sample"
+    mode = "mode"
+
+
 LISTS = "Separate several by commas to measure all combinations."
-Model = Annotated[
+Data = Annotated[
     str,
-    typer.Option(
-        help="Pipeline: a bundled name, a folder or a hub id, tried in this order. With --prior it can also be an "
-        "autoencoder that has a prior."
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of images, .tar archives, .parquet files or videos; one such file; or a hub data set.",
     ),
 ]
-Train = Annotated[
-    Path, typer.Option(exists=True, file_okay=False, help="Real training images, with a subfolder for each class.")
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="What to measure; may be repeated. An autoencoder, ours or any of diffusers' (bundled name, folder or hub "
+        "id), a codec at a quality (jpeg:30, webp:40, avif:35), or folder:PATH for reconstructions made elsewhere.",
+    ),
 ]
-Test = Annotated[
-    Path, typer.Option(exists=True, file_okay=False, help="Real test images, with a subfolder for each class.")
+CropOption = Annotated[
+    CropChoice | None,
+    typer.Option(
+        "--crop",
+        help="Squares from the centre or from random places, or whole images.",
+        show_default="center with --resolution or --crop-size, else none",
+    ),
+]
+CropSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the squares in pixels.", show_default="as --resolution")
 ]
 Num = Annotated[
-    int,
-    typer.Option("--num", "-n", min=0, help="Images to draw for each row of figures; 0 needs --reconstruction."),
+    int | None,
+    typer.Option(
+        "--num",
+        "-n",
+        min=1,
+        help="Images to measure, drawn by the seed; with random crops also more than there are.",
+        show_default="all, once",
+    ),
 ]
+StepsList = Annotated[
+    str | None,
+    typer.Option(
+        "--steps",
+        help="Decoding steps of our autoencoders; separate several by commas to measure each.",
+        show_default="set by the model",
+    ),
+]
+Latent = Annotated[
+    LatentChoice, typer.Option(help="Decode a sample of the latent's distribution, as in use, or its mode.")
+]
+FeatureNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--features",
+        help="Network for distances; may be repeated: inception (FID), dinov2, efficientnet-lite0, "
+        "classifier:TRAIN,TEST (trained on folders of labelled images), i3d (clips only), or none.",
+        show_default="efficientnet-lite0",
+    ),
+]
+FeatureWeights = Annotated[
+    list[str] | None,
+    typer.Option("--feature-weights", metavar="NAME=FILE", help="File with a network's weights; may be repeated."),
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        metavar="NAME=FILE",
+        help="File with a network's features of the real images, which is made if it doesn't exist; may be repeated.",
+        show_default="a cache",
+    ),
+]
+Lpips = Annotated[str, typer.Option(help="Network of the perceptual distance LPIPS: alex, vgg or none.")]
+Mosaic = Annotated[
+    bool,
+    typer.Option(
+        "--mosaic", help="Codecs compress each batch as one picture, so that headers of small files hardly count."
+    ),
+]
+ForceFd = Annotated[
+    bool, typer.Option("--force-fd", help="Compute Fréchet distances of fewer images than there are features, too.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        file_okay=False,
+        help="Folder for results: a JSON file each, with pictures. What is there is not measured again, and a killed "
+        "job is continued.",
+        show_default="keep nothing",
+    ),
+]
+DropDuplicates = Annotated[
+    bool, typer.Option("--drop-duplicates", help="Leave out files that have the same content as another file.")
+]
+
+
+def _crops(resolution: int | None, crop: CropChoice | None, crop_size: int | None, num: int | None, seed: int) -> Crops:
+    from ul_tokenizer.evaluation.samples import Crops
+
+    default = CropChoice.NONE if resolution is None and crop_size is None else CropChoice.CENTER
+    return Crops(resolution, (crop or default).value, crop_size, num, seed)
+
+
+def _pairs(option: str, words: Sequence[str] | None) -> dict[str, Path]:
+    """NAME=FILE options as a dict."""
+    pairs = [word.partition("=") for word in words or ()]
+    wrong = next((word for word, pair in zip(words or (), pairs, strict=True) if not (pair[0] and pair[2])), None)
+    require(wrong is None, f"{option} must be NAME=FILE, got {wrong!r}.")
+    return {name: Path(file).expanduser() for name, _, file in pairs}
+
+
+def _networks(
+    features: Sequence[str] | None, weights: Sequence[str] | None, references: Sequence[str] | None
+) -> dict[str, Any]:
+    """The options of networks, as the functions take them."""
+    from ul_tokenizer.evaluation.job import DEFAULT_NETS
+
+    chosen = DEFAULT_NETS if features is None else tuple(features)
+    require("none" not in chosen or len(chosen) == 1, "--features none can't be used with another network.")
+    return {
+        "features": () if chosen == ("none",) else chosen,
+        "feature_weights": _pairs("--feature-weights", weights),
+        "references": _pairs("--reference", references),
+    }
+
+
+# Arguments that errors name, and the flags of those that are called otherwise on the command line.
+_FLAGS = {
+    "data": "DATA",
+    "real": "REAL",
+    "models": "--model",
+    "pipeline": "--model",
+    "num_samples": "--num",
+    "num_images": "--num",
+    "given_frames": "--given",
+    "clip_without_cuts": "--without-cuts",
+    "references": "--reference",
+    "num_inference_steps": "--steps",
+    "decoder_num_inference_steps": "--decoder-steps",
+    "guidance_scale": "--guidance",
+    "guidance_interval": "--guidance-low and --guidance-high",
+    "name": "--features",
+    "weights": "--feature-weights",
+    "path": "--feature-weights",
+    "net": "--lpips",
+    "size": "the size of REAL",
+}
+_ALIKE = (
+    *("model", "images", "train", "resolution", "crop", "crop_size", "seed", "steps", "features", "feature_weights"),
+    *("lpips", "batch_size", "latent", "clip_frames", "clip_stride", "clip_fps", "solver", "decode", "image_column"),
+    "device",
+)
+
+
+@contextmanager
+def _in_flags() -> Iterator[None]:
+    with in_flags([*_FLAGS, *_ALIKE], _FLAGS):
+        yield
+
+
+# ---------------------------------------------------------------- reconstruction
+
+
+def reconstruction(
+    data: Data,
+    model: Models,
+    revision: Revision = None,
+    resolution: Resolution = None,
+    crop: CropOption = None,
+    crop_size: CropSize = None,
+    num: Num = None,
+    seed: Seed = 0,
+    steps: StepsList = None,
+    latent: Latent = LatentChoice.sample,
+    features: FeatureNames = None,
+    feature_weights: FeatureWeights = None,
+    reference: References = None,
+    lpips: Lpips = "alex",
+    mosaic: Mosaic = False,
+    force_fd: ForceFd = False,
+    clip_frames: ClipFrames = None,
+    clip_stride: ClipStride = None,
+    clip_fps: ClipFps = None,
+    without_cuts: WithoutCuts = False,
+    drop_duplicates: DropDuplicates = False,
+    image_column: ImageColumn = "image",
+    split: Split = "train",
+    config: Config = None,
+    source_revision: SourceRevision = None,
+    output: Output = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: ComputeDtype = Dtype.float32,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how faithfully autoencoders and codecs give images or clips back.
+
+    All are measured on the same pixels, rounded to 8 bits. Prints PSNR in two means, SSIM, MS-SSIM, LPIPS, distances
+    between features beside their floor, bits per pixel, seconds and memory, with 95 % intervals over images. Networks
+    that are not installed are named, and everything else is measured. For several processes use
+    `accelerate launch -m ul_tokenizer evaluate …`.
+    """
+    with _in_flags():
+        crops = _crops(resolution, crop, crop_size, num, seed)
+        wanted = [None] if steps is None else numbers("--steps", steps, int)
+        require(all(count is None or count >= 1 for count in wanted), f"--steps must be at least 1, got {steps}.")
+        networks = _networks(features, feature_weights, reference)
+        from ul_tokenizer.evaluation.job import evaluate_reconstruction
+
+        results = evaluate_reconstruction(
+            data,
+            model,
+            crops=crops,
+            steps=wanted,
+            latent=latent.value,
+            **networks,
+            lpips=None if lpips == "none" else lpips,
+            mosaic=mosaic,
+            force_fd=force_fd,
+            output=output,
+            batch_size=batch_size,
+            dtype=dtype.value,
+            device=device,
+            revision=revision,
+            seed=seed,
+            image_column=image_column,
+            split=split,
+            config=config,
+            source_revision=source_revision,
+            keep_duplicates=not drop_duplicates,
+            clip_frames=clip_frames,
+            clip_stride=clip_stride,
+            clip_fps=clip_fps,
+            clip_without_cuts=without_cuts,
+        )
+    print_all(results, output, as_json)
+
+
+# ---------------------------------------------------------------- generation
+
+Real = Annotated[
+    str,
+    typer.Argument(
+        metavar="REAL",
+        help="Real images to compare with, usually a test set: a folder, .tar archives, .parquet files or a hub data "
+        "set.",
+    ),
+]
+Generator = Annotated[
+    str | None,
+    typer.Option(
+        help="Pipeline: a bundled name, a folder or a hub id, tried in this order. With --prior it can also be an "
+        "autoencoder that has a prior.",
+        show_default=f"{DEFAULT_PIPELINE}, unless --images is given",
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(help="Images that another generator wrote, in place of a model: a folder, .tar or .parquet."),
+]
+Train = Annotated[
+    str | None,
+    typer.Option(help="Real training images, which give the floor of distances and show what is memorised."),
+]
+NumDrawn = Annotated[int, typer.Option("--num", "-n", min=2, help="Images to draw for each result.")]
 Solvers = Annotated[str, typer.Option("--solver", help=f"{SOLVER_HELP} {LISTS}")]
-Steps = Annotated[str, typer.Option(help=f"{STEPS_HELP} {LISTS}")]
+SampleSteps = Annotated[str, typer.Option("--steps", help=f"{STEPS_HELP} {LISTS}")]
 Scales = Annotated[str, typer.Option("--guidance", help=f"{GUIDANCE_HELP} {LISTS}")]
 Decode = Annotated[
     str,
@@ -79,33 +369,17 @@ Unconditional = Annotated[bool, typer.Option("--unconditional", help="Draw image
 Prior = Annotated[
     bool, typer.Option("--prior", help="Draw with the autoencoder's stage-1 prior instead of the base model.")
 ]
-Reconstructions = Annotated[
-    bool,
-    typer.Option(
-        "--reconstruction", help="Also measure reconstructions of the test set, the best that drawn images can reach."
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        dir_okay=False,
-        help="File of JSON lines. Each row is added as soon as it is measured, and rows in the file are not measured "
-        "again.",
-        show_default="keep no rows",
-    ),
-]
 
 
-def evaluate(
-    train: Train,
-    test: Test,
-    model: Model = DEFAULT_PIPELINE,
+def generation(
+    real: Real,
+    train: Train = None,
+    model: Generator = None,
+    images: Images = None,
     revision: Revision = None,
-    num: Num = 10_000,
+    num: NumDrawn = 10_000,
     solver: Solvers = DEFAULT_SOLVER.value,
-    steps: Steps = "32",
+    steps: SampleSteps = "32",
     guidance: Scales = "1",
     guidance_low: GuidanceLow = None,
     guidance_high: GuidanceHigh = None,
@@ -113,7 +387,17 @@ def evaluate(
     decode: Decode = "z0",
     unconditional: Unconditional = False,
     prior: Prior = False,
-    reconstruction: Reconstructions = False,
+    resolution: Resolution = None,
+    crop: CropOption = None,
+    crop_size: CropSize = None,
+    features: FeatureNames = None,
+    feature_weights: FeatureWeights = None,
+    reference: References = None,
+    force_fd: ForceFd = False,
+    image_column: ImageColumn = "image",
+    split: Split = "train",
+    config: Config = None,
+    source_revision: SourceRevision = None,
     output: Output = None,
     batch_size: BatchSize = 100,
     seed: Seed = 0,
@@ -123,280 +407,148 @@ def evaluate(
 ) -> None:
     """Measure generated images against real ones.
 
-    A small classifier is trained once on the real images and kept in ~/.cache/ul_tokenizer/classifiers. It gives the
-    accuracy, the part of the images that show the class asked for, and the features for a Fréchet distance to the test
-    set (not an FID). The floor is the distance of as many real training images.
+    Prints Fréchet distances and KID beside their floor, precision, recall, density and coverage. With a classifier
+    among the --features also the accuracy, the part of the images that show the class asked for. With --train also how
+    many images are nearer to a training image than real test images are.
     """
-    from ul_tokenizer.evaluation.labelled_images import LabelledImages
-    from ul_tokenizer.evaluation.reference import load_reference
-    from ul_tokenizer.evaluation.sweep import read_rows
-
-    require(num > 0 or reconstruction, "--num 0 needs --reconstruction: nothing else would be measured.")
-    ways = Ways(
-        choices("--solver", solver, Solver),
-        numbers("--steps", steps, int),
-        numbers("--guidance", guidance, float),
-        texts(decode),
-    )
-    interval = guidance_interval(guidance_low, guidance_high)
-    require(interval is None or set(ways.scales) != {1.0}, "--guidance-low and --guidance-high need --guidance.")
-    require(
-        not unconditional or set(ways.scales) == {1.0},
-        "--guidance can't be used with --unconditional: it needs a class.",
-    )
-    shared: Row = {
+    drawing: dict[str, Any] = {
         "num_images": num,
         "decoder_num_inference_steps": decoder_steps,
-        "guidance_interval": interval,
+        "guidance_interval": guidance_interval(guidance_low, guidance_high),
         "unconditional": unconditional,
         "seed": seed,
     }
-    samplings = ways.samplings(shared) if num else []
-    if output:
-        read_rows(output)  # refuses another file before any work
-    models = load_models(model, revision, prior, dtype.value, device)
-    test_set = LabelledImages(test)
-    reference = load_reference(train, test_set, device=models.pipeline.device)
-    job = Measurement(models, reference, test_set, output, batch_size)
-    reconstructed = job.reconstruct(decoder_steps, seed) if reconstruction else []
-    generated = job.generate(samplings)
-    if as_json:
-        print_results(reconstructed + generated)
-        return
-    for table in _tables(reconstructed, generated):
-        print_table(table)
-    typer.echo(_footnote(reference, num or len(test_set)))
+    with _in_flags():
+        samplings = _samplings(solver, steps, guidance, decode, drawing)
+        _check_images(images, model, revision, prior, samplings)
+        networks = _networks(features, feature_weights, reference)
+        from ul_tokenizer.evaluation.job import evaluate_generation
+
+        results = evaluate_generation(
+            real,
+            None if images is not None else model or DEFAULT_PIPELINE,
+            images=images,
+            train=train,
+            samplings=samplings if images is None else None,
+            prior=prior,
+            crops=_crops(resolution, crop, crop_size, None, 0),  # real images stay the same for all seeds
+            **networks,
+            force_fd=force_fd,
+            output=output,
+            batch_size=batch_size,
+            dtype=dtype.value,
+            device=device,
+            revision=revision,
+            image_column=image_column,
+            split=split,
+            config=config,
+            source_revision=source_revision,
+        )
+    print_all(results, output, as_json)
 
 
-@dataclass(frozen=True)
-class Ways:
-    """Values of options that take several; each combination is a way of drawing."""
+def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict[str, Any]) -> list[Sampling]:
+    """All combinations of options that take several values, with what they share; errors as `Sampling`."""
+    solvers, counts = choices("--solver", solver, Solver), numbers("--steps", steps, int)
+    scales = numbers("--guidance", guidance, float)
+    is_guided = set(scales) != {1.0}
+    require(shared["guidance_interval"] is None or is_guided, "--guidance-low and --guidance-high need --guidance.")
+    require(
+        not (shared["unconditional"] and is_guided),
+        "--guidance can't be used with --unconditional: it needs a class.",
+    )
+    from ul_tokenizer.evaluation.drawing import Sampling
 
-    solvers: list[Solver]
-    steps: list[int]
-    scales: list[float]
-    decodes: list[str]
-
-    def samplings(self, shared: Row) -> list[Sampling]:
-        """All combinations, with what they share; errors as `Sampling`."""
-        from ul_tokenizer.evaluation.generation import Sampling
-
-        return [
-            Sampling(
-                solver=solver.value,
-                num_inference_steps=steps,
-                guidance_scale=scale,
-                decode=decode,  # type: ignore[arg-type]  # checked by Sampling
-                **shared,
-            )
-            for solver, steps, scale, decode in itertools.product(self.solvers, self.steps, self.scales, self.decodes)
-        ]
-
-
-def texts(value: str) -> list[str]:
-    """The parts of a list with commas between them."""
-    return [part.strip() for part in value.split(",")]
+    return [
+        Sampling(
+            solver=way.value,
+            num_inference_steps=count,
+            guidance_scale=scale,
+            decode=decoded,  # type: ignore[arg-type]  # checked by Sampling
+            **shared,
+        )
+        for way, count, scale, decoded in itertools.product(solvers, counts, scales, texts(decode))
+    ]
 
 
-def numbers(option: str, value: str, kind: Callable[[str], Value]) -> list[Value]:
-    """The numbers of a list with commas between them.
+def _check_images(
+    images: str | None, model: str | None, revision: str | None, prior: bool, samplings: Sequence[Sampling]
+) -> None:
+    """Refuses options of drawing for images that are there already."""
+    from ul_tokenizer.evaluation.drawing import Sampling
 
-    Raises:
-        UsageError: something else in it.
+    is_drawing = prior or list(samplings) != [Sampling(solver=DEFAULT_SOLVER.value)]
+    require(images is None or model is None, "--model and --images can't be used together.")
+    require(
+        images is None or not (is_drawing or revision),
+        "--images can't be used with options of drawing, such as --num, --steps or --prior: they are drawn already.",
+    )
+
+
+# ---------------------------------------------------------------- prediction
+
+Given = Annotated[int, typer.Option("--given", min=1, help="Frames of each clip that the model sees.")]
+WholeClips = Annotated[int, typer.Option("--clip-frames", min=2, help="Frames of a clip, given ones included.")]
+
+
+def prediction(
+    data: Data,
+    model: Annotated[str, typer.Option(help="Pipeline of clips: a folder or a hub id.")],
+    clip_frames: WholeClips,
+    given: Given,
+    revision: Revision = None,
+    resolution: Resolution = None,
+    crop: CropOption = None,
+    crop_size: CropSize = None,
+    num: Num = None,
+    seed: Seed = 0,
+    solver: Annotated[Solver, typer.Option(help=SOLVER_HELP)] = DEFAULT_SOLVER,
+    steps: Annotated[int, typer.Option(min=1, help=STEPS_HELP)] = 32,
+    decoder_steps: DecoderSteps = None,
+    features: FeatureNames = None,
+    feature_weights: FeatureWeights = None,
+    reference: References = None,
+    lpips: Lpips = "alex",
+    force_fd: ForceFd = False,
+    clip_stride: ClipStride = None,
+    clip_fps: ClipFps = None,
+    without_cuts: WithoutCuts = False,
+    output: Output = None,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    dtype: ComputeDtype = Dtype.float32,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how a model continues clips: it sees the first frames and predicts the rest.
+
+    PSNR, SSIM and flicker are those of the predicted frames. Distances between features are those of whole clips.
     """
-    try:
-        return [kind(part) for part in texts(value)]
-    except ValueError:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise UsageError(f"{option} must be {wanted} with commas between them, got {value!r}.") from None
+    require(given < clip_frames, f"--given must be less than --clip-frames {clip_frames}, got {given}.")
+    with _in_flags():
+        crops = _crops(resolution, crop, crop_size, num, seed)
+        networks = _networks(features, feature_weights, reference)
+        from ul_tokenizer.evaluation.drawing import Sampling
+        from ul_tokenizer.evaluation.job import evaluate_prediction
 
-
-def choices(option: str, value: str, kind: type[Choice]) -> list[Choice]:
-    """The members of an enum in a list with commas between them.
-
-    Raises:
-        UsageError: another word.
-    """
-    legal = [str(member.value) for member in kind]
-    wrong = next((word for word in texts(value) if word not in legal), None)
-    require(wrong is None, f"{option} must be of {', '.join(legal)}, with commas between several, got {wrong!r}.")
-    return [kind(word) for word in texts(value)]
-
-
-# ---------------------------------------------------------------- models
-
-
-@dataclass
-class Models:
-    """The networks that are measured."""
-
-    name: str
-    generator: str  # "base" or "prior"
-    pipeline: UnifiedLatentsPipeline
-    prior: UnifiedLatentsTransformer | None  # in fp32, because its bits are a measurement
-    dtype: str
-
-
-def load_models(name: str, revision: str | None, use_prior: bool, dtype: str, device: str | None) -> Models:
-    """Loads a pipeline, or makes one of an autoencoder and its stage-1 prior.
-
-    Raises:
-        ValueError: no such model, one without a prior, or an unknown device.
-    """
-    import torch
-    from diffusers.utils import logging
-
-    from ul_tokenizer.cli.codec import pick_device
-    from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
-
-    where = pick_device(device)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    weights = getattr(torch, dtype)
-    if use_prior:
-        pipeline = _pipeline_of_prior(name, {"revision": revision, "torch_dtype": weights})
-    else:
-        pipeline = UnifiedLatentsPipeline.from_pretrained(name, revision=revision, dtype=weights)
-    prior = _prior_of(name, revision)
-    return Models(
-        name,
-        "prior" if use_prior else "base",
-        pipeline.to(where),
-        None if prior is None else prior.to(where),
-        dtype,
-    )
-
-
-def _pipeline_of_prior(name: str, options: dict[str, Any]) -> UnifiedLatentsPipeline:
-    from ul_tokenizer.models.repository import load_autoencoder, load_prior
-    from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
-    from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
-
-    prior = load_prior(name, **options)
-    scheduler = LogSNRScheduler(logsnr_max=prior.config.latent_logsnr)
-    return UnifiedLatentsPipeline(transformer=prior, scheduler=scheduler, vae=load_autoencoder(name, **options))
-
-
-def _prior_of(name: str, revision: str | None) -> UnifiedLatentsTransformer | None:
-    """The prior of a repository; None if it has none."""
-    from ul_tokenizer.models.repository import MissingPriorError, load_prior
-
-    try:
-        return load_prior(name, revision=revision)
-    except MissingPriorError:
-        return None
-
-
-# ---------------------------------------------------------------- work
-
-
-@dataclass
-class Measurement:
-    """Measures one model, row by row."""
-
-    models: Models
-    reference: Reference
-    test: LabelledImages
-    output: Path | None
-    batch_size: int
-
-    def generate(self, samplings: list[Sampling]) -> list[Row]:
-        """One row for each way of drawing."""
-        from ul_tokenizer.evaluation.generation import evaluate_generation
-        from ul_tokenizer.evaluation.sweep import run_rows
-
-        pipeline = self.models.pipeline
-        about = self._about(pipeline.transformer, pipeline.vae)
-        kind = {"measured": "generation", "generator": self.models.generator}
-        keys = [{**kind, **about, **asdict(sampling)} for sampling in samplings]
-
-        def measure(index: int) -> Row:
-            return asdict(evaluate_generation(pipeline, self.reference, samplings[index], self.batch_size))
-
-        return run_rows(keys, measure, self.output)
-
-    def reconstruct(self, decoder_steps: int | None, seed: int) -> list[Row]:
-        """One row with the figures of the test set's reconstructions."""
-        from ul_tokenizer.evaluation.reconstruction import evaluate_reconstruction
-        from ul_tokenizer.evaluation.sweep import run_rows
-
-        vae, prior = self.models.pipeline.vae, self.models.prior
-        key = {"measured": "reconstruction", **self._about(vae, *([] if prior is None else [prior]))}
-        key |= {"num_images": len(self.test), "decoder_num_inference_steps": decoder_steps, "seed": seed}
-
-        def measure(_: int) -> Row:
-            quality = evaluate_reconstruction(
-                vae,
-                self.reference,
-                self.test,
-                prior,
-                num_inference_steps=decoder_steps,
-                batch_size=self.batch_size,
-                seed=seed,
-            )
-            return asdict(quality)
-
-        return run_rows([key], measure, self.output)
-
-    def _about(self, *networks: Any) -> Row:
-        """What a row's figures depend on beside its sampling; not the name, which may get new weights."""
-        from ul_tokenizer.evaluation.sweep import weights_sha256
-
-        return {
-            "metric": METRIC,
-            "weights_sha256": weights_sha256(*networks),
-            "reference": self.reference.digest,
-            "dtype": self.models.dtype,
-        }
-
-
-# ---------------------------------------------------------------- printing
-
-
-def _tables(reconstructed: list[Row], generated: list[Row]) -> list[Table]:
-    reconstructions = _table(
-        "reconstructions",
-        reconstructed,
-        {
-            "images": lambda row: f"{row['num_images']:,}",
-            "accuracy": lambda row: f"{row['accuracy']:.1%}",
-            "FD": lambda row: f"{row['frechet_distance']:.3f}",
-            "floor": lambda row: f"{row['floor']:.3f}",
-            "PSNR of mean MSE": lambda row: number(row["psnr_of_mean_mse"], ".2f", "exact"),
-            "mean PSNR": lambda row: number(row["mean_psnr"], ".2f", "exact"),
-            "bits/pixel": lambda row: number(row["bits_per_pixel"], ".3f"),
-        },
-    )
-    drawn = _table(
-        f"drawn by the {generated[0]['generator']}" if generated else "",
-        generated,
-        {
-            "solver": lambda row: row["solver"] + (f", {row['decode']}" if row["decode"] != "z0" else ""),
-            "steps": lambda row: str(row["num_inference_steps"]),
-            "guidance": lambda row: f"{row['guidance_scale']:g}",
-            "accuracy": lambda row: number(row["accuracy"], ".1%"),
-            "FD": lambda row: f"{row['frechet_distance']:.3f}",
-            "FD/floor": lambda row: number(row["ratio"], ".2f"),
-            "images/s": lambda row: f"{row['images_per_second']:.1f}",
-        },
-    )
-    return [table for table in (reconstructions, drawn) if table.rows]
-
-
-def _table(title: str, rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> Table:
-    table = Table(title=title)
-    for name in columns:
-        table.add_column(name, justify="left" if name == "solver" else "right")
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    return table
-
-
-def _footnote(reference: Reference, num_images: int) -> str:
-    train, test = len(reference.train_features), len(reference.test_features)
-    return (
-        f"{METRIC}, {num_images:,} images against {test:,} of the test set, not an FID. "
-        f"Floor: {reference.floor(num_images):.3f} for {min(num_images, train):,} real training images, "
-        f"{reference.floor():.3f} for all {train:,}. "
-        f"The classifier's accuracy on the test set: {reference.test_accuracy:.2%}."
-    )
+        result = evaluate_prediction(
+            data,
+            model,
+            given_frames=given,
+            crops=crops,
+            sampling=Sampling(
+                solver=solver.value, num_inference_steps=steps, decoder_num_inference_steps=decoder_steps, seed=seed
+            ),
+            **networks,
+            lpips=None if lpips == "none" else lpips,
+            force_fd=force_fd,
+            output=output,
+            batch_size=batch_size,
+            dtype=dtype.value,
+            device=device,
+            revision=revision,
+            clip_frames=clip_frames,
+            clip_stride=clip_stride,
+            clip_fps=clip_fps,
+            clip_without_cuts=without_cuts,
+        )
+    print_all([result], output, as_json)

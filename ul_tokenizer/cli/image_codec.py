@@ -18,7 +18,8 @@ from ul_tokenizer.cli.codec import DEFAULT_TILE, DecodeOptions, LoadedModel
 from ul_tokenizer.cli.latent_file import read_latent, write_latent
 from ul_tokenizer.cli.options import Fit
 from ul_tokenizer.cli.tasks import FileTask
-from ul_tokenizer.evaluation.metrics import comparison_grid, psnr_of_mean_mse
+from ul_tokenizer.evaluation.grids import comparison_grid
+from ul_tokenizer.evaluation.measures.metrics import psnr_of_mean_mse
 from ul_tokenizer.files import whole_file
 from ul_tokenizer.media.images import fit_to_multiple, read_image
 from ul_tokenizer.media.pixels import frame_to_float, to_image

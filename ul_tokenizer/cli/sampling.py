@@ -16,7 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
-from ul_tokenizer.evaluation.metrics import comparison_grid
+from ul_tokenizer.evaluation.grids import comparison_grid
 from ul_tokenizer.files import whole_file
 from ul_tokenizer.media.pixels import frame_to_float, to_image
 from ul_tokenizer.media.videos import VideoWriter, probe, read_frames
