@@ -20,7 +20,6 @@ from ul_tokenizer.training.command import run_command
 from ul_tokenizer.training.draws.clips import RandomClipDataset, pan
 from ul_tokenizer.training.draws.crops import RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoPool
-from ul_tokenizer.training.validation import flicker
 
 Flags = Callable[..., list[str]]
 
@@ -118,14 +117,6 @@ def test_short_and_broken_videos_are_named(videos: Path, tmp_path: Path) -> None
     assert VideoPool(tmp_path, 32).skipped[0].startswith("bad.mp4: ")
     with pytest.raises(ValueError, match=r"must hold at least one video, got none .* fewer than 30"):
         VideoPool(tmp_path, 32, min_frames=30)
-
-
-def test_flicker_is_the_difference_of_changes() -> None:
-    still = torch.zeros(1, 3, 4, 2, 2)
-    assert flicker(still, still + 0.5) == 0
-    shaking = still.clone()
-    shaking[:, :, 1::2] = 1.0
-    assert flicker(still, shaking) == 0.5
 
 
 @pytest.mark.parametrize("frames", [4, 6])

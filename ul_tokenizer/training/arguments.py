@@ -51,11 +51,19 @@ class TrainingArguments:
         ("max_train_steps", "num_train_epochs"),
     )
     """Pairs of arguments that exclude each other; a flag replaces the other one if a config file sets it."""
-    PATHS: ClassVar[tuple[str, ...]] = ("output_dir", "train_data_dir", "validation_data_dir", "resume_from_checkpoint")
+    PATHS: ClassVar[tuple[str, ...]] = (
+        "output_dir",
+        "train_data_dir",
+        "validation_data_dir",
+        "validation_feature_weights",
+        "resume_from_checkpoint",
+    )
     """Arguments that are paths: a leading ~ means the home folder, and a `Path` is taken as well as a text."""
     RENAMED: ClassVar[dict[str, str]] = {}
     """Old name → new name, for a helpful error message."""
     DEFAULT_STEPS: ClassVar[int] = 10_000
+    VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ()
+    """Names that `validation_metrics` may have in this stage."""
 
     output_dir: str = arg("runs/unified-latents", "Write checkpoints, logs and the trained model to this folder.")
     seed: int = arg(0, "Seed for the order of the data, the crops and all noise.", NOT_NEGATIVE)
@@ -126,6 +134,13 @@ class TrainingArguments:
     validation_resolution: int | None = arg(
         None, "Side of the validation crops, in pixels. Without it, they have the training resolution.", POSITIVE
     )
+    validation_metrics: str | None = arg(None, "Metrics to log at validation, separated by commas.")
+    validation_features: str = arg(
+        "efficientnet-lite0", "Network whose features the metric kid compares, as named in `ul-tokenizer evaluate`."
+    )
+    validation_feature_weights: str | None = arg(
+        None, "File or folder with the weights of that network, if it does not bring its own."
+    )
     logging_steps: int = arg(20, "Number of steps between log entries, which contain means over these steps.", POSITIVE)
     checkpointing_steps: int = arg(500, "Number of steps between checkpoints.", POSITIVE)
     checkpoints_total_limit: int | None = arg(3, "Number of newest checkpoints to keep; null keeps all.", POSITIVE)
@@ -133,7 +148,9 @@ class TrainingArguments:
         None, "Resume from this checkpoint folder, or from the 'latest' one if there is any."
     )
     report_to: str | None = arg(
-        None, "Experiment tracker to use in addition to the JSON lines, such as tensorboard or wandb."
+        None,
+        "Experiment tracker to use in addition to the JSON lines, such as tensorboard or wandb. It also gets the "
+        "arguments and the validation pictures.",
     )
     tracker_project_name: str = arg("unified-latents", "Project name for the experiment tracker.")
     push_to_hub: bool = arg(
@@ -170,11 +187,29 @@ class TrainingArguments:
                 f"got {self.train_data_dir} and {self.validation_data_dir}."
             )
 
-    def to_yaml(self) -> str:
-        """The resolved configuration as the text of a file for `--config`, without `dry_run` and the hub's token."""
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        legal = self.VALIDATION_METRICS
+        if not set(self.metric_names) <= set(legal):
+            several = f"one or more of {', '.join(legal)}, separated by commas" if len(legal) > 1 else legal[0]
+            raise ValueError(f"--validation_metrics must be {several}, or null, got {self.validation_metrics!r}.")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names in `validation_metrics`, each once."""
+        names = () if self.validation_metrics is None else self.validation_metrics.split(",")
+        return tuple(dict.fromkeys(name.strip() for name in names))
+
+    def shareable(self) -> dict[str, Any]:
+        """The resolved configuration, name → value, without `dry_run` and the hub's token."""
         values = dataclasses.asdict(self)
         del values["dry_run"], values["hub_token"]
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return values
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as the text of a file for `--config`, without `dry_run` and the hub's token."""
+        return yaml.safe_dump(self.shareable(), sort_keys=False, allow_unicode=True)
 
 
 def _overlap(one: str, other: str) -> bool:

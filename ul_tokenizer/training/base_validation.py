@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, diffuse, eps_squared_error, sigmoid_loss
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.evaluation.metrics import comparison_grid
+from ul_tokenizer.evaluation.grids import comparison_grid
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.training.frozen import FrozenAutoencoder
 
 NUM_LEVELS = 5  # noise levels at which the error is measured, spread evenly over the schedule
 GRID_COLUMNS = 10
 GRID_ROWS = 4
+_HELD_OUT_NOISE = 1_000_000  # first seed; samples have the seeds from 0 on
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,87 @@ def sample_grid(
     if pixels.ndim == 5:  # (B, T, 3, H, W)
         pixels = torch.cat([pixels[:, 0], pixels[:, -1]], dim=-2)
     return comparison_grid(list((2 * pixels - 1).split(columns)), columns)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Samples and held-out images, to be compared as sets
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def decode_held_out(
+    autoencoder: FrozenAutoencoder, held_out: HeldOutLatents, latent_logsnr: float, batch_size: int
+) -> Iterator[Tensor]:
+    """Decodes the held-out latents, at the noise level of samples; for clips, only the frames after the context.
+
+    Yields:
+        pixels (B, 3, [T,] H, W), about [−1, 1].
+    """
+    latents, first_frame = held_out.latents, held_out.num_context * _frames_per_latent(autoencoder.vae)
+    for first in range(0, len(latents), batch_size):
+        z = latents[first : first + batch_size]
+        generators = _generators(z.device, range(first, first + len(z)), _HELD_OUT_NOISE)
+        noise = randn_tensor(tuple(z.shape), generator=generators, device=z.device, dtype=torch.float32)
+        pixels = autoencoder.decode(diffuse(z, noise, torch.tensor(latent_logsnr, device=z.device)), generators)
+        yield pixels[:, :, first_frame:] if pixels.ndim == 5 else pixels
+
+
+def draw_samples(
+    pipeline: UnifiedLatentsPipeline,
+    held_out: HeldOutLatents,
+    batch_size: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> Iterator[Tensor]:
+    """Draws a sample for each held-out latent, with its class and context; of clips, only the frames after the context.
+
+    Yields:
+        pixels (B, 3, [T,] H, W) in [−1, 1].
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    num_frames = None
+    if held_out.latents.ndim == 5:
+        num_frames = held_out.target.shape[2] * _frames_per_latent(pipeline.vae)
+    for rows in _rows_of_one_kind(pipeline, held_out, batch_size):
+        (pixels,) = pipeline(
+            **_conditions(held_out, rows, pipeline.transformer.null_class_label),
+            height=held_out.latents.shape[-2] * pipeline.vae_scale_factor,
+            width=held_out.latents.shape[-1] * pipeline.vae_scale_factor,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=_generators(pipeline.device, rows.tolist()),
+            output_type="pt",
+            return_dict=False,
+        )
+        yield 2 * (pixels if num_frames is None else pixels[:, -num_frames:].transpose(1, 2)) - 1
+
+
+def _rows_of_one_kind(pipeline: UnifiedLatentsPipeline, held_out: HeldOutLatents, batch_size: int) -> Iterator[Tensor]:
+    """Numbers of held-out latents, in batches that all have a class or all have none."""
+    rows = torch.arange(len(held_out.latents))
+    if held_out.class_labels is None:
+        kinds = [rows]
+    else:
+        has_class = held_out.class_labels.cpu() != pipeline.transformer.null_class_label
+        kinds = [rows[has_class], rows[~has_class]]
+    for kind in kinds:
+        yield from kind.split(batch_size) if len(kind) else ()
+
+
+def _conditions(held_out: HeldOutLatents, rows: Tensor, null_label: int | None) -> dict[str, Any]:
+    """What the pipeline gets for these rows, see `_rows_of_one_kind`."""
+    labels = None if held_out.class_labels is None else held_out.class_labels.cpu()[rows]
+    has_class = labels is not None and int(labels[0]) != null_label
+    return {
+        "class_labels": labels if has_class else None,
+        "num_images_per_prompt": 1 if has_class else len(rows),
+        "context_latents": None if held_out.context is None else held_out.context[rows.to(held_out.latents.device)],
+    }
+
+
+def _frames_per_latent(vae: Any) -> int:
+    return int(getattr(vae, "temporal_compression_ratio", 1) or 1)
+
+
+def _generators(device: torch.device, rows: Iterable[int], first_seed: int = 0) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(first_seed + row) for row in rows]

@@ -9,7 +9,7 @@ from diffusers import AutoModel
 from torch import Tensor
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.latent_normalization import normalize_latents
+from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.repository import MissingPriorError, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import spatial_ratio
@@ -42,6 +42,17 @@ class FrozenAutoencoder:
         # The mode of ours is the latent scaled by α₀, so it must not be taken here.
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
         return normalize_latents(self.vae, latents.float())
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Normalised z_0 (B, c, [t,] h, w) → pixels (B, 3, [T,] H, W), about [−1, 1], fp32; one generator per sample.
+
+        Ours decodes in its own number of steps, as in the pipeline; others need no generator.
+        """
+        latents = denormalize_latents(self.vae, z).to(self.vae.dtype)
+        options = {"generator": generators} if self.is_ours else {}
+        pixels: Tensor = self.vae.decode(latents, return_dict=False, **options)[0]
+        return pixels.float()
 
 
 def load_ours(name: str, revision: str | None = None) -> FrozenAutoencoder:

@@ -38,7 +38,7 @@ from ul_tokenizer.training.optimization import (
 from ul_tokenizer.training.pushing import Pusher
 from ul_tokenizer.training.signals import StopSignal, leave_signals_to_the_main_process
 from ul_tokenizer.training.stage import Batch, Stage
-from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans
+from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans, hyperparameters, log_picture
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -189,7 +189,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.max_steps
 
     def _start_trackers(self) -> None:
-        self.accelerator.init_trackers(self.args.tracker_project_name)
+        self.accelerator.init_trackers(self.args.tracker_project_name, hyperparameters(self.args.shareable()))
         tracker = JsonLinesTracker(self.output_dir / "metrics.jsonl", self.step)
         self.accelerator.trackers.append(tracker)
         if self.accelerator.is_main_process:
@@ -334,7 +334,7 @@ class Trainer:
             self._set_train_mode()
             self._keep_picture(picture)
             self._track({f"validation/{name}": value for name, value in metrics[0].items()})
-            self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics[0].items()))
+            self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics[0].items()))
         broadcast_object_list(metrics)
         warning = self.stage.observe(self.step, metrics[0])
         if warning:
@@ -348,6 +348,10 @@ class Trainer:
                 picture.save(temporary, "PNG")
         except OSError as error:
             self._say(f"{path} could not be written: {error}; training goes on.")
+        try:
+            log_picture(self.accelerator.trackers, "validation/picture", picture, self.step)
+        except OSError as error:
+            self._say(f"the picture of step {self.step} could not be logged: {error}; training goes on.")
 
     def _say(self, message: str, everywhere: bool = False) -> None:
         if everywhere or self.accelerator.is_main_process:

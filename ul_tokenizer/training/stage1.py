@@ -27,6 +27,7 @@ from ul_tokenizer.training.draws.video_pool import VideoPool
 from ul_tokenizer.training.loop import run_stage
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments as Stage1Arguments
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
+from ul_tokenizer.training.validation_metrics import ValidationMetrics
 from ul_tokenizer.training.warmup import PriorWarmup
 
 PARTS = ("encoder", "decoder", "prior")
@@ -65,10 +66,14 @@ class Stage1:
     Raises:
         ValueError: arguments, data and networks don't fit together.
         OSError: a model or data can't be read.
+        MissingFeatureNetError: a network that a validation metric needs is missing.
     """
 
     def __init__(self, args: Stage1Arguments) -> None:
         self.args = args
+        side = args.validation_resolution or args.resolution
+        self.metrics = ValidationMetrics(args, PartialState().device)
+        self.metrics.check_size(side)
         autoencoder, prior = _make_models(args)
         self.autoencoder, self.prior = autoencoder, prior
         self.models: dict[str, ModelMixin] = {"autoencoder": autoencoder, "prior": prior}
@@ -89,7 +94,6 @@ class Stage1:
         train, held_out = make_sources(args)
         scale = (args.scale_min, 1.0)
         crops = RandomCropDataset(train, args.resolution, args.seed, scale, args.random_flip, args.center_crop)
-        side = args.validation_resolution or args.resolution
         held_out_crops = RandomCropDataset(held_out, side, seed=0, scale=scale)
         self.dataset: Any = crops  # or clips
         self._held_out: Any = held_out_crops
@@ -182,6 +186,7 @@ class Stage1:
                 args.train_batch_size,
                 args.validation_inference_steps,
                 accelerator.device,
+                self.metrics,
             )
 
     def prepare(self, accelerator: Accelerator) -> None:
@@ -190,7 +195,9 @@ class Stage1:
         Raises:
             ValueError: no image can be read.
         """
-        self._fixed_pixels()
+        pixels = self._fixed_pixels()
+        if accelerator.is_main_process:
+            self.metrics.distance_from(lambda: pixels.split(self.args.train_batch_size))
 
     def _fixed_pixels(self) -> Tensor:
         if self._validation_pixels is None:

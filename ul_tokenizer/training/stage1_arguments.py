@@ -24,6 +24,7 @@ class Stage1Arguments(TrainingArguments):
         "validation_video_dir",
     )
     RENAMED: ClassVar[dict[str, str]] = {"autoencoder": "autoencoder_config", "prior": "prior_config"}
+    VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "ms_ssim", "lpips", "kid")
 
     # Networks
     preset: str = arg("ul-small-f8", f"Configuration of the networks: {', '.join(PRESETS)}.")
@@ -95,6 +96,12 @@ class Stage1Arguments(TrainingArguments):
     )
 
     # Validation
+    validation_metrics: str | None = arg(
+        "psnr",
+        f"Metrics of reconstructions to log at validation, separated by commas: {', '.join(VALIDATION_METRICS)}, for "
+        "clips per frame. kid is the kernel distance between features of reconstructions and originals. Bits, the "
+        "latent's gap and, for clips, flicker are always logged.",
+    )
     validation_inference_steps: int = arg(4, "Number of decoding steps for the second PSNR.", POSITIVE)
 
     def __post_init__(self) -> None:

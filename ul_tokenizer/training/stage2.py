@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from PIL import Image
@@ -27,7 +27,7 @@ from ul_tokenizer.progress import Bar, progress
 from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.sources.decoded import DecodedImages
-from ul_tokenizer.training.base_validation import HeldOutLatents, validate_base
+from ul_tokenizer.training.base_validation import HeldOutLatents, decode_held_out, draw_samples, validate_base
 from ul_tokenizer.training.data import make_sources
 from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, collate_crops
@@ -38,6 +38,7 @@ from ul_tokenizer.training.loop import run_stage
 from ul_tokenizer.training.stage import Batch
 from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments as Stage2Arguments
+from ul_tokenizer.training.validation_metrics import FeatureDistance, ValidationMetrics
 
 
 def train_base_model(args: Stage2Arguments) -> bool:
@@ -71,10 +72,12 @@ class Stage2:
     Raises:
         ValueError: arguments, data and networks don't fit together.
         OSError: a model or data can't be read.
+        MissingFeatureNetError: a network that a validation metric needs is missing.
     """
 
     def __init__(self, args: Stage2Arguments) -> None:
         self.args = args
+        self.metrics = ValidationMetrics(args, PartialState().device)
         self.autoencoder = _load_autoencoder(args)
         self.class_names, self._images, self._held_out_source, self._latents = _make_data(args, self.autoencoder)
         if not args.class_conditional:
@@ -117,6 +120,8 @@ class Stage2:
             if self.args.cache_latents:
                 self.dataset = LatentDraws(self._encode_all(accelerator), self.args.seed)
                 self._images = None  # which would keep the decoded images in memory
+            if accelerator.is_main_process:
+                self._distance(self._held_out)
 
     def _encode_held_out(self, device: torch.device) -> HeldOutLatents:
         count = self.args.num_validation_images
@@ -207,18 +212,24 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
-        """Returns the metrics and the picture of `validate_base` on the held-out latents."""
+        """Returns the metrics and the picture of `validate_base` on the held-out latents, and `kid` if asked for."""
         assert self._held_out is not None  # `prepare` ran
+        args, pipeline = self.args, self.pipeline()
+        sampling = args.validation_inference_steps, args.validation_guidance_scale
         with accelerator.autocast():
-            return validate_base(
-                self.pipeline(),
-                self._held_out,
-                self.schedule,
-                self.weighting,
-                self.args.train_batch_size,
-                self.args.validation_inference_steps,
-                self.args.validation_guidance_scale,
+            metrics, picture = validate_base(
+                pipeline, self._held_out, self.schedule, self.weighting, args.train_batch_size, *sampling
             )
+            distance = self._distance(self._held_out)
+            if distance is not None:
+                metrics["kid"] = distance(draw_samples(pipeline, self._held_out, args.train_batch_size, *sampling))
+        return metrics, picture
+
+    def _distance(self, held_out: HeldOutLatents) -> FeatureDistance | None:
+        """The distance from decoded held-out latents, which a perfect base model would draw; None if not asked for."""
+        level = float(self.transformer.config.latent_logsnr)
+        size = self.args.train_batch_size
+        return self.metrics.distance_from(lambda: decode_held_out(self.autoencoder, held_out, level, size))
 
     def observe(self, step: int, metrics: dict[str, float]) -> str | None:
         """Does nothing: no metric changes this stage."""

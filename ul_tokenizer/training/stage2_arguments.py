@@ -31,6 +31,7 @@ class Stage2Arguments(TrainingArguments):
         "pretrained_model_name_or_path",
     )
     RENAMED: ClassVar[dict[str, str]] = {"base": "base_config"}
+    VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("kid",)
 
     # Latents
     pretrained_autoencoder: str | None = arg(None, "The frozen autoencoder (bundled name, folder or hub id).")
@@ -79,6 +80,12 @@ class Stage2Arguments(TrainingArguments):
     context_dropout: float = arg(0.1, "Fraction of the steps that generate all frames, without context.", FRACTION)
 
     # Validation
+    validation_metrics: str | None = arg(
+        None,
+        "Set this to kid to log the kernel distance between features of samples and of the decoded held-out latents "
+        "at validation, for clips per frame. There are as many samples as held-out latents. Losses and bits are always "
+        "logged; psnr and ssim don't exist here, because samples have no originals.",
+    )
     validation_inference_steps: int = arg(16, "Number of sampling steps in validation.", POSITIVE)
     validation_guidance_scale: float = arg(1.0, "Guidance scale of the samples in validation.", NOT_NEGATIVE)
 

@@ -1,20 +1,24 @@
-"""Logs: JSON lines, in addition to any tracker of accelerate."""
+"""Logs: JSON lines, in addition to any tracker of accelerate, and what such a tracker gets beside numbers."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
+from PIL import Image
 from torch import Tensor
 
 from ul_tokenizer.files import append_json_line
+
+_TAKE_ONE = {"aim", "clearml"}  # these trackers of accelerate take one picture where others take a list
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -60,6 +64,28 @@ class JsonLinesTracker(GeneralTracker):
 
 def _is_kept(line: bytes, last_step: int) -> bool:
     return line.startswith(b"{") and line.endswith(b"}\n") and json.loads(line)["step"] <= last_step
+
+
+def hyperparameters(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Arguments as every tracker takes them: entries of a mapping as "name.entry", None and lists as JSON text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{entry}": inner for entry, inner in hyperparameters(value).items()}
+        else:
+            flat[name] = value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+    return flat
+
+
+def log_picture(trackers: Iterable[GeneralTracker], name: str, picture: Image.Image, step: int) -> None:
+    """Gives a picture to every tracker that takes pictures; the others, such as the JSON lines, are left out."""
+    for tracker in trackers:
+        if not hasattr(tracker, "log_images"):
+            continue
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+        else:
+            tracker.log_images({name: picture if tracker.name in _TAKE_ONE else [picture]}, step=step)
 
 
 class RunningMeans:

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ul_tokenizer.evaluation.metrics import comparison_grid, mean_psnr, psnr_of_mean_mse
+from ul_tokenizer.evaluation.grids import comparison_grid
+from ul_tokenizer.evaluation.measures.metrics import flicker, mean_psnr, psnr_of_mean_mse
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.training.validation_metrics import ValidationMetrics
 
 COLLAPSED_GAP_DB, COLLAPSED_BITS_PER_PIXEL = 1.0, 0.01  # below both, the latent carries no information
 _LATENT_NOISE, _DECODER_NOISE = 0, 1000  # first seeds
@@ -24,6 +26,7 @@ def validate_autoencoder(
     batch_size: int,
     num_inference_steps: int,
     device: torch.device,
+    metrics: ValidationMetrics | None = None,
 ) -> tuple[dict[str, float], Image.Image]:
     """Validates an autoencoder and its prior.
 
@@ -34,11 +37,12 @@ def validate_autoencoder(
         batch_size: number of images in each batch; PSNRs don't depend on it.
         num_inference_steps: number of decoding steps for the second PSNR.
         device: the device of the models.
+        metrics: further metrics; without them, PSNR alone.
 
     Returns:
-        metrics and a picture of originals, reconstructions in one step and in more steps. The metrics are PSNR in one
-        step and in more, the loss in dB if an image is decoded with another image's latent, and bits per pixel; for
-        clips also `flicker`.
+        metrics and a picture of originals, reconstructions in one step and in more steps. The metrics are the loss in
+        dB if an image is decoded with another image's latent, and bits per pixel; for clips also `flicker`. Those that
+        `metrics` asks for are given in one step and in more, by default PSNR.
     """
 
     def in_batches(function: Callable[[Tensor, int], Tensor], tensor: Tensor) -> Tensor:
@@ -61,31 +65,22 @@ def validate_autoencoder(
     one_step, more_steps, swapped = decode(z, 1), decode(z, num_inference_steps), decode(z.roll(1, 0), 1)
     generator = torch.Generator(device).manual_seed(0)
     bits = in_batches(lambda x, _: autoencoder.bits(x, prior, generator=generator), pixels)
-    psnr = psnr_of_mean_mse(pixels, one_step)
-    metrics = {
+    psnr, several = psnr_of_mean_mse(pixels, one_step), f"{num_inference_steps}_steps"
+    values = {
         "psnr_1_step": psnr,
-        f"psnr_{num_inference_steps}_steps": psnr_of_mean_mse(pixels, more_steps),
+        f"psnr_{several}": psnr_of_mean_mse(pixels, more_steps),
         "mean_of_psnr_1_step": mean_psnr(pixels, one_step),
         "latent_gap_db": psnr - psnr_of_mean_mse(pixels, swapped),
         "bits_per_pixel": float(bits.mean()) / (pixels[0].numel() / pixels.shape[1]),
     }
     if pixels.ndim == 5:
-        metrics["flicker"] = flicker(pixels, one_step)
-    return metrics, comparison_grid([_as_pictures(x) for x in (pixels, one_step, more_steps)], columns=8)
-
-
-def flicker(source: Tensor, reconstruction: Tensor) -> float:
-    """Mean absolute difference between the frame-to-frame changes of two clips.
-
-    Args:
-        source: (B, C, T, H, W) in [−1, 1].
-        reconstruction: the same shape and range.
-
-    Returns:
-        a fraction of the range of pixel values, 0 to 2.
-    """
-    changes = [clip[:, :, 1:] - clip[:, :, :-1] for clip in (source, reconstruction)]
-    return float((changes[0] - changes[1]).abs().mean()) / 2
+        values["flicker"] = flicker(pixels, one_step)
+    if metrics is not None:
+        values = {name: value for name, value in values.items() if "psnr" not in name or "psnr" in metrics.names}
+        for steps, again in (("1_step", one_step), (several, more_steps)):
+            measured = metrics.of_reconstructions(pixels, again, batch_size)
+            values |= {f"{name}_{steps}": value for name, value in measured.items()}
+    return values, comparison_grid([_as_pictures(x) for x in (pixels, one_step, more_steps)], columns=8)
 
 
 def _as_pictures(x: Tensor) -> Tensor:
