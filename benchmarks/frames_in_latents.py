@@ -2,9 +2,10 @@
 
     python benchmarks/frames_in_latents.py [--image-model ul-photo-f8] [--videos DIR] [--photos DIR]
 
-Of every four frames of the clips of `video_reconstruction.py`, the image model's latents of one to four are kept: their
-mean; the last frame's, and how others differ from it. Each is noised as any latent is, the frames between are put on
-the line between their neighbours, and all are decoded frame by frame in one step with one noise.
+The clips are 16 parts of held-out videos and 16 pans over held-out photographs, 16 frames of 96×96 each. Of every four
+frames, the image model's latents of one to four are kept: their mean; the last frame's, and how others differ from it.
+Each is noised as any latent is, the frames between are put on the line between their neighbours, and all are decoded
+frame by frame in one step with one noise.
 """
 
 from __future__ import annotations
@@ -15,14 +16,33 @@ from pathlib import Path
 import torch
 from _measure import machine
 from torch import Tensor
-from video_reconstruction import CACHE, COUNT, FRAMES, clips_of, loaded, seeded
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
-from ul_tokenizer.evaluation.metrics import psnr_of_mean_mse
+from ul_tokenizer.evaluation.measures.metrics import flicker, psnr_of_mean_mse
 from ul_tokenizer.models.latent_distribution import LatentDistribution
-from ul_tokenizer.training.validation import flicker
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.folder import FolderSource
+from ul_tokenizer.training.draws.clips import RandomClipDataset
+from ul_tokenizer.training.draws.crops import RandomCropDataset
+from ul_tokenizer.training.draws.video_pool import VideoPool
 
-RATIO = 4
+CACHE = Path("~/.cache/ul_tokenizer").expanduser()
+FRAMES, SIDE, COUNT, RATIO = 16, 96, 16, 4
+
+
+def clips_of(videos: Path, photos: Path, frames: int, count: int) -> dict[str, Tensor]:
+    """Name → (count, 3, frames, SIDE, SIDE)."""
+    crops = RandomCropDataset(DecodedImages(FolderSource(photos, keep_duplicates=True)), SIDE, scale=(0.5, 1.0))
+    kinds = {"videos": VideoPool(videos, 4 * SIDE, min_frames=frames), "pans": None}
+    drawn = {}
+    for name, folder in kinds.items():
+        dataset = RandomClipDataset(crops, folder, frames, 1, image_fraction=0.0, pan_fraction=0.0, max_stride=1)
+        drawn[name] = torch.stack([dataset.clip(n)["pixel_values"] for n in range(count)])
+    return drawn
+
+
+def seeded(count: int, first: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + n) for n in range(count)]
 
 
 def kept(z: Tensor, count: int, generator: torch.Generator, logsnr: float) -> Tensor:
@@ -60,7 +80,8 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, default=CACHE / "clips" / "validation")
     parser.add_argument("--photos", type=Path, default=CACHE / "debian-photos" / "validation")
     args = parser.parse_args()
-    model, _ = loaded(args.image_model)
+    model = UnifiedLatentsAutoencoder.from_pretrained(args.image_model).eval()
+    model.use_tiling = False
     print(machine())
     print("clips    frames kept of 4   PSNR of the mean MSE (dB)   flicker")
     for name, clips in clips_of(args.videos, args.photos, FRAMES, COUNT).items():
