@@ -8,14 +8,18 @@ PHOTOS ?= $(HOME)/.cache/ul_tokenizer/debian-photos
 CLIPS ?= $(HOME)/.cache/ul_tokenizer/clips
 FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
-BENCHMARKS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
+# Neither inserts figures nor needs an environment of its own.
+BENCHMARKS ?= $(filter-out benchmarks/quote_figures.py benchmarks/fidelity_check.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
+RESULTS := benchmarks/results
+CODECS := $(foreach codec,jpeg:10 jpeg:20 jpeg:30 jpeg:40 jpeg:60 webp:5 webp:10 webp:20 webp:40 webp:60 avif:20 avif:30 avif:40 avif:50 avif:60,--model $(codec))
+EVALUATE = $(TEST_ENV)/bin/ul-tokenizer evaluate
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 TRAIN = $(TEST_ENV)/bin/accelerate launch --num_cpu_threads_per_process $(THREADS) -m ul_tokenizer.train
 PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench photos train-photo fashion train-fashion clips train-video clean
+.PHONY: help demo test test-all lint format bench figures photos train-photo fashion train-fashion clips train-video clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -41,6 +45,19 @@ format: $(TEST_ENV)/.installed ## format the code and apply ruff's safe fixes
 
 bench: $(TEST_ENV)/.installed ## print the figures that README and MODEL_CARD quote; BENCHMARKS=file for one
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV)/bin/python $$script; done
+
+figures: photos clips ## measure the figures of the cards that aren't in benchmarks/results yet, and insert all that is quoted
+	$(EVALUATE) reconstruction $(PHOTOS)/validation --resolution 320 --crop random --crop-size 128 -n 252 --mosaic \
+	  --batch-size 42 --model ul-photo-f8 --steps 1,2,4,8 $(CODECS) -o $(RESULTS)/photos
+	$(EVALUATE) reconstruction $(CLIPS)/validation --clip-frames 16 --resolution 96 --crop random --crop-size 96 \
+	  --batch-size 4 --model ul-video --steps 1,2,4 -o $(RESULTS)/clips
+	$(EVALUATE) reconstruction $(CLIPS)/validation --clip-frames 16 --resolution 96 --crop random --crop-size 96 \
+	  --batch-size 4 --model ul-photo-f8 --steps 1 -o $(RESULTS)/clips
+	$(EVALUATE) reconstruction examples/images --crop random --crop-size 128 -n 6 --features none --lpips none \
+	  --model ul-photo-f8 --model jpeg:30 -o $(RESULTS)/demo
+	rm -rf $(RESULTS)/*/*.pictures # of photographs that we may not redistribute
+	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
+	$(TEST_ENV)/bin/python conversion/model_card.py
 
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)

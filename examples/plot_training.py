@@ -2,20 +2,23 @@
 
 python examples/plot_training.py runs/ul-photo-f8 runs/ul-photo-f8-large-crops -o curve.png
 
-Needs matplotlib (the `dev` extra).
+Needs matplotlib (the `plot` extra).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
+from ul_tokenizer.evaluation.report.style import COLOURS, render
+from ul_tokenizer.files import write_whole
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS = {  # title → the series in it
     "loss terms, bits per pixel": ["decoder_loss_bits_per_pixel", "prior_bits_per_pixel", "terminal_kl_bits_per_pixel"],
@@ -40,15 +43,15 @@ def read_runs(folders: list[Path]) -> tuple[dict[str, list[tuple[int, float]]], 
     return series, borders[:-1]
 
 
-def draw(axes: Axes, title: str, names: list[str], series: dict[str, list[tuple[int, float]]]) -> None:
+def draw_panel(axes: Axes, title: str, names: list[str], series: dict[str, list[tuple[int, float]]]) -> None:
     """One panel."""
-    for name in names:
+    for name, colour in zip(names, COLOURS, strict=False):
         points = series.get(name, [])
         scale = 1 / 20 if name.endswith("gap_db") else 1.0
-        axes.plot([step for step, _ in points], [value * scale for _, value in points], label=name, linewidth=1)
-    axes.set_title(title, fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+        steps, values = [step for step, _ in points], [value * scale for _, value in points]
+        axes.plot(steps, values, label=name, linewidth=1.2, color=colour)
+    axes.set_title(title)
+    axes.legend()
 
 
 def main() -> None:
@@ -58,15 +61,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("curve.png"))
     args = parser.parse_args()
     series, borders = read_runs(args.runs)
-    figure, grid = plt.subplots(2, 2, figsize=(10, 6), constrained_layout=True)
-    for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
-        draw(axes, title, names, series)
-        for border in borders:
-            axes.axvline(border, color="grey", linestyle=":", linewidth=1)
-    grid[0, 0].set_yscale("log")
-    for axes in grid[1]:
-        axes.set_xlabel("step")
-    figure.savefig(args.output, dpi=110)
+
+    def draw(figure: Figure, panels: Sequence[Axes]) -> None:
+        for axes, (title, names) in zip(panels, PANELS.items(), strict=True):
+            draw_panel(axes, title, names, series)
+            for border in borders:
+                axes.axvline(border, color="grey", linestyle=":", linewidth=1)
+        panels[0].set_yscale("log")
+        for axes in panels[2:]:
+            axes.set_xlabel("step")
+
+    write_whole(args.output, render(draw, columns=2, rows=2, size=(5.5, 3.4)))
 
 
 if __name__ == "__main__":

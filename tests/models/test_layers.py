@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ul_tokenizer.evaluation import flops
-from ul_tokenizer.evaluation.flops import count_flops
+from ul_tokenizer.evaluation.measures import flops
+from ul_tokenizer.evaluation.measures.flops import count_flops
 from ul_tokenizer.models.attention import RotaryAttention, apply_rotary, rotary_table
 from ul_tokenizer.models.blocks import TransformerStage
 from ul_tokenizer.models.layers import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ul_tokenizer.evaluation.flops import count_flops
+from ul_tokenizer.evaluation.measures.flops import count_flops
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.presets import PRESETS, build_autoencoder, build_base, build_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
