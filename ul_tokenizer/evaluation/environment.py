@@ -37,12 +37,12 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this library lies in, with "+" if files differ from it; None without one."""
+    """The commit of the checkout that this library lies in, with "+" if its files differ from it; None without one."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     commit = _git(folder, "rev-parse", "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = _git(folder, "status", "--porcelain", "--", "ul_tokenizer")
     return None if commit is None else commit + ("+" if changed else "")
 
 
