@@ -183,8 +183,18 @@ def run(args: argparse.Namespace) -> Report:
             else:
                 torch.compiler.reset()  # else many shapes count as recompilations of one function
                 report.add(contest, timer.rows(contest, setting))
+                written(report, args)  # a run that is cut off keeps what it has measured
         report.measure_peaks(setting)
     return report
+
+
+def written(report: Report, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Writes all figures so far to --output, and returns them; None without it."""
+    if args.output is None:
+        return None
+    result = as_json(report.rows, report.peaks, report.missing, environment(args.device), options_of(args))
+    write_json(args.output, result)
+    return result
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -198,15 +208,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     logging.set_verbosity_error()
     print(machine())
-    report = run(args)
-    if args.output is not None:
-        facts = environment(args.device)
-        result = as_json(report.rows, report.peaks, report.missing, facts, options_of(args))
-        write_json(args.output, result)
+    result = written(run(args), args)
+    if result is not None:
         print(f"\nwritten: {args.output}")
         try:
-            for written in write_plots(result, args.output.with_suffix(".pictures")):
-                print(f"written: {written}")
+            for picture in write_plots(result, args.output.with_suffix(".pictures")):
+                print(f"written: {picture}")
         except ImportError:
             print("plots are left out, since matplotlib is not installed: pip install matplotlib.")
     return 0
