@@ -13,6 +13,9 @@ from ul_tokenizer.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
+import sys
+from pathlib import Path
+import torch
 from ul_tokenizer.processes import Processes
 processes = Processes.of()
 try:
@@ -20,7 +23,9 @@ try:
         if processes.rank == 1:
             raise ValueError("the disk is full.")
 except ValueError as error:
-    print("rank", processes.rank, "says", error, flush=True)
+    Path(sys.argv[1], f"{processes.rank}.txt").write_text(str(error))
+processes.wait()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -28,11 +33,12 @@ except ValueError as error:
 def test_if_one_process_fails_all_fail_with_its_error(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command += [str(script), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
-    assert said == ["rank 0 says the disk is full.", "rank 1 says the disk is full."], done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["the disk is full."] * 2
 
 
 def test_a_process_alone_raises_its_own_error() -> None:
