@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
-import ul_tokenizer
+from ul_tokenizer.evaluation import environment as environment_of_results
 from ul_tokenizer.models.layers import Linear
 
 CPU = torch.device("cpu")
@@ -92,50 +87,16 @@ def _fastest(function: Callable[[], Any], device: torch.device) -> float:
 
 def machine() -> str:
     """One line on where a figure was measured."""
-    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def processor(device: torch.device = CPU) -> str:
-    """The name of a CPU or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return f"{environment_of_results.machine()}, torch {torch.__version__}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on beside its protocol: machine, versions, commit and date; JSON."""
+    """What results of evaluations record of machine and versions, and the settings on which speed depends; JSON."""
     return {
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "device": str(device),
-        "device_name": processor(device),
+        **environment_of_results.environment(device),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32 if device.type == "cuda" else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "ul_tokenizer": ul_tokenizer.__version__,
-        "git_commit": git_commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def git_commit() -> str | None:
-    """The commit that is measured, with "+" behind it if files differ from it; None outside a repository."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 # ---------------------------------------------------------------- memory
@@ -160,10 +121,12 @@ def memory_of(function: Callable[[], Any], device: torch.device = CPU) -> int | 
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far."""
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+    """Peak resident memory of this process so far (Linux)."""
+    peak = environment_of_results.peak_memory_bytes()
+    assert peak is not None
+    return peak
 
 
 def reset_peak_memory() -> None:
     """Makes `peak_memory_bytes` count from now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
+    environment_of_results.reset_peak_memory()

@@ -57,7 +57,7 @@ def write_plots(result: dict[str, Any], folder: Path) -> Iterator[Path]:
 
 def where(environment: dict[str, Any]) -> str:
     """Machine and version, for the caption."""
-    machine = environment["machine"] if environment["device"] == "cpu" else environment["device_name"]
+    machine = environment["machine"] if environment["device"] == "cpu" else environment["device"]
     return f"{machine}, torch {environment['torch']}"
 
 
