@@ -48,7 +48,7 @@ PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 HOMES: dict[str, set[str]] = {
     "SeedSequence": {"randomness.py", "latents/stream.py"},  # the stream's order of samples is part of its state
     # Others replace what `whole_file` can't write: a container, a whole folder.
-    "os.replace": {"files.py", "media/videos.py", "training/checkpoints.py"},
+    "os.replace": {"files.py", "media/videos.py", "training/engine/checkpoints.py"},
     "127.5": {"media/pixels.py"},
     "tqdm": set(),
 }

@@ -15,9 +15,9 @@ import yaml
 
 from ul_tokenizer.pretrained import ROOT as PRETRAINED
 from ul_tokenizer.training import train_autoencoder, train_base_model
-from ul_tokenizer.training.accelerator import precision_warning
 from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.command import run_command
+from ul_tokenizer.training.engine.accelerator import precision_warning
 from ul_tokenizer.training.kinds import kinds_of
 from ul_tokenizer.training.parsing import _make_parser, _snake_case, parse_arguments
 from ul_tokenizer.training.recipes import RECIPES, describe_recipes, find_config, recipe_names

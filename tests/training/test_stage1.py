@@ -20,8 +20,8 @@ from torch import Tensor
 from ul_tokenizer.evaluation.measures.metrics import psnr_of_mean_mse
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-from ul_tokenizer.training.accelerator import make_accelerator
-from ul_tokenizer.training.loop import Trainer
+from ul_tokenizer.training.engine.accelerator import make_accelerator
+from ul_tokenizer.training.engine.loop import Trainer
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import PARTS, Stage1
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments

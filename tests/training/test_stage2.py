@@ -26,9 +26,9 @@ from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder, UnifiedLatent
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
-from ul_tokenizer.training.accelerator import make_accelerator
 from ul_tokenizer.training.command import run_command
 from ul_tokenizer.training.draws.noise import Draws
+from ul_tokenizer.training.engine.accelerator import make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage2 import Stage2
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments

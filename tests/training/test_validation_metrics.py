@@ -23,9 +23,9 @@ from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.media.pixels import to_uint8
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.training import validation_metrics
-from ul_tokenizer.training.accelerator import make_accelerator
 from ul_tokenizer.training.base_validation import HeldOutLatents, draw_samples
 from ul_tokenizer.training.command import run_command
+from ul_tokenizer.training.engine.accelerator import make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments

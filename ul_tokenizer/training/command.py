@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ul_tokenizer.training.arguments import TrainingArguments
-from ul_tokenizer.training.errors import TrainingError
+from ul_tokenizer.training.engine.errors import TrainingError
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments

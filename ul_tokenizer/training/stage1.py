@@ -24,7 +24,7 @@ from ul_tokenizer.training.draws.clips import RandomClipDataset
 from ul_tokenizer.training.draws.crops import CropBatch, CropSample, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
 from ul_tokenizer.training.draws.video_pool import VideoPool
-from ul_tokenizer.training.loop import run_stage
+from ul_tokenizer.training.engine.loop import run_stage
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments as Stage1Arguments
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
 from ul_tokenizer.training.validation_metrics import ValidationMetrics

@@ -33,9 +33,9 @@ from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.latents import LatentDraws, LatentsInMemory, collate_latents
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
+from ul_tokenizer.training.engine.loop import run_stage
+from ul_tokenizer.training.engine.stage import Batch
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_ours
-from ul_tokenizer.training.loop import run_stage
-from ul_tokenizer.training.stage import Batch
 from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments as Stage2Arguments
 from ul_tokenizer.training.validation_metrics import FeatureDistance, ValidationMetrics

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ul_tokenizer.files import sync_file
-from ul_tokenizer.training.averages import Averages
+from ul_tokenizer.training.engine.averages import Averages
 
 STATE_FILE = "trainer_state.json"
 UNFINISHED = re.compile(r"tmp-(checkpoint-\d+|model)")  # names of folders that are being written

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ul_tokenizer.training.tracking import hyperparameters, log_picture
+from ul_tokenizer.training.engine.tracking import hyperparameters, log_picture
 
 Train = Callable[..., int]
 Logged = Callable[[Path], list[dict[str, Any]]]
@@ -83,7 +83,7 @@ def test_a_picture_that_cannot_be_logged_does_not_end_the_run(
     def fail(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("ul_tokenizer.training.loop.log_picture", fail)
+    monkeypatch.setattr("ul_tokenizer.training.engine.loop.log_picture", fail)
     assert train(tmp_path) == 0
     assert "the picture of step 2 could not be logged: no space left; training goes on." in capfd.readouterr().err
     assert (tmp_path / "samples" / "step-0000002.png").is_file()

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ul_tokenizer.training.accelerator import make_accelerator
-from ul_tokenizer.training.checkpoints import list_checkpoints
 from ul_tokenizer.training.draws.crops import CropSample, RandomCropDataset
-from ul_tokenizer.training.errors import TrainingError
-from ul_tokenizer.training.loop import Trainer
+from ul_tokenizer.training.engine.accelerator import make_accelerator
+from ul_tokenizer.training.engine.checkpoints import list_checkpoints
+from ul_tokenizer.training.engine.errors import TrainingError
+from ul_tokenizer.training.engine.loop import Trainer
+from ul_tokenizer.training.engine.tracking import JsonLinesTracker
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
-from ul_tokenizer.training.tracking import JsonLinesTracker
 
 Train = Callable[..., int]
 Logged = Callable[[Path], list[dict[str, Any]]]

@@ -13,7 +13,7 @@ from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from ul_tokenizer import _compat
-from ul_tokenizer.training.optimization import is_trained
+from ul_tokenizer.training.engine.optimization import is_trained
 
 
 class Averages:

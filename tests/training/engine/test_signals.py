@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ul_tokenizer.training.checkpoints import list_checkpoints, step_of
-from ul_tokenizer.training.signals import StopSignal
+from ul_tokenizer.training.engine.checkpoints import list_checkpoints, step_of
+from ul_tokenizer.training.engine.signals import StopSignal
 from ul_tokenizer.training.stage1 import Stage1
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -11,34 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import broadcast_object_list
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ul_tokenizer.files import whole_file, write_whole
 from ul_tokenizer.progress import Bar, progress
-from ul_tokenizer.randomness import Stream, derived_seed
-from ul_tokenizer.training.accelerator import make_accelerator, precision_warning
 from ul_tokenizer.training.arguments import TrainingArguments
-from ul_tokenizer.training.averages import Averages
-from ul_tokenizer.training.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
-from ul_tokenizer.training.draws.crops import DrawSampler
-from ul_tokenizer.training.draws.noise import Draws
-from ul_tokenizer.training.errors import TrainingError
-from ul_tokenizer.training.optimization import (
-    apply_arguments,
-    gradient_norm,
-    is_trained,
-    make_lr_scheduler,
-    make_optimizer,
-)
-from ul_tokenizer.training.pushing import Pusher
-from ul_tokenizer.training.signals import StopSignal, leave_signals_to_the_main_process
-from ul_tokenizer.training.stage import Batch, Stage
-from ul_tokenizer.training.tracking import JsonLinesTracker, RunningMeans, hyperparameters, log_picture
+from ul_tokenizer.training.engine.accelerator import make_accelerator, precision_warning
+from ul_tokenizer.training.engine.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
+from ul_tokenizer.training.engine.optimization import apply_arguments
+from ul_tokenizer.training.engine.pushing import Pusher
+from ul_tokenizer.training.engine.signals import StopSignal
+from ul_tokenizer.training.engine.stage import Stage
+from ul_tokenizer.training.engine.steps import Stepper
+from ul_tokenizer.training.engine.tracking import JsonLinesTracker, RunningMeans, hyperparameters, log_picture
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -81,43 +68,24 @@ class Trainer:
     def __init__(self, args: TrainingArguments, stage: Stage, accelerator: Accelerator) -> None:
         self.args, self.stage, self.accelerator = args, stage, accelerator
         self.output_dir = Path(args.output_dir)
-        self.global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
         self.max_steps = self._max_steps()
         self.step = 0
-        self.nonfinite_steps = 0  # since the start of the training
-        self.nonfinite_in_a_row = 0
-        self.skipped_images = 0  # on all processes, as last counted
-        self._skipped_here = 0  # on this process since then
-        self._reported: set[str] = set()
         self._bar = Bar(None, None, "steps")  # until the real one is shown
         self.means = RunningMeans()
         self._pusher = Pusher(args, accelerator.is_main_process, self._say)
         self._restart_clock()
-        self._prepare()
+        self.steps = Stepper(args, stage, accelerator, self.max_steps, self._say)
+        self.checkpoints = Checkpoints(
+            accelerator, stage.models, self.steps.averages, self.output_dir, args.checkpoints_total_limit
+        )
 
     def _max_steps(self) -> int:
         if self.args.max_train_steps is not None:
             return self.args.max_train_steps
-        assert self.args.num_train_epochs is not None  # TrainingArguments sets one of the two
-        return math.ceil(self.args.num_train_epochs * len(self.stage.dataset) / self.global_batch_size)
-
-    def _prepare(self) -> None:
-        args, stage, accelerator = self.args, self.stage, self.accelerator
-        if accelerator.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-        stage.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(args, stage.model)
-        lr_scheduler = make_lr_scheduler(args, optimizer, self.max_steps)
-        for model in stage.models.values():
-            if args.gradient_checkpointing:
-                model.enable_gradient_checkpointing()
-            if args.compile:
-                model.compile_repeated_blocks()
-        self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(stage.model, optimizer, lr_scheduler)
-        self.averages = Averages(stage.models, args.ema_decay if args.use_ema else None)
-        self.checkpoints = Checkpoints(
-            accelerator, stage.models, self.averages, self.output_dir, args.checkpoints_total_limit
-        )
+        args = self.args
+        assert args.num_train_epochs is not None  # TrainingArguments sets one of the two
+        of_step = args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+        return math.ceil(args.num_train_epochs * len(self.stage.dataset) / of_step)
 
     # ------------------------------------------------------------------------------------------------------------
     # The run
@@ -162,17 +130,17 @@ class Trainer:
         self._pusher.wait()
         # If DDP were the last owner of the group, it would hold Python's lock while it waits for gloo's threads to
         # end. Those need the lock to free the tensors of the last exchange, so some runs would hang at their end.
-        del self.model
+        del self.steps.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def _train(self, stop: StopSignal) -> bool:
         """Trains; returns whether it reached the last step, and False at a signal."""
-        batches = self._batches()
-        self._set_train_mode()
+        batches = self.steps.batches(self.step)
+        self.steps.set_train_mode()
         self._restart_clock()
         while self.step < self.max_steps:
-            self.means.add(self._train_step(batches))
+            self.means.add(self.steps.step(self.step, batches))
             self.step += 1
             self._bar.update()
             if self._is_due(self.args.logging_steps):
@@ -195,95 +163,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_whole(self.output_dir / "config.yaml", self.args.to_yaml())
 
-    def _batches(self) -> Iterator[Batch]:
-        args, accelerator = self.args, self.accelerator
-        sampler = DrawSampler(
-            start=self.step * self.global_batch_size,
-            stop=max(self.step, self.max_steps) * self.global_batch_size,
-            num_processes=accelerator.num_processes,
-            process_index=accelerator.process_index,
-        )
-        loader: DataLoader[Any] = DataLoader(
-            self.stage.dataset,  # type: ignore[arg-type]  # it acts as a map-style data set
-            batch_size=args.train_batch_size,
-            sampler=sampler,
-            num_workers=args.dataloader_num_workers,
-            worker_init_fn=leave_signals_to_the_main_process,
-            collate_fn=self.stage.collate,
-            pin_memory=accelerator.device.type == "cuda",
-        )
-        return iter(loader)
-
-    # ------------------------------------------------------------------------------------------------------------
-    # One step
-    # ------------------------------------------------------------------------------------------------------------
-
-    def _set_train_mode(self) -> None:
-        """Frozen parts stay in evaluation mode, so that the others learn from what they do in use."""
-        self.model.train()
-        for part in self.stage.model.children():
-            part.train(is_trained(part))
-
-    def _train_step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Makes one optimiser step over all its micro-batches; returns values to log."""
-        micro_steps = self.args.gradient_accumulation_steps
-        totals: dict[str, Tensor] = {}
-        for micro_step in range(micro_steps):
-            with self.accelerator.accumulate(self.model):
-                for name, value in self._micro_step(next(batches), micro_step).items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value / micro_steps
-        norms = self._update()
-        return {**totals, **norms} if norms else {}
-
-    def _micro_step(self, batch: Batch, micro_step: int) -> dict[str, Tensor]:
-        args, accelerator = self.args, self.accelerator
-        self._note_skipped(batch.pop("skipped"))
-        batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        draws = Draws.of(self.step, micro_step, accelerator, args.train_batch_size, args.gradient_accumulation_steps)
-        torch.manual_seed(derived_seed(args.seed, Stream.DROPOUT, draws.local.start))
-        with accelerator.autocast():
-            loss, values = self.stage.loss(self.model, batch, draws)
-        accelerator.backward(loss)  # divides by the number of micro-batches
-        return {"loss": loss.detach(), **values}
-
-    def _update(self) -> dict[str, Tensor]:
-        """Clips gradients, steps and averages; returns gradient norms, or nothing if one is not finite."""
-        accelerator = self.accelerator
-        accelerator.unscale_gradients(self.optimizer)
-        norms = {f"grad_norm/{name}": gradient_norm(part) for name, part in self._trained_parts()}
-        norms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-        is_finite = bool(torch.isfinite(norms["grad_norm"]))
-        if is_finite or accelerator.scaler is not None:  # a scaler skips the step itself and lowers its scale
-            self.optimizer.step()
-        if is_finite:
-            self.averages.step()
-            self.nonfinite_in_a_row = 0
-        self.lr_scheduler.step()
-        self.optimizer.zero_grad()
-        if not is_finite:
-            self._count_nonfinite()
-        return norms if is_finite else {}
-
-    def _trained_parts(self) -> list[tuple[str, nn.Module]]:
-        return [(name, part) for name, part in self.stage.model.named_children() if is_trained(part)]
-
-    def _count_nonfinite(self) -> None:
-        self.nonfinite_steps += 1
-        self.nonfinite_in_a_row += 1
-        self._say(f"step {self.step + 1}: skipped because of a non-finite gradient ({self.nonfinite_steps} so far).")
-        if self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
-            raise TrainingError(
-                f"gradients were non-finite in {self.nonfinite_in_a_row} steps in a row at step {self.step + 1}; "
-                "lower --learning_rate or check the data."
-            )
-
-    def _note_skipped(self, skipped: list[str]) -> None:
-        for reason in skipped:
-            self._skipped_here += 1
-            if reason not in self._reported:  # only once, not in every epoch
-                self._reported.add(reason)
-                self._say(f"skipped {reason}", everywhere=True)
-
     # ------------------------------------------------------------------------------------------------------------
     # Between steps
     # ------------------------------------------------------------------------------------------------------------
@@ -295,10 +174,10 @@ class Trainer:
         values = self.means.take(self.accelerator)
         started, first_step = self._clock
         rate = (self.step - first_step) / (time.perf_counter() - started)
-        values["images_per_second"] = rate * self.global_batch_size
-        values["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
-        values["nonfinite_steps"] = float(self.nonfinite_steps)
-        values["skipped_images"] = float(self._count_skipped())
+        values["images_per_second"] = rate * self.steps.global_batch_size
+        values["learning_rate"] = self.steps.lr_scheduler.get_last_lr()[0]
+        values["nonfinite_steps"] = float(self.steps.nonfinite_steps)
+        values["skipped_images"] = float(self.steps.count_skipped())
         self._track(values)
         self._show(values, seconds_left=(self.max_steps - self.step) / rate)
         self._restart_clock()
@@ -318,20 +197,14 @@ class Trainer:
         except OSError as error:  # a missing line must not end the run
             self._say(f"step {self.step} could not be logged: {error}; training goes on.")
 
-    def _count_skipped(self) -> int:
-        here = torch.tensor(float(self._skipped_here), device=self.accelerator.device)
-        self.skipped_images += int(self.accelerator.reduce(here, reduction="sum"))
-        self._skipped_here = 0
-        return self.skipped_images
-
     def _validate(self) -> None:
         """Validates the averaged weights on the main process and tells every process the metrics."""
         metrics: list[dict[str, float]] = [{}]
         if self.accelerator.is_main_process:
-            self.model.eval()
-            with self.averages.applied():
+            self.steps.model.eval()
+            with self.steps.averages.applied():
                 metrics[0], picture = self.stage.validate(self.accelerator, self.step)
-            self._set_train_mode()
+            self.steps.set_train_mode()
             self._keep_picture(picture)
             self._track({f"validation/{name}": value for name, value in metrics[0].items()})
             self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics[0].items()))
@@ -365,10 +238,8 @@ class Trainer:
         state = {
             "step": self.step,
             "seed": self.args.seed,
-            "global_batch_size": self.global_batch_size,
-            "nonfinite_steps": self.nonfinite_steps,
-            "nonfinite_in_a_row": self.nonfinite_in_a_row,
-            "skipped_images": self._count_skipped(),
+            "global_batch_size": self.steps.global_batch_size,
+            **self.steps.state_dict(),
             "means": self.means.state_dict(self.accelerator),
             "stage": self.stage.state_dict(),
         }
@@ -392,7 +263,7 @@ class Trainer:
 
     def _push(self) -> None:
         if self._pusher.is_on:
-            with self.averages.applied():
+            with self.steps.averages.applied():
                 self._pusher.push(self.step, self.stage.save)
 
     def _resume(self) -> None:
@@ -414,16 +285,15 @@ class Trainer:
             )
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
-        for name, here in (("global_batch_size", self.global_batch_size), ("seed", self.args.seed)):
+        for name, here in (("global_batch_size", self.steps.global_batch_size), ("seed", self.args.seed)):
             if state[name] != here:
                 raise ValueError(
                     f"{folder} was made with a {name.replace('_', ' ')} of {state[name]}, got {here}, "
                     "which would repeat or skip samples."
                 )
         self.checkpoints.load(folder)
-        apply_arguments(self.args, self.optimizer, self.lr_scheduler.scheduler)
-        self.step, self.nonfinite_steps = state["step"], state["nonfinite_steps"]
-        self.nonfinite_in_a_row = state.get("nonfinite_in_a_row", 0)
-        self.skipped_images = state["skipped_images"]
+        apply_arguments(self.args, self.steps.optimizer, self.steps.lr_scheduler.scheduler)
+        self.step = state["step"]
+        self.steps.load_state_dict(state)
         self.means.load_state_dict(state.get("means", {}), self.accelerator.device)
         self.stage.load_state_dict(state["stage"])

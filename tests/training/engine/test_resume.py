@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ul_tokenizer.training.checkpoints import find_checkpoint, list_checkpoints
+from ul_tokenizer.training.engine.checkpoints import find_checkpoint, list_checkpoints
 
 Train = Callable[..., int]
 Logged = Callable[[Path], list[dict[str, Any]]]

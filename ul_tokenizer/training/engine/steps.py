@@ -1,0 +1,180 @@
+"""One optimiser step: batches in, gradients out, weights and averages moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ul_tokenizer.randomness import Stream, derived_seed
+from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.draws.crops import DrawSampler
+from ul_tokenizer.training.draws.noise import Draws
+from ul_tokenizer.training.engine.averages import Averages
+from ul_tokenizer.training.engine.errors import TrainingError
+from ul_tokenizer.training.engine.optimization import gradient_norm, is_trained, make_lr_scheduler, make_optimizer
+from ul_tokenizer.training.engine.signals import leave_signals_to_the_main_process
+from ul_tokenizer.training.engine.stage import Batch, Stage
+
+
+class Stepper:
+    """Makes the optimiser steps of a stage.
+
+    Args:
+        args: the arguments of the run.
+        stage: the stage to train; its models are moved to the accelerator's device.
+        accelerator: the result of `make_accelerator`.
+        max_steps: the last step, for the schedule of the learning rate.
+        say: prints a message for the user; with `everywhere`, from every process.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        stage: Stage,
+        accelerator: Accelerator,
+        max_steps: int,
+        say: Callable[..., None],
+    ) -> None:
+        self.args, self.stage, self.accelerator, self.max_steps, self.say = args, stage, accelerator, max_steps, say
+        self.nonfinite_steps = 0  # since the start of the training
+        self.nonfinite_in_a_row = 0
+        self.skipped_images = 0  # on all processes, as last counted
+        self._skipped_here = 0  # on this process since then
+        self._reported: set[str] = set()
+        if accelerator.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+        stage.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(args, stage.model)
+        lr_scheduler = make_lr_scheduler(args, optimizer, max_steps)
+        for model in stage.models.values():
+            if args.gradient_checkpointing:
+                model.enable_gradient_checkpointing()
+            if args.compile:
+                model.compile_repeated_blocks()
+        self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(stage.model, optimizer, lr_scheduler)
+        self.averages = Averages(stage.models, args.ema_decay if args.use_ema else None)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a step, on all processes together."""
+        return self.args.train_batch_size * self.accelerator.num_processes * self.args.gradient_accumulation_steps
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The batches of this process, from the first one of a step to the last one of the run."""
+        args, accelerator = self.args, self.accelerator
+        sampler = DrawSampler(
+            start=step * self.global_batch_size,
+            stop=max(step, self.max_steps) * self.global_batch_size,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.stage.dataset,  # type: ignore[arg-type]  # it acts as a map-style data set
+            batch_size=args.train_batch_size,
+            sampler=sampler,
+            num_workers=args.dataloader_num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+            collate_fn=self.stage.collate,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def set_train_mode(self) -> None:
+        """Frozen parts stay in evaluation mode, so that the others learn from what they do in use."""
+        self.model.train()
+        for part in self.stage.model.children():
+            part.train(is_trained(part))
+
+    def step(self, number: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Makes optimiser step `number` over all its micro-batches; returns values to log."""
+        micro_steps = self.args.gradient_accumulation_steps
+        totals: dict[str, Tensor] = {}
+        for micro_step in range(micro_steps):
+            with self.accelerator.accumulate(self.model):
+                for name, value in self._micro_step(next(batches), number, micro_step).items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value / micro_steps
+        norms = self._update(number)
+        return {**totals, **norms} if norms else {}
+
+    def _micro_step(self, batch: Batch, number: int, micro_step: int) -> dict[str, Tensor]:
+        args, accelerator = self.args, self.accelerator
+        self._note_skipped(batch.pop("skipped"))
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        draws = Draws.of(number, micro_step, accelerator, args.train_batch_size, args.gradient_accumulation_steps)
+        torch.manual_seed(derived_seed(args.seed, Stream.DROPOUT, draws.local.start))
+        with accelerator.autocast():
+            loss, values = self.stage.loss(self.model, batch, draws)
+        accelerator.backward(loss)  # divides by the number of micro-batches
+        return {"loss": loss.detach(), **values}
+
+    def _update(self, number: int) -> dict[str, Tensor]:
+        """Clips gradients, steps and averages; returns gradient norms, or nothing if one is not finite."""
+        accelerator = self.accelerator
+        accelerator.unscale_gradients(self.optimizer)
+        norms = {f"grad_norm/{name}": gradient_norm(part) for name, part in self._trained_parts()}
+        norms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        is_finite = bool(torch.isfinite(norms["grad_norm"]))
+        if is_finite or accelerator.scaler is not None:  # a scaler skips the step itself and lowers its scale
+            self.optimizer.step()
+        if is_finite:
+            self.averages.step()
+            self.nonfinite_in_a_row = 0
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        if not is_finite:
+            self._count_nonfinite(number)
+        return norms if is_finite else {}
+
+    def _trained_parts(self) -> list[tuple[str, nn.Module]]:
+        return [(name, part) for name, part in self.stage.model.named_children() if is_trained(part)]
+
+    def _count_nonfinite(self, number: int) -> None:
+        self.nonfinite_steps += 1
+        self.nonfinite_in_a_row += 1
+        self.say(f"step {number + 1}: skipped because of a non-finite gradient ({self.nonfinite_steps} so far).")
+        if self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
+            raise TrainingError(
+                f"gradients were non-finite in {self.nonfinite_in_a_row} steps in a row at step {number + 1}; "
+                "lower --learning_rate or check the data."
+            )
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Samples that could not be read
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _note_skipped(self, skipped: list[str]) -> None:
+        for reason in skipped:
+            self._skipped_here += 1
+            if reason not in self._reported:  # only once, not in every epoch
+                self._reported.add(reason)
+                self.say(f"skipped {reason}", everywhere=True)
+
+    def count_skipped(self) -> int:
+        """How many samples all processes skipped since the start of the training; every process must call it."""
+        here = torch.tensor(float(self._skipped_here), device=self.accelerator.device)
+        self.skipped_images += int(self.accelerator.reduce(here, reduction="sum"))
+        self._skipped_here = 0
+        return self.skipped_images
+
+    # ------------------------------------------------------------------------------------------------------------
+    # State
+    # ------------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """State beside weights, optimiser and schedule, of types that JSON can hold; every process must call it."""
+        return {
+            "nonfinite_steps": self.nonfinite_steps,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "skipped_images": self.count_skipped(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.nonfinite_steps, self.skipped_images = state["nonfinite_steps"], state["skipped_images"]
+        self.nonfinite_in_a_row = state.get("nonfinite_in_a_row", 0)
