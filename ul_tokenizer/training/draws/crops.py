@@ -29,6 +29,7 @@ class CropSample(TypedDict):
 
     pixel_values: Tensor  # (3, r, r), float32, [-1, 1]
     class_label: int  # NO_LABEL if the image has none
+    caption: str | None
     skipped: tuple[str, ...]  # "id: reason" of each unreadable image that this one replaces
 
 
@@ -37,6 +38,7 @@ class CropBatch(TypedDict):
 
     pixel_values: Tensor  # (B, 3, r, r), float32, [-1, 1]
     class_labels: Tensor  # (B,) int64
+    captions: list[str | None]
     skipped: list[str]  # of all samples
 
 
@@ -104,10 +106,11 @@ class RandomCropDataset(Dataset[CropSample]):
     def _sample(
         self, image: Image.Image, index: int, skipped: tuple[str, ...], random: np.random.Generator
     ) -> CropSample:
-        label = self.source.label(index)
+        label, caption = self.source.label(index), self.source.source.columns(index).get("caption")
         return {
             "pixel_values": frame_to_float(self._crop(image, random)),
             "class_label": NO_LABEL if label is None else label,
+            "caption": None if caption is None else str(caption),
             "skipped": skipped,
         }
 
@@ -192,5 +195,6 @@ def collate_crops(crops: Sequence[CropSample]) -> CropBatch:
     return {
         "pixel_values": torch.stack([crop["pixel_values"] for crop in crops]),
         "class_labels": torch.tensor([crop["class_label"] for crop in crops]),
+        "captions": [crop["caption"] for crop in crops],
         "skipped": [reason for crop in crops for reason in crop["skipped"]],
     }
