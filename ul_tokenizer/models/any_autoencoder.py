@@ -39,9 +39,8 @@ def spatial_ratio(vae: Any) -> int:
 
 def temporal_ratio(vae: Any) -> int:
     """Frames per latent frame, R; 1 for autoencoders of images."""
-    names = ("temporal_compression_ratio", "time_compression_ratio", "scale_factor_temporal")
-    known = (getattr(vae, name, None) or vae.config.get(name) for name in names)
-    return int(next((ratio for ratio in known if ratio), 1))
+    stated = (vae.config.get(name) for name in ("temporal_compression_ratio", "scale_factor_temporal"))
+    return int(getattr(vae, "temporal_compression_ratio", None) or next(filter(None, stated), 1))
 
 
 def takes_clips_only(vae: Any) -> bool:

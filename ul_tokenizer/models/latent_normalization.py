@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -60,8 +60,10 @@ def _shift_and_scale(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
 def _statistic(vae: Any, name: str) -> Any:
     """A list from the config, or from a tensor of the model's state, as LTX has it; None if there is none."""
     values = vae.config.get(name)
-    stored = getattr(vae, name, None) if values is None else None
-    return stored.tolist() if isinstance(stored, Tensor) else values
+    if values is None and isinstance(vae, nn.Module):
+        stored = dict(vae.named_buffers(recurse=False)).get(name)
+        return None if stored is None else stored.tolist()
+    return values
 
 
 def _per_channel(values: Any, latents: Tensor) -> Tensor:

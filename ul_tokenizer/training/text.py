@@ -122,7 +122,9 @@ def tokenizer_folder(subfolder: str | None) -> str:
 def _load_model(name: str, subfolder: str, revision: str | None) -> Any:
     """The text part alone: of T5 the encoder, of CLIP the text model."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(name, subfolder=subfolder, revision=revision)
     config = getattr(config, "text_config", None) or config
     kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
