@@ -18,6 +18,7 @@ from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.latents.dataset import LatentDataset
 from ul_tokenizer.media.images import UnreadableImageError
+from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.latent_normalization import normalize_latents
 from ul_tokenizer.models.presets import build_base, check_config_keys
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
@@ -28,7 +29,7 @@ from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.base_validation import HeldOutLatents, decode_held_out, draw_samples, validate_base
-from ul_tokenizer.training.data import make_sources
+from ul_tokenizer.training.data import make_sources, make_training_crops
 from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.latents import LatentDraws, LatentsInMemory, collate_latents
@@ -90,7 +91,8 @@ class Stage2:
         self.weighting = SigmoidWeighting(1.0, args.sigmoid_bias)
         self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting)
         self._check_resolution()
-        self.dataset: Any = self._crops(self._images, args.seed) if self._images else None
+        multiple = self.autoencoder.ratio * self.transformer.size_multiple
+        self.dataset: Any = make_training_crops(args, self._images, multiple) if self._images else None
         if self._latents is not None:  # the last ones are held out
             train = Subset(self._latents, range(len(self._latents) - args.num_validation_images))
             self.dataset = LatentDraws(train, args.seed)
@@ -106,7 +108,8 @@ class Stage2:
     def _crops(self, source: DecodedImages, seed: int) -> RandomCropDataset:
         args = self.args
         scale = (args.scale_min, 1.0)
-        return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop)
+        options: Any = {"scaling": args.scaling}
+        return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop, **options)
 
     # ------------------------------------------------------------------------------------------------------------
     # Latents
@@ -133,7 +136,7 @@ class Stage2:
         assert self._held_out_source is not None  # only a latent data set has none
         crops = self._crops(self._held_out_source, seed=0)
         pixels = collate_crops([crops[n] for n in range(count)])
-        latents = self.autoencoder.encode(pixels["pixel_values"].to(device))
+        latents = self.autoencoder.encode(to_float(pixels["pixel_values"].to(device)))
         return HeldOutLatents(latents, self._labels(pixels["class_labels"].to(device)))
 
     def _encode_all(self, accelerator: Accelerator) -> LatentsInMemory:
@@ -148,7 +151,7 @@ class Stage2:
                 batch = self._readable(crops, indices, bar)
                 if batch:
                     pixels = collate_crops([crop for _, crop in batch])
-                    latents = self.autoencoder.encode(pixels["pixel_values"].to(accelerator.device)).cpu()
+                    latents = self.autoencoder.encode(to_float(pixels["pixel_values"].to(accelerator.device))).cpu()
                     parts.append(([index for index, _ in batch], latents, pixels["class_labels"]))
                 bar.update(len(indices))
         return _in_order(gather_object(parts))
@@ -172,7 +175,10 @@ class Stage2:
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted loss in nats per latent dimension."""
-        z = self._normalized(batch["latents"]) if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
+        if "latents" in batch:
+            z = self._normalized(batch["latents"])
+        else:
+            z = self.autoencoder.encode(to_float(batch["pixel_values"]))
         context, z = self._split(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
