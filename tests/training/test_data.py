@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.data import loader_options, make_sources
 from ul_tokenizer.training.stage1 import Stage1Arguments
-from ul_tokenizer.training.stage2 import Stage2Arguments, train_base_model
+from ul_tokenizer.training.stage2 import Stage2, Stage2Arguments, train_base_model
 
 Flags = Callable[..., list[str]]
 Logged = Callable[[Path], list[dict[str, Any]]]
@@ -226,6 +227,68 @@ def test_runs_with_aspect_ratio_buckets_are_the_same_from_every_source(
     for run, source in zip(runs, (stored[kind], stored["folder"]), strict=True):
         assert train(run, train_data_dir=source, **flags) == 0
     assert logged(runs[0]) == logged(runs[1]) != []
+
+
+@pytest.fixture(scope="module")
+def three_ratios(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide, narrow and square images, four of each."""
+    folder = tmp_path_factory.mktemp("ratios")
+    for n in range(12):
+        size = ((48, 24), (24, 48), (32, 32))[n % 3]
+        pixels = np.random.default_rng(n).integers(0, 256, (size[1], size[0], 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n:02}.png")
+    return folder
+
+
+def test_a_base_model_trains_in_several_aspect_ratios(three_ratios: Path, logged: Logged, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "autoencoder")
+    arguments: dict[str, Any] = {
+        "pretrained_autoencoder": str(tmp_path / "autoencoder"),
+        "train_data_dir": str(three_ratios),
+        "output_dir": str(tmp_path / "run"),
+        "preset": "ul-base-tiny",
+        "resolution": 64,
+        "scaling": "short_side",
+        "aspect_ratio_buckets": True,
+        "train_batch_size": 2,
+        "max_train_steps": 4,
+        "logging_steps": 1,
+        "num_validation_images": 2,
+        "validation_inference_steps": 1,
+        "validation_fraction": 0.2,
+    }
+    stage = Stage2(Stage2Arguments(**arguments))
+    assert len({tuple(stage.dataset[n]["pixel_values"].shape) for n in range(8)}) > 1
+    assert train_base_model(Stage2Arguments(**arguments))
+    assert sum("loss" in line for line in logged(tmp_path / "run")) == 4
+    fixed = {"center_crop": True, "random_flip": False, "scale_min": 1.0, "cache_latents": True}
+    with pytest.raises(ValueError, match="--cache_latents and --aspect_ratio_buckets exclude each other"):
+        Stage2Arguments(**{**arguments, **fixed})
+
+
+@pytest.mark.multiprocess
+def test_two_processes_draw_the_same_sizes_as_one(
+    train: Callable[..., int],
+    start: Callable[..., subprocess.Popen[str]],
+    logged: Logged,
+    three_ratios: Path,
+    tmp_path: Path,
+) -> None:
+    flags: dict[str, Any] = {
+        "train_data_dir": three_ratios,
+        "scaling": "short_side",
+        "aspect_ratio_buckets": True,
+        "resolution": 64,
+        "max_train_steps": 4,
+    }
+    assert train(tmp_path / "one", **flags, train_batch_size=2) == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = start(tmp_path / "two", *torchrun, **flags, train_batch_size=1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    for line, other in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
+        assert line == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
 def test_workers_share_the_memory_for_images(stored: dict[str, Path]) -> None:
