@@ -26,6 +26,7 @@ from tests.evaluation.autoencoders import save
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder, UnifiedLatentsPipeline
 from ul_tokenizer.latents.manifest import make_header
 from ul_tokenizer.latents.writer import LatentWriter
+from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.presets import build_base
 from ul_tokenizer.training.draws.noise import Draws
@@ -46,7 +47,7 @@ def latent_dataset(folder: Path, stage: Stage2) -> Path:
     with LatentWriter(folder, header) as writer:
         for i in range(len(images)):
             crop = stage._crops(images, 0).crop_of(i)
-            latent = stage.autoencoder.encode(crop["pixel_values"][None])
+            latent = stage.autoencoder.encode(to_float(crop["pixel_values"])[None])
             writer.append([f"{i}"], latent, [{"label": crop["class_label"]}])
     return folder
 

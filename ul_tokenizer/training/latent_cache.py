@@ -21,12 +21,14 @@ from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.processes import Processes
 from ul_tokenizer.progress import Bar, progress
+from ul_tokenizer.sources.base import CAPTION
 from ul_tokenizer.sources.decoded import DecodedImages
-from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset
+from ul_tokenizer.training.data import loader_options
+from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, CropSource, RandomCropDataset
 from ul_tokenizer.training.engine.signals import leave_signals_to_the_main_process
 from ul_tokenizer.training.frozen import FrozenAutoencoder
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
-from ul_tokenizer.training.stage2_data import Indices, caption_column, caption_of, column_of
+from ul_tokenizer.training.stage2_data import Indices, column_of
 
 FOLDER = "latents"  # in the output folder
 INDEX = "source_index"  # column with an image's number, which gives the latents an order that no process count changes
@@ -35,6 +37,7 @@ _LOOKED_UP = 1 << 14  # ids that are looked up together
 
 def encode_all(
     args: Stage2Arguments,
+    images: DecodedImages,
     crops: RandomCropDataset,
     autoencoder: FrozenAutoencoder,
     latent_logsnr: float,
@@ -44,7 +47,8 @@ def encode_all(
 
     Args:
         args: the arguments of the run.
-        crops: crops that never change, of all training images.
+        images: the training images.
+        crops: their crops, which never change.
         autoencoder: the autoencoder, on `device`.
         latent_logsnr: log-SNR of the latents, for the header.
         device: where to encode.
@@ -58,7 +62,7 @@ def encode_all(
     """
     processes, folder = Processes.of(), Path(args.output_dir) / FOLDER
     with processes.together():
-        header = _header(args, crops.source, autoencoder, latent_logsnr)
+        header = _header(args, images, autoencoder, latent_logsnr)
         try:
             writer = LatentWriter(folder, header, processes.rank, processes.world_size)
         except ValueError as error:
@@ -91,9 +95,9 @@ def _header(
         "class_names": list(images.class_names),
         "preprocessing": {
             "resolution": args.resolution,
-            "scaling": getattr(args, "scaling", "native"),
-            "aspect_ratio_buckets": getattr(args, "aspect_ratio_buckets", False),
-            "captions": caption_column(args),
+            "scaling": args.scaling,
+            "aspect_ratio_buckets": args.aspect_ratio_buckets,
+            "captions": images.caption_column,
         },
         "source": {"images": len(images), "ids_sha256": ids.hexdigest()},
     }
@@ -114,22 +118,22 @@ def _encode_mine(
 ) -> int:
     """Encodes the share of this process; returns how many of its images have a latent."""
     mine = range(processes.rank, len(crops.source), processes.world_size)
-    pending, size, column = _pending(crops.source, mine, writer), args.train_batch_size, caption_column(args)
+    pending, size = _pending(crops.source, mine, writer), args.train_batch_size
     skipped, start = 0, len(mine) - len(pending)
     with progress("encoding", len(mine), "images", completed=start, shown=processes.is_main) as bar:
-        for samples in _read(crops, pending, size, args.dataloader_num_workers):
+        for samples in _read(crops, pending, args):
             readable = {index: crop for index, crop in samples if not isinstance(crop, str)}
             skipped += _report(crops.source, dict(samples), bar)
             for indices in _of_one_shape(readable):
                 pixels = torch.stack([readable[index]["pixel_values"] for index in indices]).to(device)
                 latents = autoencoder.encode_clean(pixels, num_rows=size)
-                rows = [_columns(crops.source, index, readable[index], column) for index in indices]
+                rows = [_columns(index, readable[index]) for index in indices]
                 writer.append([crops.source.id(index) for index in indices], latents, rows)
             bar.update(len(samples))
     return len(mine) - skipped
 
 
-def _pending(images: DecodedImages, mine: range, writer: LatentWriter) -> list[int]:
+def _pending(images: CropSource, mine: range, writer: LatentWriter) -> list[int]:
     """Numbers of the images that have no latent yet."""
     pending: list[int] = []
     for first in range(0, len(mine), _LOOKED_UP):
@@ -139,7 +143,7 @@ def _pending(images: DecodedImages, mine: range, writer: LatentWriter) -> list[i
     return pending
 
 
-def _report(images: DecodedImages, samples: Mapping[int, CropSample | str], bar: Bar) -> int:
+def _report(images: CropSource, samples: Mapping[int, CropSample | str], bar: Bar) -> int:
     """Names the images that can't be read; returns their number."""
     reasons = [(index, reason) for index, reason in samples.items() if isinstance(reason, str)]
     for index, reason in reasons:
@@ -147,9 +151,9 @@ def _report(images: DecodedImages, samples: Mapping[int, CropSample | str], bar:
     return len(reasons)
 
 
-def _columns(images: DecodedImages, index: int, crop: CropSample, column: str) -> dict[str, Any]:
-    caption, label = caption_of(images, index, column), crop["class_label"]
-    values = {INDEX: index, "label": None if label == NO_LABEL else label, "caption": caption}
+def _columns(index: int, crop: CropSample) -> dict[str, Any]:
+    label = None if crop["class_label"] == NO_LABEL else crop["class_label"]
+    values = {INDEX: index, "label": label, CAPTION: crop["caption"]}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -179,12 +183,12 @@ class _Crops(Dataset[tuple[int, Any]]):
 
 
 def _read(
-    crops: RandomCropDataset, indices: list[int], batch_size: int, num_workers: int
+    crops: RandomCropDataset, indices: list[int], args: Stage2Arguments
 ) -> Iterator[list[tuple[int, CropSample | str]]]:
     yield from DataLoader(
         _Crops(crops, indices),
-        batch_size=batch_size,
-        num_workers=num_workers,
+        batch_size=args.train_batch_size,
+        **loader_options(args),
         worker_init_fn=leave_signals_to_the_main_process,
         collate_fn=_as_they_are,
     )

@@ -23,6 +23,7 @@ from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.base_validation import HeldOutLatents, decode_held_out, draw_samples, validate_base
+from ul_tokenizer.training.data import draws_per_step, make_training_crops
 from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.draws.crops import NO_LABEL, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.latents import collate_latents
@@ -35,7 +36,7 @@ from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments as Stage2Arguments
 from ul_tokenizer.training.stage2_data import (
     Split,
-    caption_column,
+    captions_of,
     check_latents,
     check_sizes,
     draws_of,
@@ -84,8 +85,8 @@ class Stage2:
 
     def __init__(self, args: Stage2Arguments) -> None:
         self.args = args
-        self.metrics = ValidationMetrics(args, PartialState().device)
         data = open_data(args)
+        self.metrics = ValidationMetrics(args, PartialState().device)
         self.autoencoder = _load_autoencoder(args)
         self.class_names = data.class_names if args.class_conditional else ()
         self._images, self._held_out_source, self._latents = data.images, data.held_out_images, data.latents
@@ -100,24 +101,19 @@ class Stage2:
         self.weighting = SigmoidWeighting(1.0, args.sigmoid_bias)
         self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting)
         self._check_resolution()
-        self.dataset: Any = self._crops(self._images, args.seed) if self._images else None
+        multiple = self.autoencoder.ratio * self.transformer.size_multiple
+        self.dataset: Any = make_training_crops(args, self._images, multiple) if self._images else None
         self._split: Split | None = None
         if self._latents is not None:
             check_sizes(self._latents, self.transformer.size_multiple)
             self._split = split_latents(self._latents, args.num_validation_images)
-            self.dataset = draws_of(self._latents, self._split.train, args.seed, self._draws_of_a_step)
+            self.dataset = draws_of(self._latents, self._split.train, args.seed, draws_per_step(args))
         self._held_out: HeldOutLatents | None = None
 
     @property
     def transformer(self) -> UnifiedLatentsTransformer:
         """The base model."""
         return cast("UnifiedLatentsTransformer", self.models["transformer"])
-
-    @property
-    def _draws_of_a_step(self) -> int:
-        """Samples of an optimiser step, on all processes and in all micro-batches together."""
-        args = self.args
-        return args.train_batch_size * args.gradient_accumulation_steps * PartialState().num_processes
 
     def _check_resolution(self) -> None:
         multiple = self.autoencoder.ratio * self.transformer.size_multiple
@@ -129,7 +125,8 @@ class Stage2:
     def _crops(self, source: DecodedImages, seed: int) -> RandomCropDataset:
         args = self.args
         scale = (args.scale_min, 1.0)
-        return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop)
+        options: Any = {"scaling": args.scaling}
+        return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop, **options)
 
     # ------------------------------------------------------------------------------------------------------------
     # Latents
@@ -154,9 +151,8 @@ class Stage2:
         """Encodes all images; the training then reads their latents."""
         assert self._images is not None  # Stage2Arguments refuses `cache_latents` without images
         level = float(self.transformer.config.latent_logsnr)
-        crops = self._crops(self._images, seed=0)
-        self._latents, order = encode_all(self.args, crops, self.autoencoder, level, device)
-        self.dataset = draws_of(self._latents, order, self.args.seed, self._draws_of_a_step)
+        self._latents, order = encode_all(self.args, self._images, self.dataset, self.autoencoder, level, device)
+        self.dataset = draws_of(self._latents, order, self.args.seed, draws_per_step(self.args))
         self._images = None  # which would keep the decoded images in memory
 
     def _cache_text(self) -> None:
@@ -164,7 +160,7 @@ class Stage2:
         assert self.text is not None  # Stage2Arguments refuses the cache without a text encoder
         source = self._images if self._latents is None else self._latents
         folder = Path(self.args.text_embeddings_dir or Path(self.args.output_dir, "text_embeddings"))
-        cache = fill_cache(folder, self.text, source, caption_column(self.args), self.args.train_batch_size)
+        cache = fill_cache(folder, self.text, captions_of(source), self.args.train_batch_size)
         self.dataset = CachedText(self.dataset, cache)
         self.text.to(torch.device("cpu"))
 

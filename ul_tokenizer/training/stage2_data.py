@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from ul_tokenizer.latents.dataset import LatentDataset
 from ul_tokenizer.latents.manifest import check_header
 from ul_tokenizer.randomness import Stream, numpy_generator
+from ul_tokenizer.sources.base import CAPTION, caption_in
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.data import make_sources
 from ul_tokenizer.training.draws.buckets import BucketedOrder
@@ -20,8 +21,6 @@ from ul_tokenizer.training.draws.latents import LatentDraws
 from ul_tokenizer.training.frozen import FrozenAutoencoder
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
-CAPTION = "caption"  # the captions' column, unless --caption_column names another one
-PROBES = 64  # samples among which a caption is sought
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -60,31 +59,18 @@ def open_data(args: Stage2Arguments) -> Stage2Data:
             )
         data = Stage2Data(train.class_names, train, held_out)
     if args.text_encoder is not None:
-        _check_captions(data, caption_column(args))
+        _check_captions(data)
     return data
 
 
-def caption_column(args: Stage2Arguments) -> str:
-    """The column that holds the captions of images."""
-    return getattr(args, "caption_column", None) or CAPTION
-
-
-def caption_of(images: DecodedImages, index: int, column: str) -> str | None:
-    """The caption of an image; None if it has none."""
-    caption = images.source.columns(index).get(column)
-    return None if caption is None else str(caption)  # a CSV file's "1984" was read as a number
-
-
-def _check_captions(data: Stage2Data, column: str) -> None:
+def _check_captions(data: Stage2Data) -> None:
     """Refuses data of which no sample has a caption; of many images, only some are looked at."""
-    if data.latents is not None:
-        flag, has_captions = "--latent_dataset", CAPTION in data.latents.column_names
-        column = CAPTION
+    if data.images is not None:
+        flag, column = "--train_data_dir or --dataset_name", data.images.caption_column
+        has_captions = data.images.has_captions
     else:
-        assert data.images is not None
-        flag, images = "--train_data_dir or --dataset_name", data.images
-        probes = range(0, len(images), max(1, len(images) // PROBES))
-        has_captions = any(caption_of(images, index, column) for index in probes)
+        assert data.latents is not None  # there are images or latents
+        flag, column, has_captions = "--latent_dataset", CAPTION, CAPTION in data.latents.column_names
     if not has_captions:
         raise ValueError(f"--text_encoder needs captions, got none in the column {column!r} of {flag}.")
 
@@ -209,9 +195,9 @@ def draws_of(latents: LatentDataset, indices: Indices, seed: int, group_size: in
     return LatentDraws(Subset(latents, indices.tolist()), seed, order)
 
 
-def captions_of(data: Any, column: str) -> Iterator[str | None]:
+def captions_of(data: LatentDataset | DecodedImages | None) -> Iterator[str | None]:
     """The captions of all samples of a latent data set or of images."""
     if isinstance(data, LatentDataset):
-        yield from column_of(data, CAPTION)
-    else:
-        yield from (caption_of(data, index, column) for index in range(len(data)))
+        yield from (caption_in({CAPTION: caption}) for caption in column_of(data, CAPTION))
+    elif data is not None:
+        yield from (data.label_and_caption(index)[1] for index in range(len(data)))

@@ -26,7 +26,7 @@ from torch import Tensor
 from ul_tokenizer.files import whole_file
 from ul_tokenizer.processes import Processes
 from ul_tokenizer.progress import progress
-from ul_tokenizer.training.stage2_data import captions_of
+from ul_tokenizer.sources.base import caption_in
 from ul_tokenizer.training.text import TextEncoder, TextStates, padded
 
 FILE_CAPTIONS = 2048
@@ -166,14 +166,13 @@ def _places_in(path: Path, number: int) -> _Places:
     return _Places(hashes.view(np.uint64), np.full(len(hashes), number, np.int32), starts, stops)
 
 
-def fill_cache(folder: Path, encoder: TextEncoder, data: Any, column: str, batch_size: int) -> TextCache:
+def fill_cache(folder: Path, encoder: TextEncoder, captions: Iterable[str | None], batch_size: int) -> TextCache:
     """Encodes the captions that are not stored yet; every process must call it, and encodes its share.
 
     Args:
         folder: folder of the caches of all encoders.
         encoder: the encoder, on its device.
-        data: the samples, see `captions_of`.
-        column: the captions' column.
+        captions: the captions of all samples, the same ones on every process.
         batch_size: captions that are encoded at once.
 
     Raises:
@@ -183,7 +182,7 @@ def fill_cache(folder: Path, encoder: TextEncoder, data: Any, column: str, batch
     processes = Processes.of()
     with processes.together():
         cache = TextCache(folder, encoder)
-        missing = cache.missing(captions_of(data, column))  # before any process writes, so that all find the same
+        missing = cache.missing(captions)  # before any process writes, so that all find the same
     with processes.together():
         mine = missing[processes.rank :: processes.world_size]
         with progress("encoding", len(mine), "captions", shown=processes.is_main) as bar:
@@ -213,7 +212,7 @@ class CachedText:
     def __getitem__(self, n: int) -> dict[str, Any]:
         """Draw n, with its text (L, D)."""
         sample = self.draws[n]
-        return {**sample, "text": self.cache[sample.get("caption")]}
+        return {**sample, "text": self.cache[caption_in(sample)]}
 
 
 def collate_text(samples: Sequence[dict[str, Any]]) -> TextStates | None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from ul_tokenizer.sources.base import caption_in
 from ul_tokenizer.training.draws.buckets import BucketedOrder
 from ul_tokenizer.training.draws.crops import NO_LABEL, index_of_draw
 
@@ -60,6 +61,6 @@ def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
     return {
         "latents": torch.stack([sample["latent"] for sample in samples]).float(),
         "class_labels": torch.tensor([NO_LABEL if label is None else int(label) for label in labels]),
-        "captions": [sample.get("caption") for sample in samples],
+        "captions": [caption_in(sample) for sample in samples],
         "skipped": [],
     }
