@@ -86,3 +86,13 @@ def test_statistics_in_the_state_of_a_model_normalise_like_those_of_a_config() -
     vae.latents_std.fill_(2.0)
     torch.testing.assert_close(normalize_latents(vae, z), (z - 0.5) / 2)
     torch.testing.assert_close(denormalize_latents(vae, normalize_latents(vae, z)), z)
+
+
+@torch.no_grad()
+def test_a_decoder_that_removes_noise_is_told_that_there_is_none() -> None:
+    kind, config, channels, _ = OF_CLIPS["ltx"]
+    torch.manual_seed(0)
+    vae = kind(**config, timestep_conditioning=True).eval()
+    z = torch.randn(2, channels, 1, 1)
+    expected = vae.decode(z[:, :, None], temb=torch.zeros(2)).sample[:, :, 0]
+    assert torch.equal(decode_any(vae, z), expected)

@@ -348,7 +348,7 @@ def test_a_base_can_be_trained_on_the_latents_of_any_autoencoder(
 def test_a_base_can_be_trained_on_pictures_and_clips_through_an_autoencoder_of_clips(
     train2: Callable[..., int], tmp_path: Path
 ) -> None:
-    vae = {"pretrained_autoencoder": None, "pretrained_vae": save("AutoencoderKLWan", tmp_path)}
+    vae: dict[str, Any] = {"pretrained_autoencoder": None, "pretrained_vae": save("AutoencoderKLWan", tmp_path)}
     vae |= {"preset": "ul-base-tiny", "num_validation_images": 2, "validation_steps": 1}
     assert train2(tmp_path / "pictures", **vae, cache_latents=True) == 0
     pipeline: Any = DiffusionPipeline.from_pretrained(tmp_path / "pictures")

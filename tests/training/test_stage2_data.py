@@ -79,7 +79,12 @@ def test_held_out_images_are_encoded_in_batches(make_stage: Callable[..., Stage2
     stage = make_stage(prepare=False)
     sizes: list[int] = []
     encode = stage.autoencoder.encode
-    stage.autoencoder.encode = lambda x: sizes.append(len(x)) or encode(x)  # type: ignore[method-assign, func-returns-value]
+
+    def counted(pixels: Tensor) -> Tensor:
+        sizes.append(len(pixels))
+        return encode(pixels)
+
+    stage.autoencoder.encode = counted  # type: ignore[method-assign]
     stage.args.num_validation_images = 10
     held_out = stage._encode_held_out(torch.device("cpu"))
     assert sizes == [4, 4, 2] and len(held_out.latents) == 10
@@ -214,3 +219,21 @@ def test_the_cache_is_a_latent_data_set_that_other_runs_can_train_on(
     assert header["class_names"] == ["dark", "light"] and header["preprocessing"]["resolution"] == 16
     options = {"train_data_dir": None, "center_crop": None, "latent_dataset": tmp_path / FOLDER}
     assert train2(tmp_path / "run", **options) == 0
+
+
+def test_pictures_of_several_aspect_ratios_are_cached_and_trained_ratio_by_ratio(
+    make_stage: Callable[..., Stage2], train2: Callable[..., int], logged: Logged, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    for name in ("train", "held_out"):
+        (tmp_path / name).mkdir()
+        for number, (height, width) in enumerate([(32, 32), (64, 32), (32, 64)] * 3):
+            pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    options = {"train_data_dir": tmp_path / "train", "validation_data_dir": tmp_path / "held_out", "resolution": 32}
+    options |= {"scaling": "short_side", "aspect_ratio_buckets": True, "cache_latents": True}
+    stage = make_stage(**options)
+    shapes = {tuple(stage.dataset[n]["latent"].shape) for n in range(len(stage.dataset))}
+    assert len(shapes) == 3 and (4, 4, 4) in shapes
+    assert train2(tmp_path / "run", **options, max_train_steps=6) == 0
+    assert sum("loss" in line for line in logged(tmp_path / "run")) == 6

@@ -34,6 +34,7 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 1,
 }
+_T5_TOKENS: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 _T5: dict[str, Any] = {"d_model": WIDTH, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 
 
@@ -47,7 +48,7 @@ def make_model(kind: str) -> Any:
         sizes = {"image_size": 8, "patch_size": 4}
         return CLIPModel(CLIPConfig(text_config=_SIZES, vision_config={**vision, **sizes}, projection_dim=8))
     if kind == "t5":
-        config = T5Config(**_T5, vocab_size=len(WORDS), pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+        config = T5Config(**_T5, vocab_size=len(WORDS), **_T5_TOKENS)
         return T5ForConditionalGeneration(config)
     return BertModel(BertConfig(**_SIZES))
 

@@ -155,7 +155,7 @@ def sample_grid(
     return comparison_grid(list((2 * pixels - 1).split(columns)), columns)
 
 
-def _prompts(text: TextStates | None) -> dict[str, Tensor | None]:
+def _prompts(text: TextStates | None) -> dict[str, Any]:
     """Captions as a pipeline takes them."""
     if text is None:
         return {"prompt_embeds": None, "prompt_attention_mask": None}
