@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.evaluation.measures.metrics import flicker, psnr_of_mean_mse
+from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.sources.folder import FolderSource
@@ -37,7 +38,7 @@ def clips_of(videos: Path, photos: Path, frames: int, count: int) -> dict[str, T
     drawn = {}
     for name, folder in kinds.items():
         dataset = RandomClipDataset(crops, folder, frames, 1, image_fraction=0.0, pan_fraction=0.0, max_stride=1)
-        drawn[name] = torch.stack([dataset.clip(n)["pixel_values"] for n in range(count)])
+        drawn[name] = to_float(torch.stack([dataset.clip(n)["pixel_values"] for n in range(count)]))
     return drawn
 
 

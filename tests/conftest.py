@@ -28,6 +28,8 @@ os.environ |= {
     "HF_HOME": HOME.name,
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", os.path.expanduser("~/.cache/matplotlib")),  # fonts are slow to list
+    "XDG_CACHE_HOME": HOME.name,
 }
 for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE"):
     os.environ.pop(name, None)

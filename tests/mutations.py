@@ -250,16 +250,16 @@ MUTATIONS = [
     ),
     Mutation(
         "the base model is trained on the noisy mean rather than on z_clean",
-        "ul_tokenizer/training/frozen.py",
-        'encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()',
+        "ul_tokenizer/models/any_autoencoder.py",
+        "encoded.latent_dist.mode() if direct is None else direct",
         "encoded.latent_dist.mode()",
         "tests/training/test_stage2.py",
     ),
     Mutation(
         "labels are dropped by the place in the batch",
         "ul_tokenizer/training/stage2.py",
-        "draws.pick(is_dropped, labels.device)",
-        "is_dropped[: len(draws.local)]",
+        "draws.pick(torch.rand(len(draws.of_step), generator=generator) < probability, device)",
+        "torch.rand(len(draws.of_step), generator=generator)[: len(draws.local)] < probability",
         "tests/training/test_stage2.py",
     ),
     Mutation(

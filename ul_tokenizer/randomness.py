@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     CONTEXT_DROPOUT = 6
     CLIP_KIND = 7  # whether a step has clips or single images
     CLIP = 8  # which part of which video, or which pan
+    HELD_OUT = 20  # which samples of a latent data set are held out
 
 
 class EvaluationStream(enum.IntEnum):

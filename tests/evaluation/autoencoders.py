@@ -78,6 +78,8 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
             "dim_mult": [1, 1, 1, 1],
             "num_res_blocks": 1,
             "temperal_downsample": [False, True, True],
+            "latents_mean": [0.1] * 4,
+            "latents_std": [2.0] * 4,
         },
     ),
     "AutoencoderKLLTXVideo": (

@@ -18,7 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.training.command import run_command
+from ul_tokenizer.training.engine.accelerator import make_accelerator
+from ul_tokenizer.training.parsing import parse_arguments
+from ul_tokenizer.training.stage2 import Stage2
+from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
 RunCommand = Callable[..., int]
 SMALLEST = {
@@ -160,3 +165,85 @@ def weights() -> Callable[[Path], dict[str, Tensor]]:
         return tensors
 
     return read
+
+
+# ---------------------------------------------------------------- stage 2
+
+SMALLEST_BASE: dict[str, Any] = {
+    "preset": "ul-base-tiny",
+    "resolution": 16,
+    "scale_min": 1.0,
+    "random_flip": False,
+    "center_crop": True,
+    "train_batch_size": 4,
+    "max_train_steps": 2,
+    "lr_scheduler": "constant",
+    "logging_steps": 1,
+    "validation_steps": 1000,
+    "checkpointing_steps": 1000,
+    "num_validation_images": 2,
+    "validation_inference_steps": 1,
+    "validation_fraction": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh autoencoder that tells dark from light, with its prior."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    torch.manual_seed(0)
+    model = build_autoencoder("ul-tiny-f8")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    build_prior("ul-tiny-f8").save_pretrained(folder / "prior")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two class folders, of dark and of light pictures with some noise."""
+    folder = tmp_path_factory.mktemp("classes")
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 20), ("light", 220)):
+        (folder / name).mkdir()
+        for n in range(6):
+            pixels = (level + random.integers(-20, 20, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{n}.png")
+    return folder
+
+
+@pytest.fixture
+def run_flags(autoencoder: Path, classes: Path, flags: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    def make(output_dir: Path, **changes: Any) -> list[str]:
+        defaults = {"pretrained_autoencoder": autoencoder, "train_data_dir": classes, "output_dir": output_dir}
+        arguments = {**SMALLEST_BASE, **defaults, **changes}
+        return flags(**{name: value for name, value in arguments.items() if value is not None})
+
+    return make
+
+
+@pytest.fixture
+def train2(run_flags: Callable[..., list[str]]) -> Callable[..., int]:
+    def run(output_dir: Path, **changes: Any) -> int:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        return run_command("base", run_flags(output_dir, **changes))
+
+    return run
+
+
+@pytest.fixture
+def make_stage(run_flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Stage2]:
+    """Makes a stage and prepares it; `prepare=False` leaves that out."""
+
+    def make(prepare: bool = True, **changes: Any) -> Stage2:
+        args = parse_arguments(Stage2Arguments, run_flags(tmp_path, **changes))
+        AcceleratorState._reset_state(True)
+        stage = Stage2(args)
+        if prepare:
+            stage.prepare(make_accelerator(args))
+        return stage
+
+    return make

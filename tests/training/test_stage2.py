@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from tests.evaluation.autoencoders import save
 from ul_tokenizer import LatentDataset, UnifiedLatentsAutoencoder, UnifiedLatentsPipeline
+from ul_tokenizer.latents.manifest import make_header
 from ul_tokenizer.latents.writer import LatentWriter
+from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
-from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
-from ul_tokenizer.training.command import run_command
+from ul_tokenizer.models.presets import build_base
 from ul_tokenizer.training.draws.noise import Draws
-from ul_tokenizer.training.engine.accelerator import make_accelerator
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage2 import Stage2
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
@@ -36,81 +37,6 @@ from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 ROOT = Path(__file__).parents[2]
 Logged = Callable[[Path], list[dict[str, Any]]]
 Weights = Callable[[Path], dict[str, Tensor]]
-SMALLEST = {
-    "preset": "ul-base-tiny",
-    "resolution": 16,
-    "scale_min": 1.0,
-    "random_flip": False,
-    "center_crop": True,
-    "train_batch_size": 4,
-    "max_train_steps": 2,
-    "lr_scheduler": "constant",
-    "logging_steps": 1,
-    "validation_steps": 1000,
-    "checkpointing_steps": 1000,
-    "num_validation_images": 2,
-    "validation_inference_steps": 1,
-    "validation_fraction": 0.2,
-}
-
-
-@pytest.fixture(scope="session")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh autoencoder that tells dark from light, with its prior."""
-    folder = tmp_path_factory.mktemp("autoencoder")
-    torch.manual_seed(0)
-    model = build_autoencoder("ul-tiny-f8")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    build_prior("ul-tiny-f8").save_pretrained(folder / "prior")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two class folders, of dark and of light pictures with some noise."""
-    folder = tmp_path_factory.mktemp("classes")
-    random = np.random.default_rng(0)
-    for name, level in (("dark", 20), ("light", 220)):
-        (folder / name).mkdir()
-        for n in range(6):
-            pixels = (level + random.integers(-20, 20, (16, 16, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{n}.png")
-    return folder
-
-
-@pytest.fixture
-def run_flags(autoencoder: Path, classes: Path, flags: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    def make(output_dir: Path, **changes: Any) -> list[str]:
-        defaults = {"pretrained_autoencoder": autoencoder, "train_data_dir": classes, "output_dir": output_dir}
-        arguments = {**SMALLEST, **defaults, **changes}
-        return flags(**{name: value for name, value in arguments.items() if value is not None})
-
-    return make
-
-
-@pytest.fixture
-def train2(run_flags: Callable[..., list[str]]) -> Callable[..., int]:
-    def run(output_dir: Path, **changes: Any) -> int:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        return run_command("base", run_flags(output_dir, **changes))
-
-    return run
-
-
-@pytest.fixture
-def make_stage(run_flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Stage2]:
-    def make(**changes: Any) -> Stage2:
-        args = parse_arguments(Stage2Arguments, run_flags(tmp_path, **changes))
-        AcceleratorState._reset_state(True)
-        stage = Stage2(args)
-        stage.prepare(make_accelerator(args))
-        return stage
-
-    return make
 
 
 def latent_dataset(folder: Path, stage: Stage2) -> Path:
@@ -121,7 +47,7 @@ def latent_dataset(folder: Path, stage: Stage2) -> Path:
     with LatentWriter(folder, header) as writer:
         for i in range(len(images)):
             crop = stage._crops(images, 0).crop_of(i)
-            latent = stage.autoencoder.encode(crop["pixel_values"][None])
+            latent = stage.autoencoder.encode(to_float(crop["pixel_values"])[None])
             writer.append([f"{i}"], latent, [{"label": crop["class_label"]}])
     return folder
 
@@ -417,6 +343,32 @@ def test_a_base_can_be_trained_on_the_latents_of_any_autoencoder(
         assert pipeline.transformer.config.latent_logsnr == (9.0 if name == "kl" else 10.0)
         images = pipeline(class_labels=[0, 1], num_inference_steps=2, output_type="pt").images
         assert images.shape == (2, 3, 16, 16)
+
+
+def test_a_base_can_be_trained_on_pictures_and_clips_through_an_autoencoder_of_clips(
+    train2: Callable[..., int], tmp_path: Path
+) -> None:
+    vae: dict[str, Any] = {"pretrained_autoencoder": None, "pretrained_vae": save("AutoencoderKLWan", tmp_path)}
+    vae |= {"preset": "ul-base-tiny", "num_validation_images": 2, "validation_steps": 1}
+    assert train2(tmp_path / "pictures", **vae, cache_latents=True) == 0
+    pipeline: Any = DiffusionPipeline.from_pretrained(tmp_path / "pictures")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(class_labels=[0, 1], num_inference_steps=1, output_type="pt").images.shape == (2, 3, 16, 16)
+    with LatentWriter(tmp_path / "latents", make_header(latent_channels=4, latent_logsnr=10.0, dtype="float32")) as w:
+        w.append([str(n) for n in range(12)], torch.randn(12, 4, 3, 2, 2))
+    clips = {**vae, "train_data_dir": None, "latent_dataset": tmp_path / "latents"}
+    for name, given in (("clips", 0), ("prediction", 1)):
+        assert train2(tmp_path / name, **clips, num_context_latents=given) == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "clips")
+    pipeline.set_progress_bar_config(disable=True)
+    for asked, made in ((None, 9), (5, 5), (4, 4)):
+        frames = pipeline(num_frames=asked, num_inference_steps=1, output_type="pt").frames
+        assert frames.shape == (1, made, 3, 16, 16)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "prediction")
+    pipeline.set_progress_bar_config(disable=True)
+    given_frames = torch.zeros(1, 3, 5, 16, 16)
+    frames = pipeline(context_frames=given_frames, num_frames=4, num_inference_steps=1, output_type="pt").frames
+    assert frames.shape == (1, 9, 3, 16, 16)
 
 
 def test_their_latents_are_normalised_as_their_configs_say(kl: Path, make_stage: Callable[..., Stage2]) -> None:

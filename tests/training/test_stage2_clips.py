@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
 from ul_tokenizer.training.command import run_command
 
+ROOT = Path(__file__).parents[2]
 SIDE, FRAMES, GIVEN = 4, 4, 2
 DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
@@ -182,3 +187,34 @@ def test_what_does_not_fit_is_one_sentence(pipeline: UnifiedLatentsPipeline) -> 
     for arguments, expected in cases:
         with pytest.raises(ValueError, match=expected):
             generate(pipeline, **arguments)
+
+
+# ---------------------------------------------------------------- steps without context
+
+
+@pytest.mark.multiprocess
+def test_steps_without_context_are_the_same_on_two_processes(
+    autoencoder: Path, latents: Path, tmp_path: Path, flags: Callable[..., list[str]]
+) -> None:
+    """DDP waits for a gradient of every weight, also of those that read the context."""
+    changes = {"context_dropout": 0.5, "max_train_steps": 8, "logging_steps": 1, "adam_epsilon": 1e-2}
+    assert run_command("base", flags(**arguments(autoencoder, latents, tmp_path / "a", **changes))) == 0
+    words = flags(**arguments(autoencoder, latents, tmp_path / "b", **changes, train_batch_size=8))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ul_tokenizer.train"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, "base", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (losses(tmp_path / name) for name in "ab")
+    assert len(one) == 8 and one == pytest.approx(two, rel=1e-4)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +25,9 @@ IMAGE_SUFFIXES = frozenset(
 """Suffixes of image files, in lower case and with the dot."""
 _FORMATS = sorted(set(Image.OPEN) - _REFUSED_FORMATS)  # after registered_extensions(), which loads the plugins
 MAX_PIXELS = 89_000_000  # just below the size at which Pillow warns of decompression bombs
+_JPEG_FORMATS = ("JPEG", "MPO")
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height are swapped
+Value = TypeVar("Value")
 
 
 class UnreadableImageError(ValueError):
@@ -114,18 +118,39 @@ def read_image(
         source: A path, the bytes of a file, or a binary file, which stays open.
         max_pixels: Images with more pixels are refused. Pillow refuses twice `PIL.Image.MAX_IMAGE_PIXELS` as well.
         shorter_side: Decodes large JPEGs faster, at half, a quarter or an eighth of their size, as long as both sides
-            stay at least twice this long. `info["whole_size"]` is then the full (width, height).
+            stay at least twice this long; see `reduction_of`. `info["whole_size"]` of a JPEG is its full (width,
+            height).
 
     Raises:
         UnreadableImageError: The image is missing, empty, truncated, animated, too large, of an unknown format, or
             has pixels without a known range (floats).
     """
+    return _read(source, lambda file: _decode(file, max_pixels, shorter_side))
+
+
+def reduction_of(size: tuple[int, int], shorter_side: int | None) -> int:
+    """By which factor, 1, 2, 4 or 8, `read_image` reduces a JPEG of this size."""
+    if shorter_side is None:
+        return 1
+    return next((factor for factor in (8, 4, 2) if min(size) // (2 * shorter_side) >= factor), 1)
+
+
+def image_size(source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an image as `read_image` returns it, from its header: no pixel is decoded.
+
+    Arguments and errors are those of `read_image`; damage behind the header is not found.
+    """
+    return _read(source, lambda file: _size_in_header(file, max_pixels))
+
+
+def _read(source: str | Path | bytes | IO[bytes], read: Callable[[IO[bytes]], Value]) -> Value:
+    """What a function reads from an image's file; whatever goes wrong is an `UnreadableImageError`."""
     name = _name_of(source)
     try:
         if isinstance(source, (str, Path)):
             with open(source, "rb") as file:
-                return _decode(file, max_pixels, shorter_side)
-        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels, shorter_side)
+                return read(file)
+        return read(io.BytesIO(source) if isinstance(source, bytes) else source)
     except _RefusalError as refusal:
         raise UnreadableImageError(name, str(refusal)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
@@ -151,7 +176,8 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
-def _decode(file: IO[bytes], max_pixels: int, shorter_side: int | None) -> Image.Image:
+def _opened(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """The image behind a header that was checked; its pixels are not decoded yet."""
     if not file.seekable():
         file = io.BytesIO(file.read())
     start = file.tell()
@@ -161,13 +187,28 @@ def _decode(file: IO[bytes], max_pixels: int, shorter_side: int | None) -> Image
     # The image is not closed, since that would close the caller's file.
     image = Image.open(file, formats=_FORMATS)
     _check_header(image, max_pixels)
-    whole_size = image.size
+    return image
+
+
+def _size_in_header(file: IO[bytes], max_pixels: int) -> tuple[int, int]:
+    image = _opened(file, max_pixels)
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the image in search of EXIF data
+        return image.size
+    try:
+        is_turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    except Exception:  # damaged, as in `_upright`
+        is_turned = False
+    return image.size[::-1] if is_turned else image.size
+
+
+def _decode(file: IO[bytes], max_pixels: int, shorter_side: int | None) -> Image.Image:
+    image = _opened(file, max_pixels)
+    whole_size, is_jpeg = image.size, image.format in _JPEG_FORMATS
     if shorter_side is not None:
         image.draft(None, (2 * shorter_side, 2 * shorter_side))  # twice, so that scaling has something to average
     image.load()
-    is_reduced = image.size != whole_size
     rgb = _to_rgb(_upright(image))
-    if is_reduced:
+    if is_jpeg:
         rgb.info["whole_size"] = whole_size if _is_wide(whole_size) == _is_wide(rgb.size) else whole_size[::-1]
     return rgb
 

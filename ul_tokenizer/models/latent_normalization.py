@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
     Raises:
         ValueError: `latents_mean` and `latents_std` are for another number of channels.
     """
-    shift_and_scale = _shift_and_scale(vae.config, latents)
+    shift_and_scale = _shift_and_scale(vae, latents)
     if shift_and_scale is None:
         return latents
     shift, scale = shift_and_scale
@@ -39,21 +39,31 @@ def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
 
 def denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
     """z' → z, the inverse of `normalize_latents`: what a generator makes → what the autoencoder decodes."""
-    shift_and_scale = _shift_and_scale(vae.config, latents)
+    shift_and_scale = _shift_and_scale(vae, latents)
     if shift_and_scale is None:
         return latents
     shift, scale = shift_and_scale
     return latents / scale + shift
 
 
-def _shift_and_scale(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+def _shift_and_scale(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
     """What is subtracted, then multiplied by; None for the identity."""
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    config = vae.config
+    mean, std = (_statistic(vae, name) for name in ("latents_mean", "latents_std"))
     if mean is not None and std is not None and (any(mean) or any(value != 1 for value in std)):
         return _per_channel(mean, latents), 1 / _per_channel(std, latents)
     shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
     scale = 1.0 if scale is None else scale
     return None if (shift, scale) == (0, 1) else (latents.new_tensor(shift), latents.new_tensor(scale))
+
+
+def _statistic(vae: Any, name: str) -> Any:
+    """A list from the config, or from a tensor of the model's state, as LTX has it; None if there is none."""
+    values = vae.config.get(name)
+    if values is None and isinstance(vae, nn.Module):
+        stored = dict(vae.named_buffers(recurse=False)).get(name)
+        return None if stored is None else stored.tolist()
+    return values
 
 
 def _per_channel(values: Any, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ul_tokenizer.models.any_autoencoder import latent_channels
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
@@ -36,8 +37,8 @@ def check_components(transformer: Any, scheduler: Any, vae: Any) -> None:
         raise ValueError(
             f"vae must have the transformer's latent_logsnr, {level}, got one with {vae.config.latent_logsnr}."
         )
-    channels = vae.config.get("latent_channels", transformer.config.in_channels)
-    if channels != transformer.config.in_channels:
+    channels = latent_channels(vae)
+    if channels is not None and channels != transformer.config.in_channels:
         raise ValueError(f"vae must have {transformer.config.in_channels} latent channels, got {channels}.")
 
 

@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import diffuse
+from ul_tokenizer.models.any_autoencoder import encode_clean, frames_of, latent_frames_of, temporal_ratio
 from ul_tokenizer.models.latent_normalization import normalize_latents
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.schedulers.log_snr import Generators
@@ -52,7 +53,7 @@ def plan_clip(
         ValueError: both kinds of context are given, their number is not that of the clips, or the length after given
             frames is no multiple of the temporal compression ratio.
     """
-    ratio = int(getattr(vae, "temporal_compression_ratio", 1) or 1)
+    ratio = temporal_ratio(vae)
     trained = transformer.config.sample_frames
     if num_frames is not None and (not isinstance(num_frames, int) or isinstance(num_frames, bool) or num_frames < 1):
         raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}.")
@@ -64,14 +65,14 @@ def plan_clip(
     if context is None:
         if num_frames is None and trained is None:
             return ClipPlan()
-        latent_frames = int(trained) if num_frames is None else -(-num_frames // ratio)
-        return ClipPlan(latent_frames, latent_frames * ratio if num_frames is None else num_frames)
+        latent_frames = int(trained) if num_frames is None else latent_frames_of(vae, num_frames)
+        return ClipPlan(latent_frames, frames_of(vae, latent_frames) if num_frames is None else num_frames)
     if context.ndim != 5 or len(context) != batch_size:
         raise ValueError(f"context must be {batch_size} clips, one per result, got {tuple(context.shape)}.")
     if num_frames is not None and num_frames % ratio:
         raise ValueError(f"num_frames must be a multiple of {ratio} after given frames, got {num_frames}.")
     more = max(1, (trained or 0) - context.shape[2]) if num_frames is None else num_frames // ratio
-    given = context.shape[2] * ratio if context_frames is None else context_frames.shape[2]
+    given = frames_of(vae, context.shape[2]) if context_frames is None else context_frames.shape[2]
     return ClipPlan(more, given + more * ratio, context.to(device, torch.float32))
 
 
@@ -79,6 +80,4 @@ def plan_clip(
 def _encoded(vae: Any, frames: Tensor, device: torch.device) -> Tensor:
     if frames.ndim != 5 or not frames.is_floating_point():
         raise ValueError(f"context_frames must be floats (B, 3, T, H, W), got {tuple(frames.shape)} {frames.dtype}.")
-    encoded = vae.encode(frames.to(device, vae.dtype))
-    latents: Tensor = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
-    return normalize_latents(vae, latents.float())
+    return normalize_latents(vae, encode_clean(vae, frames.to(device)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ul_tokenizer import _compat
 from ul_tokenizer.diffusion.guidance import Guidance
-from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.any_autoencoder import decode_any, is_ours, spatial_ratio
 from ul_tokenizer.models.latent_normalization import denormalize_latents
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.checks import (
@@ -31,6 +31,7 @@ from ul_tokenizer.pipelines.checks import (
 from ul_tokenizer.pipelines.clips import ClipPlan, plan_clip
 from ul_tokenizer.pipelines.conditions import ClassLabels, Conditions, make_conditions
 from ul_tokenizer.pipelines.pipeline_files import find_pipeline
+from ul_tokenizer.pipelines.text import encode_texts
 from ul_tokenizer.publish.facts import ModelFacts
 from ul_tokenizer.publish.mixin import PushToHubMixin
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
@@ -284,18 +285,18 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         self, z: Tensor, generator: Generators, num_inference_steps: int | None, num_frames: int | None = None
     ) -> Tensor:
         """Pixels (B, 3, [T,] H, W), about [−1, 1]."""
-        latents = denormalize_latents(self.vae, z).to(self.vae.dtype)
-        options: dict[str, Any] = {}
-        if isinstance(self.vae, UnifiedLatentsAutoencoder):
-            options = {"generator": generator, "num_inference_steps": num_inference_steps}
+        latents = denormalize_latents(self.vae, z)
+        if is_ours(self.vae):
+            options: dict[str, Any] = {"generator": generator, "num_inference_steps": num_inference_steps}
             options |= {} if num_frames is None else {"num_frames": num_frames}
-        elif num_inference_steps is not None:
+            return decode_any(self.vae, latents, **options)
+        if num_inference_steps is not None:
             raise ValueError(
                 f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one go, "
                 f"got {num_inference_steps}."
             )
-        pixels: Tensor = self.vae.decode(latents, return_dict=False, **options)[0]
-        return pixels
+        pixels = decode_any(self.vae, latents)
+        return pixels[:, :, :num_frames] if pixels.ndim == 5 else pixels  # other numbers of frames may not exist
 
     def _postprocessed(self, pixels: Tensor, output_type: OutputType) -> Any:
         """Pixels (B, 3, [T,] H, W) → what `output_type` asks for."""
@@ -321,22 +322,13 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Hidden states (B, L, D) of the text encoder and their mask (B, L): `prompt_embeds` for later calls.
 
+        The text "" means no text.
+
         Raises:
             ValueError: this pipeline has no text encoder.
         """
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(f"prompt must be None, this pipeline has no text encoder, got {prompt!r}.")
         device = device or _compat.execution_device(self)
-        tokens = self.tokenizer(
-            [prompt] if isinstance(prompt, str) else list(prompt), padding=True, truncation=True, return_tensors="pt"
-        ).to(device)
-        hidden: Tensor = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return hidden, tokens.attention_mask.bool()
-
-
-def spatial_ratio(vae: Any) -> int:
-    """Pixels per latent, a side, of any of diffusers' autoencoders."""
-    ratio = getattr(vae, "spatial_compression_ratio", None) or vae.config.get("spatial_compression_ratio")
-    if ratio is not None:
-        return int(ratio)
-    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return encode_texts(self.text_encoder, self.tokenizer, texts, device)

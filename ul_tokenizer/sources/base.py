@@ -7,13 +7,14 @@ gives the same number to the same sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from ul_tokenizer.media.clips import ClipPart
 
+CAPTION = "caption"  # column with the captions, unless another one is chosen
 RESERVED = ("id", "latent", "path")  # columns that every latent data set has
 MAX_CLASSES = 1 << 16  # larger numbers under "label" are taken for something other than classes
 
@@ -64,20 +65,57 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockedSource(Protocol):
+    """A source whose neighbouring samples are stored together, so that they are best read together."""
+
+    def block_sizes(self) -> list[int]:
+        """Number of samples in each block, in the order of the samples; together they are all samples."""
+        ...
+
+    def keep_blocks(self, count: int) -> None:
+        """Keeps this number of blocks in memory, once they were read."""
+        ...
+
+
+@runtime_checkable
+class StampedSource(Protocol):
+    """A source that notices changes of its files."""
+
+    def stamp(self, index: int) -> str:
+        """A text that changes when the file, archive or table that holds the sample changes."""
+        ...
+
+
+def stamp_of_file(path: Path) -> str:
+    """A text that changes when a file changes: its size and the time of its last change. Errors are OSErrors."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 def label_of(source: Source, index: int) -> int | None:
     """The class of a sample, or None if the source has no classes or the sample has no label.
 
     Raises:
         ValueError: The label is not below the number of classes.
     """
-    if not source.class_names:
-        return None
-    label = source.columns(index).get("label")
-    if not isinstance(label, int) or label < 0:  # many data sets mark a missing label by -1
+    return label_in(source.columns(index), source, index) if source.class_names else None
+
+
+def label_in(columns: Mapping[str, Any], source: Source, index: int) -> int | None:
+    """The class in a sample's columns; result and errors as those of `label_of`."""
+    label = columns.get("label")
+    if not source.class_names or not isinstance(label, int) or label < 0:  # -1 often marks a missing label
         return None
     if label >= len(source.class_names):
         raise ValueError(f"labels must be below {len(source.class_names)}, got {label} for {source.id(index)}.")
     return label
+
+
+def caption_in(columns: Mapping[str, Any], column: str = CAPTION) -> str | None:
+    """The caption in a sample's columns; None if it has none."""
+    caption = columns.get(column)
+    return None if caption is None else str(caption)  # a CSV file's "1984" was read as a number
 
 
 def integer_or_text(text: str | None) -> int | str | None:

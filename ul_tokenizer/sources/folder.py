@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ul_tokenizer.media.images import Skipped, find_images
-from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes
+from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes, stamp_of_file
 from ul_tokenizer.sources.names import CompactNames
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
@@ -81,6 +81,10 @@ class FolderSource:
     def open(self, index: int) -> Path:
         """The image's file."""
         return self.root if self._is_file else self.root / self._names[index]
+
+    def stamp(self, index: int) -> str:
+        """Size and time of the image's file."""
+        return stamp_of_file(self.open(index))
 
     def columns(self, index: int) -> dict[str, Any]:
         """The class under "label", if there are classes, and the image's columns in the metadata."""

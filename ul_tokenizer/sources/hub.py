@@ -53,6 +53,17 @@ class LoadedRows:
         """All values of one column."""
         return list(self._rows[name])
 
+    def block_sizes(self) -> list[int]:
+        """One per row: any order of rows is fast."""
+        return [1] * len(self)
+
+    def keep_blocks(self, count: int) -> None:
+        """Does nothing: the files are mapped into memory."""
+
+    def stamp(self, index: int) -> str:
+        """Size of the whole data set and number of its rows."""
+        return f"{self._rows.info.dataset_size}-{len(self)}"
+
 
 def find_parquet_files(name: str, config: str | None, split: str, revision: str | None) -> list[str] | None:
     """Finds the parquet files of a data set.

@@ -85,6 +85,12 @@ def _check_videos(path: Path, source: str | Path) -> None:
     raise ValueError(f"clip_frames needs a folder of video files or one such file, got {source}, which {kind}.")
 
 
+def has_splits(source: str | Path) -> bool:
+    """Whether a source is divided into splits: it is a data set of the hub, or a folder in the layout of one."""
+    path = Path(source).expanduser()
+    return not path.exists() or _is_hub_layout(path)
+
+
 def _is_hub_layout(path: Path) -> bool:
     """Whether a folder is laid out as a repository of parquet files on the hub."""
     return (path / "data").is_dir() and bool(_files_of(path / "data", ".parquet")) and not _files_of(path, ".parquet")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import bisect
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ul_tokenizer.sources.base import SkippedSample
+import numpy as np
+
+from ul_tokenizer.sources.base import SkippedSample, stamp_of_file
 from ul_tokenizer.sources.hub import need_datasets
 
 _OPENING_THREADS = 8
 _KEPT_GROUPS = 2  # row groups in memory; two, since a batch may reach from one into the next
+_OPEN_FILES = 8  # a window of a shuffled order may reach over several
 
 
 class _Group(NamedTuple):
@@ -28,7 +33,8 @@ class ParquetRows:
     """The rows of several parquet files, numbered consecutively; see `Rows`.
 
     The footers of all files are read at once. Reading a row then reads its whole row group, which is kept while its
-    neighbours are read. Rows should therefore be read in order; on the hub every row group is a request.
+    neighbours are read. Rows should therefore be read in order, or in random order within a few row groups that
+    `keep_blocks` keeps in memory; on the hub every row group is a request.
 
     Args:
         files: Paths, or addresses for fsspec (`hf://datasets/owner/name@commit/data/0.parquet`).
@@ -46,6 +52,7 @@ class ParquetRows:
         self._groups = [_Group(n, g) for n, footer in enumerate(footers) for g in range(footer.num_row_groups)]
         sizes = [footers[group.file].row_group(group.number).num_rows for group in self._groups]
         self._ends = list(accumulate(sizes))
+        self._most_kept = _KEPT_GROUPS
         self._image_column, self._columns = "", list[str]()
         self._start_in_process()
 
@@ -53,7 +60,7 @@ class ParquetRows:
         """Makes what can't be shared between processes: open files, and the lock around them."""
         self._process, self._lock = os.getpid(), threading.Lock()
         self._readers: dict[int, Any] = {}
-        self._kept: dict[int, Any] = {}
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # least recently used first
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes that other processes can receive."""
@@ -88,6 +95,19 @@ class ParquetRows:
         """All values of one column."""
         return [value for file in self._files for value in _open(file).read(columns=[name]).column(0).to_pylist()]
 
+    def block_sizes(self) -> list[int]:
+        """Number of rows in each row group that has any."""
+        return [size for size in np.diff(self._ends, prepend=0).tolist() if size]
+
+    def keep_blocks(self, count: int) -> None:
+        """Keeps this number of row groups in memory, instead of two."""
+        self._most_kept = max(_KEPT_GROUPS, count)
+
+    def stamp(self, index: int) -> str:
+        """Size and time of the row's file; the address of a file on the hub, which names its commit."""
+        file = self._files[self._groups[bisect.bisect_right(self._ends, index)].file]
+        return file if "://" in file else stamp_of_file(Path(file))
+
     def _group_of(self, index: int) -> tuple[Any, int]:
         """The row group that holds a row, as an arrow table, and the row's number in it."""
         number = bisect.bisect_right(self._ends, index)
@@ -98,16 +118,18 @@ class ParquetRows:
             self._start_in_process()
         with self._lock:
             if number not in self._kept:
-                while len(self._kept) >= _KEPT_GROUPS:
-                    del self._kept[next(iter(self._kept))]
+                while len(self._kept) >= self._most_kept:
+                    self._kept.popitem(last=False)
                 group = self._groups[number]
                 wanted = list(dict.fromkeys([self._image_column, *self._columns]))
                 self._kept[number] = self._reader(group.file).read_row_group(group.number, columns=wanted)
+            self._kept.move_to_end(number)
             return self._kept[number]
 
     def _reader(self, file: int) -> Any:
         if file not in self._readers:
-            self._readers.clear()  # rows come in order, so one open file is enough
+            if len(self._readers) >= _OPEN_FILES:
+                del self._readers[next(iter(self._readers))]
             self._readers[file] = _open(self._files[file])
         return self._readers[file]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ul_tokenizer.sources.base import EncodedSample, SkippedSample, Source
+from ul_tokenizer.sources.base import BlockedSource, EncodedSample, SkippedSample, Source, StampedSource
 
 
 class Subset:
@@ -47,3 +47,23 @@ class Subset:
     def columns(self, index: int) -> dict[str, Any]:
         """The sample's columns."""
         return self.source.columns(int(self._indices[index]))
+
+    def block_sizes(self) -> list[int]:
+        """How many of its samples each block of the whole source has; the subset must be in ascending order.
+
+        A source without blocks has blocks of one sample.
+        """
+        if not isinstance(self.source, BlockedSource):
+            return [1] * len(self)
+        ends = np.cumsum(self.source.block_sizes())
+        return [int(size) for size in np.diff(np.searchsorted(self._indices, ends), prepend=0) if size]
+
+    def keep_blocks(self, count: int) -> None:
+        """Keeps blocks of the whole source in memory."""
+        if isinstance(self.source, BlockedSource):
+            self.source.keep_blocks(count)
+
+    def stamp(self, index: int) -> str:
+        """The stamp of the sample in the whole source; empty if that has none."""
+        source = self.source
+        return source.stamp(int(self._indices[index])) if isinstance(source, StampedSource) else ""

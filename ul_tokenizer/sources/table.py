@@ -45,6 +45,18 @@ class Rows(Protocol):
         """All values of one column."""
         ...
 
+    def block_sizes(self) -> list[int]:
+        """Numbers of rows that are read together."""
+        ...
+
+    def keep_blocks(self, count: int) -> None:
+        """Keeps this number of such blocks in memory."""
+        ...
+
+    def stamp(self, index: int) -> str:
+        """A text that changes when the table changes."""
+        ...
+
 
 class TableSource:
     """The rows of a table, with an image each.
@@ -68,7 +80,8 @@ class TableSource:
         if label_column is not None:
             self._check_labels(label_column)
         plain = [column for column, feature in rows.features.items() if _is_plain(feature)]
-        rows.select(image_column, [column for column in plain if column not in RESERVED or column == label_column])
+        self._column_names = [column for column in plain if column not in RESERVED or column == label_column]
+        rows.select(image_column, self._column_names)
 
     def _check_images(self, image_column: str) -> None:
         features = self._rows.features
@@ -114,6 +127,23 @@ class TableSource:
         if content is None:
             raise UnreadableImageError(self.id(index), "the row holds no image")
         return content
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns that `columns` returns."""
+        return tuple(self._column_names)
+
+    def block_sizes(self) -> list[int]:
+        """Numbers of rows that are read together."""
+        return self._rows.block_sizes()
+
+    def keep_blocks(self, count: int) -> None:
+        """Keeps this number of such blocks in memory."""
+        self._rows.keep_blocks(count)
+
+    def stamp(self, index: int) -> str:
+        """A text that changes when the table changes."""
+        return self._rows.stamp(index)
 
     def columns(self, index: int) -> dict[str, Any]:
         """The columns that hold numbers, texts or truth values."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ul_tokenizer.media.images import IMAGE_SUFFIXES
-from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes
+from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes, stamp_of_file
 from ul_tokenizer.sources.names import CompactNames
 
 COLUMN_NAMES = {".txt": "caption", ".caption": "caption", ".cls": "label"}  # suffix in webdataset → our column
@@ -118,6 +120,18 @@ class TarSource:
         with self._archives[archive].open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def block_sizes(self) -> list[int]:
+        """Number of samples in each archive that has any."""
+        archives = np.frombuffer(self._images, np.int64)[::3]
+        return [int(size) for size in np.bincount(archives) if size]
+
+    def keep_blocks(self, count: int) -> None:
+        """Does nothing: a sample is read from its place, without the rest of its archive."""
+
+    def stamp(self, index: int) -> str:
+        """Size and time of the archive."""
+        return stamp_of_file(self._archives[self._images[3 * index]])
 
     def columns(self, index: int) -> dict[str, Any]:
         """The sample's .cls as "label", its .txt or .caption as "caption", and the keys of its .json."""

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ul_tokenizer.media.clips import ClipPart
-from ul_tokenizer.media.videos import (
-    VIDEO_SUFFIXES,
-    UnreadableVideoError,
-    expected_frames,
-    probe,
-)
+from ul_tokenizer.media.videos import VIDEO_SUFFIXES, UnreadableVideoError
 from ul_tokenizer.sources.base import SkippedSample
+from ul_tokenizer.sources.video_lengths import MeasuredVideo, measure_videos
 
 
 class _Video(NamedTuple):
@@ -27,8 +23,8 @@ class _Video(NamedTuple):
 class VideoSource:
     """The clips of all videos below a folder, with classes by subfolder.
 
-    The number of clips in a file follows from the times in it, without decoding. A clip that damage cuts short is
-    found, and reported as unreadable, only when it is read.
+    The number of clips in a file follows from the times in it, without decoding, and is stored for the next run. A
+    clip that damage cuts short is found, and reported as unreadable, only when it is read.
 
     Args:
         root: The folder, or a single file.
@@ -61,8 +57,11 @@ class VideoSource:
         self.skipped: list[SkippedSample] = []
         self._videos: list[_Video] = []
         self._num_clips = 0
-        for path in [self._root] if self._is_file else sorted(p for p in self._root.rglob("*") if p.is_file()):
-            self._add(path, fps)
+        paths = [self._root] if self._is_file else sorted(p for p in self._root.rglob("*") if p.is_file())
+        videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        measured = dict(zip(videos, measure_videos(videos, self._root, fps, evenly=True), strict=True))
+        for path in paths:
+            self._add(path, measured.get(path))
         if not self._videos:
             reasons = "; ".join(f"{skip.id}: {skip.reason}" for skip in self.skipped[:3]) or "no video"
             raise ValueError(
@@ -71,21 +70,18 @@ class VideoSource:
         folders = [Path(self._name(video.path)).parts[:-1] for video in self._videos]
         self.class_names: tuple[str, ...] = tuple(sorted({f[0] for f in folders})) if all(folders) else ()
 
-    def _add(self, path: Path, fps: float | None) -> None:
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
+    def _add(self, path: Path, video: MeasuredVideo | UnreadableVideoError | None) -> None:
+        if video is None:
             self._skip(path, f"{path.suffix or 'no suffix'} is not the suffix of a video")
             return
-        try:
-            rate = fps or probe(path).rate
-            count = expected_frames(path, rate)
-        except UnreadableVideoError as error:
-            self._skip(path, error.reason)
+        if isinstance(video, UnreadableVideoError):
+            self._skip(path, video.reason)
             return
-        clips = len(range(0, count - self._num_frames + 1, self._stride))
+        clips = len(range(0, video.num_frames - self._num_frames + 1, self._stride))
         if not clips:
-            self._skip(path, f"it has {count} frames, fewer than {self._num_frames}")
+            self._skip(path, f"it has {video.num_frames} frames, fewer than {self._num_frames}")
             return
-        self._videos.append(_Video(path, rate, self._num_clips))
+        self._videos.append(_Video(path, video.fps, self._num_clips))
         self._num_clips += clips
 
     def _skip(self, path: Path, reason: str) -> None:

@@ -48,6 +48,8 @@ class TrainingArguments:
 
     EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
         ("train_data_dir", "dataset_name"),
+        ("validation_data_dir", "validation_split"),
+        ("aspect_ratio_buckets", "shuffle_buffer_size"),
         ("max_train_steps", "num_train_epochs"),
     )
     """Pairs of arguments that exclude each other; a flag replaces the other one if a config file sets it."""
@@ -76,8 +78,15 @@ class TrainingArguments:
         None, "Train on this data set from the Hugging Face Hub instead of --train_data_dir (needs the `data` extra)."
     )
     dataset_config_name: str | None = arg(None, "Configuration of the hub data set.")
+    dataset_split: str = arg("train", "Split to train on, of a hub data set or of a folder in its layout.")
+    validation_split: str | None = arg(None, "Validate on this split of the training data set.")
     image_column: str = arg("image", "Column with the images, in parquet files and hub data sets.")
     label_column: str | None = arg(None, "Column with the class labels, in parquet files and hub data sets.")
+    caption_column: str | None = arg(
+        None,
+        "Column with the captions, in tables, in metadata files of folders or in JSON files of .tar archives. Without "
+        "it, the column caption is used if there is one; in .tar archives, that is the .txt file of a sample.",
+    )
     validation_data_dir: str | None = arg(
         None, "Validate on these images, in any form of --train_data_dir; by default some training images are held out."
     )
@@ -85,16 +94,43 @@ class TrainingArguments:
         0.02, "Fraction of the training images to hold out if no validation folder is given.", BELOW_1
     )
     resolution: int = arg(64, "Side of the square crops, in pixels.", POSITIVE)
+    scaling: Literal["native", "short_side"] = arg(
+        "native",
+        "native crops windows of the images at their own scale. short_side first scales each image so that its "
+        "shorter side is the resolution, as `encode-dataset` does, or up to 1 / --scale_min times as long.",
+    )
     scale_min: float = arg(
         0.5,
-        "Before cropping, scale each image by a random factor between this value and 1.",
+        "Before cropping, scale each image by a random factor between this value and 1; with --scaling short_side, "
+        "make the crop's side a random fraction between this value and 1 of the shorter side.",
         POSITIVE_FRACTION,
     )
     center_crop: bool = arg(False, "Crop at the centre instead of at a random position.")
     random_flip: bool = arg(True, "Mirror each crop with probability 0.5.")
-    cache_images_gb: float = arg(2.0, "Memory for decoded images in each process, in GB.", NOT_NEGATIVE)
+    aspect_ratio_buckets: bool = arg(
+        False,
+        "Train on crops of several aspect ratios, up to 2:1, with about as many pixels as a square. Each step has "
+        "one of them. Needs --scaling short_side.",
+    )
+    shuffle_buffer_size: int | None = arg(
+        None,
+        "Read the data in this number of samples at a time, which are shuffled: archives and parts of tables come in "
+        "a new order in each epoch, and tables are read in place. Without it, all samples are shuffled, and tables are "
+        "copied to the cache of the library datasets first. Each worker keeps about this number of encoded images of "
+        "a table in memory.",
+        POSITIVE,
+    )
+    cache_images_gb: float = arg(
+        2.0, "Memory for decoded images in each process, in GB; its workers share it.", NOT_NEGATIVE
+    )
     dataloader_num_workers: int = arg(
         0, "Number of worker processes that read and crop images; 0 uses the main process.", NOT_NEGATIVE
+    )
+    dataloader_prefetch_factor: int | None = arg(
+        None, "Number of batches that each worker prepares in advance. Without it, PyTorch's default of 2.", POSITIVE
+    )
+    dataloader_persistent_workers: bool = arg(
+        False, "Keep workers that have reached the end of the data. During a run, they live to its end anyway."
     )
 
     # Optimisation
@@ -179,6 +215,7 @@ class TrainingArguments:
                 raise ValueError(f"--{one} and --{other} exclude each other, got both.")
         if self.dataset_config_name and not self.dataset_name:
             raise ValueError("--dataset_config_name needs --dataset_name.")
+        self._check_crops_and_workers()
         if self.num_train_epochs is None and self.max_train_steps is None:
             self.max_train_steps = self.DEFAULT_STEPS
         if self.train_data_dir and self.validation_data_dir and _overlap(self.train_data_dir, self.validation_data_dir):
@@ -188,6 +225,13 @@ class TrainingArguments:
             )
 
         self._check_metrics()
+
+    def _check_crops_and_workers(self) -> None:
+        if self.aspect_ratio_buckets and self.scaling != "short_side":
+            raise ValueError(f"--aspect_ratio_buckets needs --scaling short_side, got {self.scaling}.")
+        for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+            if getattr(self, name) and not self.dataloader_num_workers:
+                raise ValueError(f"--{name} needs --dataloader_num_workers above 0, got 0.")
 
     def _check_metrics(self) -> None:
         legal = self.VALIDATION_METRICS

@@ -14,10 +14,12 @@ from torch import Tensor
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, diffuse, eps_squared_error, sigmoid_loss
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.evaluation.grids import comparison_grid
+from ul_tokenizer.models.any_autoencoder import frames_of
 from ul_tokenizer.models.rate import latent_bits
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.training.frozen import FrozenAutoencoder
+from ul_tokenizer.training.text import TextStates
 
 NUM_LEVELS = 5  # noise levels at which the error is measured, spread evenly over the schedule
 GRID_COLUMNS = 10
@@ -32,6 +34,7 @@ class HeldOutLatents:
     latents: Tensor  # (B, c, [t,] h, w), z_clean
     class_labels: Tensor | None  # (B,)
     num_context: int = 0  # latent frames at the start of a clip that the model sees
+    text: TextStates | None = None  # captions, for models with text
 
     @property
     def context(self) -> Tensor | None:
@@ -42,6 +45,16 @@ class HeldOutLatents:
     def target(self) -> Tensor:
         """The latents that the model generates."""
         return self.latents[:, :, self.num_context :] if self.num_context else self.latents
+
+    def model_inputs(self, part: slice) -> dict[str, Tensor | None]:
+        """Conditions of some of the latents, as `UnifiedLatentsTransformer` takes them."""
+        text = None if self.text is None else self.text.rows(part)
+        return {
+            "class_labels": None if self.class_labels is None else self.class_labels[part],
+            "context_latents": None if self.context is None else self.context[part],
+            "encoder_hidden_states": None if text is None else text.states,
+            "encoder_attention_mask": None if text is None else text.mask,
+        }
 
 
 @torch.no_grad()
@@ -66,15 +79,16 @@ def validate_base(
         guidance_scale: guidance scale of the samples.
 
     Returns:
-        metrics and a grid of samples with one class in each column. The metrics are the weighted loss, ‖ε − ε̂‖² at
-        fixed log-SNRs, and an upper bound on the bits from the model without classes, all per latent dimension.
+        metrics and a grid of samples with one class or one caption in each column. The metrics are the weighted loss,
+        ‖ε − ε̂‖² at fixed log-SNRs, and an upper bound on the bits from the model without conditions, all per latent
+        dimension.
     """
     base = pipeline.transformer
     metrics = _errors(base, held_out, schedule, weighting, batch_size)
     generator = torch.Generator(held_out.latents.device).manual_seed(0)
     bits = [latent_bits(z, base, schedule, 8, generator) for z in held_out.latents.split(batch_size)]
     metrics["bits_per_latent_dim"] = float(torch.cat(bits).mean()) / held_out.latents[0].numel()
-    return metrics, sample_grid(pipeline, num_inference_steps, guidance_scale, held_out.context)
+    return metrics, sample_grid(pipeline, num_inference_steps, guidance_scale, held_out.context, held_out.text)
 
 
 def _errors(
@@ -103,28 +117,32 @@ def _errors(
 def _predict(
     base: UnifiedLatentsTransformer, z_t: Tensor, logsnr: Tensor, held_out: HeldOutLatents, part: slice
 ) -> Tensor:
-    labels, context = held_out.class_labels, held_out.context
-    v: Tensor = base(
-        z_t[part],
-        logsnr[part],
-        None if labels is None else labels[part],
-        context_latents=None if context is None else context[part],
-    ).sample
+    v: Tensor = base(z_t[part], logsnr[part], **held_out.model_inputs(part)).sample
     return v
 
 
 def sample_grid(
-    pipeline: UnifiedLatentsPipeline, num_inference_steps: int, guidance_scale: float, context: Tensor | None = None
+    pipeline: UnifiedLatentsPipeline,
+    num_inference_steps: int,
+    guidance_scale: float,
+    context: Tensor | None = None,
+    text: TextStates | None = None,
 ) -> Image.Image:
-    """Draws samples with fixed seeds: one class in each column; for clips, the first frame above the last."""
+    """Draws samples with fixed seeds, for clips the first frame above the last.
+
+    Every column has one class or else, for models of text, one held-out caption.
+    """
     num_classes = pipeline.transformer.config.num_class_embeds
-    columns = min(num_classes or GRID_COLUMNS, GRID_COLUMNS)
+    kinds = num_classes or (GRID_COLUMNS if text is None else len(text.mask))
+    columns = min(kinds, GRID_COLUMNS)
     count = GRID_ROWS * columns if context is None else min(columns, len(context))
+    prompts = None if text is None else text.rows(torch.arange(count) % min(columns, len(text.mask)))
     device = pipeline.device
     pipeline.set_progress_bar_config(disable=True)
     (pixels,) = pipeline(
         class_labels=None if num_classes is None else [i % columns for i in range(count)],
-        num_images_per_prompt=count if num_classes is None else 1,
+        **_prompts(prompts),
+        num_images_per_prompt=count if num_classes is None and text is None else 1,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         generator=[torch.Generator(device).manual_seed(i) for i in range(count)],
@@ -135,6 +153,13 @@ def sample_grid(
     if pixels.ndim == 5:  # (B, T, 3, H, W)
         pixels = torch.cat([pixels[:, 0], pixels[:, -1]], dim=-2)
     return comparison_grid(list((2 * pixels - 1).split(columns)), columns)
+
+
+def _prompts(text: TextStates | None) -> dict[str, Any]:
+    """Captions as a pipeline takes them."""
+    if text is None:
+        return {"prompt_embeds": None, "prompt_attention_mask": None}
+    return {"prompt_embeds": text.states, "prompt_attention_mask": text.mask}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -150,7 +175,7 @@ def decode_held_out(
     Yields:
         pixels (B, 3, [T,] H, W), about [−1, 1].
     """
-    latents, first_frame = held_out.latents, held_out.num_context * _frames_per_latent(autoencoder.vae)
+    latents, first_frame = held_out.latents, autoencoder.frames_of(held_out.num_context)
     for first in range(0, len(latents), batch_size):
         z = latents[first : first + batch_size]
         generators = _generators(z.device, range(first, first + len(z)), _HELD_OUT_NOISE)
@@ -174,7 +199,8 @@ def draw_samples(
     pipeline.set_progress_bar_config(disable=True)
     num_frames = None
     if held_out.latents.ndim == 5:
-        num_frames = held_out.target.shape[2] * _frames_per_latent(pipeline.vae)
+        frames = [frames_of(pipeline.vae, n) for n in (held_out.latents.shape[2], held_out.num_context) if n]
+        num_frames = frames[0] - sum(frames[1:])
     for rows in _rows_of_one_kind(pipeline, held_out, batch_size):
         (pixels,) = pipeline(
             **_conditions(held_out, rows, pipeline.transformer.null_class_label),
@@ -208,13 +234,10 @@ def _conditions(held_out: HeldOutLatents, rows: Tensor, null_label: int | None) 
     has_class = labels is not None and int(labels[0]) != null_label
     return {
         "class_labels": labels if has_class else None,
-        "num_images_per_prompt": 1 if has_class else len(rows),
+        "num_images_per_prompt": 1 if has_class or held_out.text is not None else len(rows),
+        **_prompts(None if held_out.text is None else held_out.text.rows(rows.to(held_out.text.mask.device))),
         "context_latents": None if held_out.context is None else held_out.context[rows.to(held_out.latents.device)],
     }
-
-
-def _frames_per_latent(vae: Any) -> int:
-    return int(getattr(vae, "temporal_compression_ratio", 1) or 1)
 
 
 def _generators(device: torch.device, rows: Iterable[int], first_seed: int = 0) -> list[torch.Generator]:

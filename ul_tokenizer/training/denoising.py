@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, diffuse, sigmoid_loss
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.training.text import TextStates
 
 
 class Stage2Model(nn.Module):
@@ -25,7 +26,13 @@ class Stage2Model(nn.Module):
         self.transformer, self.schedule, self.weighting = transformer, schedule, weighting
 
     def forward(
-        self, z_clean: Tensor, noise: Tensor, t: Tensor, class_labels: Tensor | None, context: Tensor | None = None
+        self,
+        z_clean: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        class_labels: Tensor | None,
+        context: Tensor | None = None,
+        text: TextStates | None = None,
     ) -> Tensor:
         """½ (−dλ/dt) sigmoid(b − λ) ‖ε − ε̂‖² (B,), nats per sample.
 
@@ -35,8 +42,26 @@ class Stage2Model(nn.Module):
             t: (B,) in [0, 1).
             class_labels: (B,), with the null label for dropped ones; None for models without classes.
             context: clean latents (B, c, t', h, w) of the frames before the target, which the model sees.
+            text: captions, without tokens where they are dropped; None for models without text.
         """
         logsnr = self.schedule.logsnr(t)
-        z_t = diffuse(z_clean, noise, logsnr)
-        v = self.transformer(z_t, logsnr, class_labels, context_latents=context).sample
-        return sigmoid_loss(v, z_clean, noise, t, self.schedule, self.weighting)
+        v = self.transformer(
+            diffuse(z_clean, noise, logsnr),
+            logsnr,
+            class_labels,
+            context_latents=context,
+            encoder_hidden_states=None if text is None else text.states,
+            encoder_attention_mask=None if text is None else text.mask,
+        ).sample
+        loss = sigmoid_loss(v, z_clean, noise, t, self.schedule, self.weighting)
+        return loss if context is not None else loss + self._zero_of_unused_weights(z_clean)
+
+    def _zero_of_unused_weights(self, z_clean: Tensor) -> Tensor | float:
+        """0 with a gradient of 0 for weights that a step without context leaves out.
+
+        Otherwise they would have no gradient, for which DDP waits.
+        """
+        if not self.transformer.config.context_conditioning:
+            return 0.0
+        pixel = z_clean.new_zeros(1, z_clean.shape[1], 1, 1)
+        return 0.0 * self.transformer.context_conv_in(pixel).sum()

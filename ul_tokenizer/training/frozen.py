@@ -8,11 +8,19 @@ import torch
 from diffusers import AutoModel
 from torch import Tensor
 
-from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.media.pixels import to_float
+from ul_tokenizer.models.any_autoencoder import (
+    decode_any,
+    encode_clean,
+    frames_of,
+    is_ours,
+    latent_channels,
+    spatial_ratio,
+    takes_clips_only,
+)
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.repository import MissingPriorError, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-from ul_tokenizer.pipelines.generation import spatial_ratio
 
 
 class FrozenAutoencoder:
@@ -26,22 +34,40 @@ class FrozenAutoencoder:
     def __init__(self, vae: Any, prior: UnifiedLatentsTransformer | None = None) -> None:
         self.vae, self.prior = vae.eval().requires_grad_(False), prior
         self.ratio = spatial_ratio(vae)
-        self.is_ours = isinstance(vae, UnifiedLatentsAutoencoder)
-        self.latent_channels = int(vae.config["latent_channels"])
+        self.is_ours = is_ours(vae)
+        channels = latent_channels(vae)
+        assert channels is not None  # `load_other` refuses such models
+        self.latent_channels = channels
         self.passes = 0  # number of images encoded so far
 
     def to(self, device: torch.device) -> None:
-        """Moves the autoencoder to a device, with its convolutions in channels-last memory."""
-        self.vae.to(device, memory_format=torch.channels_last)
+        """Moves the autoencoder to a device, with its convolutions of images in channels-last memory."""
+        if takes_clips_only(self.vae):
+            self.vae.to(device)
+        else:
+            self.vae.to(device, memory_format=torch.channels_last)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, [T,] H, W), as `encode_clean` takes them → normalised z_clean (B, c, [t,] h, w) in fp32."""
+        return normalize_latents(self.vae, self.encode_clean(pixels))
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [−1, 1] → z_clean (B, c, h, w) in fp32; for others' VAEs the normalised mode."""
-        self.passes += len(pixels)
-        encoded = self.vae.encode(pixels.to(self.vae.dtype))
-        # The mode of ours is the latent scaled by α₀, so it must not be taken here.
-        latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
-        return normalize_latents(self.vae, latents.float())
+    def encode_clean(self, pixels: Tensor, num_rows: int | None = None) -> Tensor:
+        """Encodes a batch to latents as a latent data set stores them.
+
+        Args:
+            pixels: (B, 3, [T,] H, W), floats in [−1, 1] or uint8.
+            num_rows: rows that the network gets; copies of the last one fill them up. With the same number, no latent
+                depends on how many others are in its batch, not even by a rounding error.
+
+        Returns:
+            z_clean (B, c, [t,] h, w) in fp32, not normalised; for others' autoencoders the mode.
+        """
+        count = len(pixels)
+        self.passes += count
+        if num_rows is not None and count < num_rows:
+            pixels = torch.cat([pixels, pixels[-1:].expand(num_rows - count, *pixels.shape[1:])])
+        return encode_clean(self.vae, to_float(pixels) if pixels.dtype == torch.uint8 else pixels)[:count]
 
     @torch.no_grad()
     def decode(self, z: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -49,10 +75,12 @@ class FrozenAutoencoder:
 
         Ours decodes in its own number of steps, as in the pipeline; others need no generator.
         """
-        latents = denormalize_latents(self.vae, z).to(self.vae.dtype)
         options = {"generator": generators} if self.is_ours else {}
-        pixels: Tensor = self.vae.decode(latents, return_dict=False, **options)[0]
-        return pixels.float()
+        return decode_any(self.vae, denormalize_latents(self.vae, z), **options).float()
+
+    def frames_of(self, latent_frames: int) -> int:
+        """How many frames are decoded from latents of `latent_frames` frames; of none, none."""
+        return frames_of(self.vae, latent_frames) if latent_frames else 0
 
 
 def load_ours(name: str, revision: str | None = None) -> FrozenAutoencoder:
@@ -75,6 +103,6 @@ def load_other(name: str, subfolder: str | None = None, revision: str | None = N
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"--pretrained_vae {name} can't be loaded: {reason}.") from error
-    if not hasattr(vae, "encode") or not hasattr(vae, "decode") or "latent_channels" not in vae.config:
+    if not hasattr(vae, "encode") or not hasattr(vae, "decode") or latent_channels(vae) is None:
         raise ValueError(f"--pretrained_vae must be an autoencoder, got a {type(vae).__name__}.")
     return FrozenAutoencoder(vae)

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
+from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.presets import build_autoencoder, build_prior, check_config_keys
 from ul_tokenizer.models.repository import PRIOR, load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
-from ul_tokenizer.training.data import make_sources, say
-from ul_tokenizer.training.draws.clips import RandomClipDataset
-from ul_tokenizer.training.draws.crops import CropBatch, CropSample, RandomCropDataset, collate_crops
+from ul_tokenizer.training.data import say
+from ul_tokenizer.training.draws.crops import CropBatch, CropSample, collate_crops
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
-from ul_tokenizer.training.draws.video_pool import VideoPool
 from ul_tokenizer.training.engine.loop import run_stage
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments as Stage1Arguments
+from ul_tokenizer.training.stage1_data import Stage1Data
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
 from ul_tokenizer.training.validation_metrics import ValidationMetrics
 from ul_tokenizer.training.warmup import PriorWarmup
@@ -74,6 +74,7 @@ class Stage1:
         side = args.validation_resolution or args.resolution
         self.metrics = ValidationMetrics(args, PartialState().device)
         self.metrics.check_size(side)
+        self._data = Stage1Data(args)  # before anything large is allocated
         autoencoder, prior = _make_models(args)
         self.autoencoder, self.prior = autoencoder, prior
         self.models: dict[str, ModelMixin] = {"autoencoder": autoencoder, "prior": prior}
@@ -91,41 +92,17 @@ class Stage1:
             args.prior_ramp_steps,
             ramp_start=None if args.prior_warmup else -args.prior_ramp_steps,
         )
-        train, held_out = make_sources(args)
-        scale = (args.scale_min, 1.0)
-        crops = RandomCropDataset(train, args.resolution, args.seed, scale, args.random_flip, args.center_crop)
-        held_out_crops = RandomCropDataset(held_out, side, seed=0, scale=scale)
-        self.dataset: Any = crops  # or clips
-        self._held_out: Any = held_out_crops
-        if args.num_frames is not None:
-            self.dataset = self._clips(crops, args.train_video_dir, args.image_batch_fraction)
-            self._held_out = self._clips(held_out_crops, args.validation_video_dir, 0.0)
-        self._validation_pixels: Tensor | None = None
         self._check_resolutions()
+        self.dataset: Any = self._data.training(self._multiple())  # crops or clips
+        self._held_out: Any = self._data.held_out()
+        self._validation_pixels: Tensor | None = None
 
-    def _clips(self, crops: RandomCropDataset, folder: str | None, image_fraction: float) -> RandomClipDataset:
-        args = self.args
-        assert args.num_frames is not None  # else there are only images
-        videos = None
-        if folder is not None:
-            short_side = 4 * crops.resolution  # parts of a frame are scaled to the crop from at most this
-            memory = int(args.cache_videos_gb * 1e9)
-            videos = VideoPool(folder, short_side, args.video_fps, min_frames=args.num_frames, max_bytes=memory)
-            for reason in videos.skipped:
-                say(f"skipped {reason}")
-            for note in videos.notes:
-                say(note)
-            if not videos.is_in_memory:
-                say(
-                    f"{folder}: {len(videos.videos)} videos don't fit into --cache_videos_gb {args.cache_videos_gb:g}; "
-                    "their parts are read from the files, which --dataloader_num_workers speeds up."
-                )
-        processes = PartialState().num_processes
-        of_step = args.train_batch_size * args.gradient_accumulation_steps * processes
-        return RandomClipDataset(crops, videos, args.num_frames, of_step, image_fraction, args.pan_fraction)
+    def _multiple(self) -> int:
+        """The networks need sides that are multiples of this."""
+        return int(self.autoencoder.spatial_compression_ratio * self.prior.size_multiple)
 
     def _check_resolutions(self) -> None:
-        multiple = self.autoencoder.spatial_compression_ratio * self.prior.size_multiple
+        multiple = self._multiple()
         for name in ("resolution", "validation_resolution"):
             if (getattr(self.args, name) or multiple) % multiple:
                 raise ValueError(
@@ -142,7 +119,7 @@ class Stage1:
 
     def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns L in bits per pixel, and its terms."""
-        pixels = batch["pixel_values"]
+        pixels = to_float(batch["pixel_values"])
         divisor = bits_per_pixel_divisor(*pixels.shape[-2:]) * (pixels.shape[2] if pixels.ndim == 5 else 1)
         progress = self.warmup.progress(draws.step)
         losses = model(pixels, self._noise(pixels, draws), progress)
@@ -202,7 +179,7 @@ class Stage1:
     def _fixed_pixels(self) -> Tensor:
         if self._validation_pixels is None:
             crops = [self._held_out[n] for n in range(self.args.num_validation_images)]
-            self._validation_pixels = torch.stack([crop["pixel_values"] for crop in crops])
+            self._validation_pixels = to_float(torch.stack([crop["pixel_values"] for crop in crops]))
             for reason in sorted({reason for crop in crops for reason in crop["skipped"]}):
                 say(f"skipped in validation: {reason}")
         return self._validation_pixels
@@ -234,7 +211,7 @@ class Stage1:
         """Sizes of networks and data; every line is a YAML comment."""
         sizes = {name: sum(p.numel() for p in getattr(self.model, name).parameters()) for name in PARTS}
         lines = [f"{name}: {size:,} parameters" for name, size in sizes.items()]
-        lines += [f"training images: {len(self.dataset)}", f"held-out images: {len(self._held_out)}"]
+        lines += self._data.describe()
         return "\n".join(f"# {line}" for line in lines)
 
 

@@ -77,17 +77,22 @@ class Stage1Arguments(TrainingArguments):
         None, "Train a video model on clips of this number of frames. Without it, train on images only.", POSITIVE
     )
     train_video_dir: str | None = arg(
-        None, "Cut clips out of the videos in this folder. Without it, all clips are pans over images."
+        None,
+        "Cut clips out of the videos in this folder. Without it, all clips are pans over images. If there are no "
+        "training images, single images are frames of these videos, and there are no pans.",
     )
     validation_video_dir: str | None = arg(
-        None, "Validate on the videos in this folder. Without it, validation uses pans over held-out images."
+        None,
+        "Validate on the videos in this folder. Without it, validation uses pans over held-out images or, without "
+        "images, a fraction of the training videos that is held out.",
     )
     video_fps: float | None = arg(
         None, "Frame rate to which videos are resampled. Without it, they keep their own.", POSITIVE
     )
     cache_videos_gb: float = arg(
         4.0,
-        "Memory for decoded videos in each process, in GB. If they need more, parts are read from the files.",
+        "Memory for decoded videos in each process, in GB, which its workers share. If they need more, parts are read "
+        "from the files.",
         NOT_NEGATIVE,
     )
     image_batch_fraction: float = arg(0.25, "Fraction of the steps that train on single images.", FRACTION)
@@ -116,5 +121,14 @@ class Stage1Arguments(TrainingArguments):
             self.prior_warmup = self.pretrained_model_name_or_path is None
         if (self.train_video_dir or self.validation_video_dir) and self.num_frames is None:
             raise ValueError("--train_video_dir and --validation_video_dir need --num_frames.")
-        if not (self.train_data_dir or self.dataset_name):
-            raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")
+        if not self.has_images and not self.train_video_dir:
+            raise ValueError("one of --train_data_dir, --dataset_name and --train_video_dir is needed, got none.")
+        if not self.has_images and (self.validation_data_dir or self.validation_split):
+            raise ValueError("--validation_data_dir and --validation_split need training images, got videos only.")
+        if self.aspect_ratio_buckets and self.num_frames is not None:
+            raise ValueError("--aspect_ratio_buckets must not be given with --num_frames: clips are square.")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are training images; else there are videos only."""
+        return bool(self.train_data_dir or self.dataset_name)

@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.latents.dataset import LatentDataset
-from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.models.latent_normalization import normalize_latents
 from ul_tokenizer.models.presets import build_base, check_config_keys
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
-from ul_tokenizer.progress import Bar, progress
 from ul_tokenizer.randomness import Stream, torch_generator
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.training.base_validation import HeldOutLatents, decode_held_out, draw_samples, validate_base
-from ul_tokenizer.training.data import make_sources
+from ul_tokenizer.training.data import draws_per_step, make_training_crops
 from ul_tokenizer.training.denoising import Stage2Model
-from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset, collate_crops
-from ul_tokenizer.training.draws.latents import LatentDraws, LatentsInMemory, collate_latents
+from ul_tokenizer.training.draws.crops import NO_LABEL, RandomCropDataset, collate_crops
+from ul_tokenizer.training.draws.latents import collate_latents
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
 from ul_tokenizer.training.engine.loop import run_stage
 from ul_tokenizer.training.engine.stage import Batch
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_ours
+from ul_tokenizer.training.latent_cache import encode_all
 from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments as Stage2Arguments
+from ul_tokenizer.training.stage2_data import (
+    Split,
+    captions_of,
+    check_latents,
+    check_sizes,
+    draws_of,
+    latent_frames,
+    open_data,
+    split_latents,
+)
+from ul_tokenizer.training.text import TextEncoder, TextStates, load_text_encoder
+from ul_tokenizer.training.text_cache import CachedText, collate_text, fill_cache
 from ul_tokenizer.training.validation_metrics import FeatureDistance, ValidationMetrics
 
 
@@ -77,24 +85,35 @@ class Stage2:
 
     def __init__(self, args: Stage2Arguments) -> None:
         self.args = args
+        data = open_data(args)
         self.metrics = ValidationMetrics(args, PartialState().device)
         self.autoencoder = _load_autoencoder(args)
-        self.class_names, self._images, self._held_out_source, self._latents = _make_data(args, self.autoencoder)
-        if not args.class_conditional:
-            self.class_names = ()
-        num_frames = _latent_frames(args, self._latents)
-        self.transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames)
-        self.models: dict[str, ModelMixin] = {"transformer": self.transformer}
+        self.class_names = data.class_names if args.class_conditional else ()
+        self._images, self._held_out_source, self._latents = data.images, data.held_out_images, data.latents
+        if self._latents is not None:
+            check_latents(args, self._latents, self.autoencoder)
+        num_frames = latent_frames(args, self._latents)
+        self.text = _load_text_encoder(args)
+        transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames, self.text)
+        self.models: dict[str, ModelMixin] = {"transformer": transformer}
         level = self.transformer.config.latent_logsnr
         self.schedule = LogSNRSchedule(level, args.logsnr_min, args.schedule)
         self.weighting = SigmoidWeighting(1.0, args.sigmoid_bias)
         self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting)
         self._check_resolution()
-        self.dataset: Any = self._crops(self._images, args.seed) if self._images else None
-        if self._latents is not None:  # the last ones are held out
-            train = Subset(self._latents, range(len(self._latents) - args.num_validation_images))
-            self.dataset = LatentDraws(train, args.seed)
+        multiple = self.autoencoder.ratio * self.transformer.size_multiple
+        self.dataset: Any = make_training_crops(args, self._images, multiple) if self._images else None
+        self._split: Split | None = None
+        if self._latents is not None:
+            check_sizes(self._latents, self.transformer.size_multiple)
+            self._split = split_latents(self._latents, args.num_validation_images)
+            self.dataset = draws_of(self._latents, self._split.train, args.seed, draws_per_step(args))
         self._held_out: HeldOutLatents | None = None
+
+    @property
+    def transformer(self) -> UnifiedLatentsTransformer:
+        """The base model."""
+        return cast("UnifiedLatentsTransformer", self.models["transformer"])
 
     def _check_resolution(self) -> None:
         multiple = self.autoencoder.ratio * self.transformer.size_multiple
@@ -106,65 +125,64 @@ class Stage2:
     def _crops(self, source: DecodedImages, seed: int) -> RandomCropDataset:
         args = self.args
         scale = (args.scale_min, 1.0)
-        return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop)
+        options: Any = {"scaling": args.scaling}
+        return RandomCropDataset(source, args.resolution, seed, scale, args.random_flip, args.center_crop, **options)
 
     # ------------------------------------------------------------------------------------------------------------
     # Latents
     # ------------------------------------------------------------------------------------------------------------
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Moves the autoencoder to the device and encodes held-out images, with `cache_latents` all others, too."""
-        self.autoencoder.to(accelerator.device)
+        """Moves the frozen networks to the device and encodes what is held out; with `cache_…`, all else, too."""
+        args, device = self.args, accelerator.device
+        self.autoencoder.to(device)
+        if self.text is not None:
+            self.text.to(device)
         with accelerator.autocast():
-            self._held_out = self._encode_held_out(accelerator.device)
-            if self.args.cache_latents:
-                self.dataset = LatentDraws(self._encode_all(accelerator), self.args.seed)
-                self._images = None  # which would keep the decoded images in memory
+            self._held_out = self._encode_held_out(device)
+            if args.cache_latents:
+                self._cache_latents(device)
+            if args.cache_text_embeddings:
+                self._cache_text()
             if accelerator.is_main_process:
                 self._distance(self._held_out)
 
-    def _encode_held_out(self, device: torch.device) -> HeldOutLatents:
-        count = self.args.num_validation_images
-        if self._latents is not None:
-            samples = [self._latents[i] for i in range(len(self._latents) - count, len(self._latents))]
-            batch = collate_latents(samples)
-            labels = self._labels(batch["class_labels"].to(device))
-            return HeldOutLatents(self._normalized(batch["latents"].to(device)), labels, self.args.num_context_latents)
-        assert self._held_out_source is not None  # only a latent data set has none
-        crops = self._crops(self._held_out_source, seed=0)
-        pixels = collate_crops([crops[n] for n in range(count)])
-        latents = self.autoencoder.encode(pixels["pixel_values"].to(device))
-        return HeldOutLatents(latents, self._labels(pixels["class_labels"].to(device)))
-
-    def _encode_all(self, accelerator: Accelerator) -> LatentsInMemory:
-        """Encodes every readable image once: each process its share, which all then exchange."""
+    def _cache_latents(self, device: torch.device) -> None:
+        """Encodes all images; the training then reads their latents."""
         assert self._images is not None  # Stage2Arguments refuses `cache_latents` without images
-        crops, size = self._crops(self._images, seed=0), self.args.train_batch_size
-        mine = range(accelerator.process_index, len(crops), accelerator.num_processes)
-        parts = []
-        with progress("encoding", len(mine), "images", shown=accelerator.is_main_process) as bar:
-            for first in range(0, len(mine), size):
-                indices = mine[first : first + size]
-                batch = self._readable(crops, indices, bar)
-                if batch:
-                    pixels = collate_crops([crop for _, crop in batch])
-                    latents = self.autoencoder.encode(pixels["pixel_values"].to(accelerator.device)).cpu()
-                    parts.append(([index for index, _ in batch], latents, pixels["class_labels"]))
-                bar.update(len(indices))
-        return _in_order(gather_object(parts))
+        level = float(self.transformer.config.latent_logsnr)
+        self._latents, order = encode_all(self.args, self._images, self.dataset, self.autoencoder, level, device)
+        self.dataset = draws_of(self._latents, order, self.args.seed, draws_per_step(self.args))
+        self._images = None  # which would keep the decoded images in memory
 
-    def _readable(self, crops: RandomCropDataset, indices: range, bar: Bar) -> list[tuple[int, CropSample]]:
-        batch = []
-        for index in indices:
-            try:
-                batch.append((index, crops.crop_of(index)))
-            except UnreadableImageError as error:
-                bar.write(f"skipped {crops.source.id(index)}: {error.reason}")
-        return batch
+    def _cache_text(self) -> None:
+        """Encodes all captions; the training then reads their hidden states, and the encoder leaves the GPU."""
+        assert self.text is not None  # Stage2Arguments refuses the cache without a text encoder
+        source = self._images if self._latents is None else self._latents
+        folder = Path(self.args.text_embeddings_dir or Path(self.args.output_dir, "text_embeddings"))
+        cache = fill_cache(folder, self.text, captions_of(source), self.args.train_batch_size)
+        self.dataset = CachedText(self.dataset, cache)
+        self.text.to(torch.device("cpu"))
+
+    def _encode_held_out(self, device: torch.device) -> HeldOutLatents:
+        args, parts = self.args, []
+        if self._split is not None and self._latents is not None:
+            batch: Any = collate_latents([self._latents[int(i)] for i in self._split.held_out])
+            latents, num_context = self._normalized(batch["latents"].to(device)), args.num_context_latents
+        else:
+            assert self._held_out_source is not None  # only a latent data set has none
+            crops = self._crops(self._held_out_source, seed=0)
+            batch = self.collate([crops[n] for n in range(args.num_validation_images)])
+            parts = [self.autoencoder.encode(x.to(device)) for x in batch["pixel_values"].split(args.train_batch_size)]
+            latents, num_context = torch.cat(parts), 0
+        text = None if self.text is None else self.text(batch["captions"])
+        return HeldOutLatents(latents, self._labels(batch["class_labels"].to(device)), num_context, text)
 
     def collate(self, samples: list[Any]) -> Any:
-        """Stacks latents, or crops that the loss will encode."""
-        return collate_latents(samples) if "latent" in samples[0] else collate_crops(samples)
+        """Stacks latents, or crops that the loss will encode, and hidden states of captions if they are cached."""
+        batch: dict[str, Any] = dict(collate_latents(samples) if "latent" in samples[0] else collate_crops(samples))
+        text = collate_text(samples)
+        return batch if text is None else {**batch, **text._asdict()}
 
     # ------------------------------------------------------------------------------------------------------------
     # Loss
@@ -173,18 +191,19 @@ class Stage2:
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted loss in nats per latent dimension."""
         z = self._normalized(batch["latents"]) if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
-        context, z = self._split(z, draws.of_step.start)
+        context, z = self._divided(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         t = draws.pick(stratified_times(len(draws.of_step), generator), z.device)
         labels = self._dropped(self._labels(batch["class_labels"]), draws)
-        return model(z, noise, t, labels, context).mean() / z[0].numel(), {}
+        text = self._text_of(batch, draws)
+        return model(z, noise, t, labels, context, text).mean() / z[0].numel(), {}
 
     def _normalized(self, latents: Tensor) -> Tensor:
-        """Stored latents are z_clean and are normalised here; cached ones were normalised when they were encoded."""
-        return latents if self._latents is None else normalize_latents(self.autoencoder.vae, latents)
+        """Stored latents are z_clean as the autoencoder gives it."""
+        return normalize_latents(self.autoencoder.vae, latents)
 
-    def _split(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
+    def _divided(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
         """Splits clips (B, c, t, h, w) into context and target; in some steps there is no context."""
         count = self.args.num_context_latents
         if not count:
@@ -203,9 +222,19 @@ class Stage2:
         null = self.transformer.null_class_label
         if labels is None or null is None:
             return None
+        return labels.masked_fill(self._is_dropped(draws, self.args.label_dropout, labels.device), null)
+
+    def _text_of(self, batch: Batch, draws: Draws) -> TextStates | None:
+        """Captions, some of them dropped; None for models without text."""
+        if self.text is None:
+            return None
+        text = TextStates(batch["states"], batch["mask"]) if "states" in batch else self.text(batch["captions"])
+        return text.without(self._is_dropped(draws, self.args.caption_dropout, text.mask.device))
+
+    def _is_dropped(self, draws: Draws, probability: float, device: torch.device) -> Tensor:
+        """(B,) bool; a sample that loses its caption mostly loses its class as well, as guidance leaves out both."""
         generator = torch_generator(self.args.seed, Stream.LABEL_DROPOUT, draws.of_step.start)
-        is_dropped = torch.rand(len(draws.of_step), generator=generator) < self.args.label_dropout
-        return labels.masked_fill(draws.pick(is_dropped, labels.device), null)
+        return draws.pick(torch.rand(len(draws.of_step), generator=generator) < probability, device)
 
     # ------------------------------------------------------------------------------------------------------------
     # Validation
@@ -246,14 +275,16 @@ class Stage2:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Does nothing."""
 
-    def pipeline(self) -> UnifiedLatentsPipeline:
-        """The base model together with its scheduler and autoencoder."""
+    def pipeline(self, with_text: bool = False) -> UnifiedLatentsPipeline:
+        """The base model with its scheduler and autoencoder and, if asked for, its text encoder and tokenizer."""
         scheduler = LogSNRScheduler(self.transformer.config.latent_logsnr, self.args.logsnr_min)
-        return UnifiedLatentsPipeline(self.transformer, scheduler, self.autoencoder.vae)
+        text = self.text if with_text else None
+        parts = (None, None) if text is None else (text.model, text.tokenizer)
+        return UnifiedLatentsPipeline(self.transformer, scheduler, self.autoencoder.vae, *parts)
 
     def save(self, folder: Path) -> None:
         """Writes a whole pipeline, the prior of its autoencoder if there is one, and the names of its classes."""
-        self.pipeline().save_pretrained(folder)
+        self.pipeline(with_text=True).save_pretrained(folder)
         if self.autoencoder.prior is not None:
             self.autoencoder.prior.save_pretrained(folder / AUTOENCODER / PRIOR)
         if self.class_names:
@@ -263,21 +294,15 @@ class Stage2:
     def describe(self) -> str:
         """Sizes of networks and data; every line is a YAML comment."""
         sizes = {"base model": self.transformer, "frozen autoencoder": self.autoencoder.vae}
+        sizes |= {} if self.text is None else {"frozen text encoder": self.text.model}
         lines = [f"{name}: {sum(p.numel() for p in m.parameters()):,} parameters" for name, m in sizes.items()]
         lines += [f"training samples: {len(self.dataset)}", f"classes: {', '.join(self.class_names) or 'none'}"]
         return "\n".join(f"# {line}" for line in lines)
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Data and networks
+# Networks
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def _in_order(parts: list[tuple[list[int], Tensor, Tensor]]) -> LatentsInMemory:
-    """Sorts the latents of all processes by image; at least one part is needed."""
-    order = torch.tensor([index for indices, _, _ in parts for index in indices]).argsort()
-    latents, labels = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
-    return LatentsInMemory(latents[order], labels[order])
 
 
 def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
@@ -287,38 +312,28 @@ def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
     return load_other(args.pretrained_vae, args.vae_subfolder, args.revision)
 
 
-def _make_data(
-    args: Stage2Arguments, autoencoder: FrozenAutoencoder
-) -> tuple[tuple[str, ...], DecodedImages | None, DecodedImages | None, Any]:
-    """Returns class names, training images and held-out images, or a latent data set instead of images."""
-    if args.latent_dataset is None:
-        train, held_out = make_sources(args)
-        if train.class_names != held_out.class_names:
-            raise ValueError(
-                f"--validation_data_dir must have the {len(train.class_names)} classes of the training images, "
-                f"got {len(held_out.class_names)} classes or other names."
-            )
-        return train.class_names, train, held_out, None
-    expected = {"latent_channels": autoencoder.latent_channels}
-    if autoencoder.is_ours:
-        expected["latent_logsnr"] = autoencoder.vae.config.latent_logsnr
-    latents = LatentDataset(args.latent_dataset, expected=expected)
-    if len(latents) <= args.num_validation_images:
-        raise ValueError(
-            f"--latent_dataset must hold more than the {args.num_validation_images} samples of "
-            f"--num_validation_images, got {len(latents)}."
-        )
-    return latents.class_names, None, None, latents
+def _load_text_encoder(args: Stage2Arguments) -> TextEncoder | None:
+    if args.text_encoder is None:
+        return None
+    return load_text_encoder(
+        args.text_encoder, args.text_encoder_subfolder, args.text_encoder_revision, args.max_text_tokens
+    )
 
 
 def _make_base(
-    args: Stage2Arguments, autoencoder: FrozenAutoencoder, num_classes: int, num_frames: int | None
+    args: Stage2Arguments,
+    autoencoder: FrozenAutoencoder,
+    num_classes: int,
+    num_frames: int | None,
+    text: TextEncoder | None,
 ) -> UnifiedLatentsTransformer:
     latents: dict[str, Any] = {
         "in_channels": autoencoder.latent_channels,
         "latent_logsnr": _latent_logsnr(args, autoencoder),
         "num_class_embeds": num_classes or None,
     }
+    if text is not None:
+        latents["cross_attention_dim"] = text.width
     torch.manual_seed(args.seed)  # fresh weights are the same on every process and in every run
     if args.pretrained_model_name_or_path is None:
         fresh = {**latents, "sample_size": args.resolution // autoencoder.ratio, "sample_frames": num_frames}
@@ -330,29 +345,13 @@ def _make_base(
         check_config_keys(UnifiedLatentsTransformer, args.base_config)
         base = UnifiedLatentsTransformer.from_pretrained(args.pretrained_model_name_or_path, **args.base_config)
         flag = "--pretrained_model_name_or_path"
+    if text is None and base.config.cross_attention_dim is not None:
+        raise ValueError(f"{flag} or --preset {args.preset} is for a model of captions, which needs --text_encoder.")
     for key, value in latents.items():
         if base.config[key] != value:
-            raise ValueError(f"{flag} must have the {key} of the latents and labels, {value}, got {base.config[key]}.")
+            others = " and labels" if key != "cross_attention_dim" else " and of --text_encoder"
+            raise ValueError(f"{flag} must have the {key} of the latents{others}, {value}, got {base.config[key]}.")
     return base
-
-
-def _latent_frames(args: Stage2Arguments, latents: LatentDataset | None) -> int | None:
-    """Number of latent frames in each clip; None for images.
-
-    Raises:
-        ValueError: clips have several lengths, or no more frames than the context.
-    """
-    lengths = {shape[1] if len(shape) == 4 else None for shape in latents.shapes} if latents is not None else {None}
-    if len(lengths) > 1:
-        raise ValueError("--latent_dataset must hold either images or clips of one length, got several lengths.")
-    (num_frames,) = lengths
-    if args.num_context_latents and (num_frames is None or num_frames <= args.num_context_latents):
-        got = "images" if num_frames is None else f"clips of {num_frames} frames"
-        raise ValueError(
-            f"--num_context_latents {args.num_context_latents} needs a --latent_dataset of clips with more latent "
-            f"frames, got {got}."
-        )
-    return num_frames
 
 
 def _latent_logsnr(args: Stage2Arguments, autoencoder: FrozenAutoencoder) -> float:

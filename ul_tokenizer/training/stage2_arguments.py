@@ -29,6 +29,8 @@ class Stage2Arguments(TrainingArguments):
         "pretrained_vae",
         "latent_dataset",
         "pretrained_model_name_or_path",
+        "text_encoder",
+        "text_embeddings_dir",
     )
     RENAMED: ClassVar[dict[str, str]] = {"base": "base_config"}
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("kid",)
@@ -36,7 +38,8 @@ class Stage2Arguments(TrainingArguments):
     # Latents
     pretrained_autoencoder: str | None = arg(None, "The frozen autoencoder (bundled name, folder or hub id).")
     pretrained_vae: str | None = arg(
-        None, "Any autoencoder of diffusers, instead of --pretrained_autoencoder, to compare latents."
+        None,
+        "Any autoencoder of diffusers, of images or of clips, instead of --pretrained_autoencoder, to compare latents.",
     )
     vae_subfolder: str | None = arg(None, "Subfolder of --pretrained_vae that contains the autoencoder.")
     revision: str | None = arg(None, "Branch, tag or commit of the autoencoder on the hub.")
@@ -44,7 +47,36 @@ class Stage2Arguments(TrainingArguments):
         None, "Train on this latent data set (folder or hub id) instead of images, so that nothing is encoded."
     )
     cache_latents: bool = arg(
-        False, "Encode every training image once before the first step, and keep the latents in memory."
+        False,
+        "Encode every training image once before the first step, into a latent data set in the output folder, which "
+        "later runs use again.",
+    )
+
+    # Captions
+    text_encoder: str | None = arg(
+        None,
+        "Condition the model on captions, through the hidden states of this text encoder of transformers, such as CLIP "
+        "or T5 (folder or hub id; needs the `text` extra).",
+    )
+    text_encoder_subfolder: str | None = arg(
+        None,
+        "Subfolder of --text_encoder that contains the encoder. The tokenizer of text_encoder_2 is tokenizer_2; "
+        "otherwise it lies in the same subfolder.",
+    )
+    text_encoder_revision: str | None = arg(None, "Branch, tag or commit of the text encoder on the hub.")
+    max_text_tokens: int | None = arg(
+        None,
+        "Cut off captions after this number of tokens. Without it, it is the encoder's own limit, and at most 256.",
+        POSITIVE,
+    )
+    caption_dropout: float = arg(0.1, "Probability of training without the caption, which guidance needs.", BELOW_1)
+    cache_text_embeddings: bool = arg(
+        False,
+        "Encode every caption once before the first step, and keep the hidden states on the disk in half precision.",
+    )
+    text_embeddings_dir: str | None = arg(
+        None,
+        "Folder of the cached hidden states, which several runs may share; without it, they are in the output folder.",
     )
 
     # Network
@@ -100,6 +132,19 @@ class Stage2Arguments(TrainingArguments):
         if self.logsnr_max is not None and not self.pretrained_vae:
             raise ValueError("--logsnr_max needs --pretrained_vae, because our autoencoders define their own level.")
         self._check_data()
+        self._check_text()
+
+    def _check_text(self) -> None:
+        needs = {
+            "text_encoder_subfolder": "text_encoder",
+            "text_encoder_revision": "text_encoder",
+            "max_text_tokens": "text_encoder",
+            "cache_text_embeddings": "text_encoder",
+            "text_embeddings_dir": "cache_text_embeddings",
+        }
+        for name, needed in needs.items():
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"--{name} needs --{needed}.")
 
     def _check_data(self) -> None:
         sources = [bool(self.train_data_dir or self.dataset_name), bool(self.latent_dataset)]
@@ -112,6 +157,9 @@ class Stage2Arguments(TrainingArguments):
             raise ValueError(
                 "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1."
             )
+
+        if self.cache_latents and self.aspect_ratio_buckets:
+            raise ValueError("--cache_latents and --aspect_ratio_buckets exclude each other, got both.")
 
     def _crops_are_fixed(self) -> bool:
         return self.latent_dataset is None and self.center_crop and not self.random_flip and self.scale_min == 1

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ul_tokenizer.media.pixels import frame_to_float
+from ul_tokenizer.media.pixels import frame_to_uint8
 from ul_tokenizer.sources.base import SkippedSample, Source
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.sources.folder import FolderSource
@@ -60,7 +60,7 @@ def flat(*levels: int) -> Pictures:
 
 
 def level_of(crop: Any) -> int:
-    return round((crop["pixel_values"].mean().item() + 1) * 127.5)
+    return round(crop["pixel_values"].double().mean().item())
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_one_image_gives_another_crop_at_every_draw() -> None:
 
 def test_at_scale_1_a_crop_is_a_piece_of_the_image_bit_by_bit() -> None:
     image = noise()
-    windows = frame_to_float(image).unfold(1, 8, 1).unfold(2, 8, 1)  # (3, 23, 33, 8, 8)
+    windows = frame_to_uint8(image).unfold(1, 8, 1).unfold(2, 8, 1)  # (3, 23, 33, 8, 8)
     dataset = crops_of(Pictures(image), 8)
     for n in range(10):
         same = (windows == dataset[n]["pixel_values"][:, None, None]).all(dim=(0, 3, 4))
@@ -146,7 +146,7 @@ def test_at_scale_1_a_crop_is_a_piece_of_the_image_bit_by_bit() -> None:
 def test_every_place_of_the_image_is_reached() -> None:
     gradient = Image.fromarray(np.arange(12, dtype=np.uint8)[None, :, None].repeat(12, 0).repeat(3, 2))
     dataset = crops_of(Pictures(gradient), 8)
-    lefts = Counter(round((dataset[n]["pixel_values"][0, 0, 0].item() + 1) * 127.5) for n in range(1000))
+    lefts = Counter(int(dataset[n]["pixel_values"][0, 0, 0]) for n in range(1000))
     assert sorted(lefts) == [0, 1, 2, 3, 4]
     assert min(lefts.values()) > 140  # 200 expected
 
@@ -154,8 +154,8 @@ def test_every_place_of_the_image_is_reached() -> None:
 def test_the_scale_is_log_uniform_between_its_bounds() -> None:
     ramp = Image.fromarray(np.arange(240, dtype=np.uint8)[None, :, None].repeat(240, 0).repeat(3, 2))
     dataset = crops_of(Pictures(ramp), 16, scale=(0.125, 0.5))
-    slopes = [dataset[n]["pixel_values"][0, 8, 12] - dataset[n]["pixel_values"][0, 8, 4] for n in range(300)]
-    scales = 8 / 127.5 / torch.stack(slopes)  # 8 pixels of the crop are 8 / scale levels of the ramp
+    rows = [dataset[n]["pixel_values"][0, 8].double() for n in range(300)]
+    scales = 8 / torch.stack([row[12] - row[4] for row in rows])  # 8 pixels of the crop are 8 / scale levels
     assert 0.12 < scales.min() < 0.14 and 0.45 < scales.max() < 0.53
     assert scales.log2().mean() == pytest.approx(-2, abs=0.12)
 
@@ -163,7 +163,7 @@ def test_the_scale_is_log_uniform_between_its_bounds() -> None:
 def test_a_scale_at_which_the_crop_would_not_fit_is_raised_until_it_does() -> None:
     image = noise(32, 16)
     crops = crops_of(Pictures(image), 16, scale=(0.1, 0.1))
-    windows = frame_to_float(image).unfold(2, 16, 1).permute(2, 0, 1, 3)
+    windows = frame_to_uint8(image).unfold(2, 16, 1).permute(2, 0, 1, 3)
     for n in range(5):
         assert any(torch.equal(crops[n]["pixel_values"], window) for window in windows)
 
@@ -171,15 +171,13 @@ def test_a_scale_at_which_the_crop_would_not_fit_is_raised_until_it_does() -> No
 def test_only_an_image_smaller_than_the_crop_is_enlarged() -> None:
     dataset = crops_of(Pictures(Image.new("RGB", (5, 9), (10, 20, 30))), 16)
     assert dataset[0]["pixel_values"].shape == (3, 16, 16)
-    assert dataset[0]["pixel_values"][:, 3, 3].tolist() == pytest.approx(
-        [v / 127.5 - 1 for v in (10, 20, 30)], abs=1e-6
-    )
+    assert dataset[0]["pixel_values"][:, 3, 3].tolist() == [10, 20, 30]
 
 
 def test_center_crop_takes_the_middle() -> None:
     dataset = crops_of(Pictures(noise(20, 12)), 8, center_crop=True)
     for n in range(3):
-        assert torch.equal(dataset[n]["pixel_values"], frame_to_float(noise(20, 12))[:, 2:10, 6:14])
+        assert torch.equal(dataset[n]["pixel_values"], frame_to_uint8(noise(20, 12))[:, 2:10, 6:14])
 
 
 def test_half_of_the_crops_are_mirrored_when_asked_and_none_otherwise() -> None:
@@ -194,11 +192,10 @@ def test_half_of_the_crops_are_mirrored_when_asked_and_none_otherwise() -> None:
     assert 70 < mirrored(True) < 130
 
 
-def test_values_lie_between_minus_1_and_1() -> None:
-    checks = Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
-    values = crops_of(Pictures(checks), 16, scale=(0.4, 0.9))[0]["pixel_values"]
-    assert values.dtype == torch.float32
-    assert values.abs().max() <= 1
+def test_a_batch_has_one_byte_for_each_value_of_a_channel() -> None:
+    dataset = crops_of(Pictures(noise()), 8, scale=(0.4, 0.9))
+    pixels = collate_crops([dataset[n] for n in range(4)])["pixel_values"]
+    assert pixels.dtype == torch.uint8 and pixels.nbytes == 4 * 3 * 8 * 8
 
 
 # ---------------------------------------------------------------- bad images

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ul_tokenizer.media.pixels import frame_to_float
+from ul_tokenizer.media.pixels import frame_to_uint8
 from ul_tokenizer.randomness import Stream, numpy_generator
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoPool
@@ -32,6 +32,7 @@ class RandomClipDataset(Dataset[CropSample]):
         image_fraction: Fraction of the steps that hold single crops.
         pan_fraction: Fraction of the clips that are pans, if there are videos.
         max_stride: A clip takes every frame of a video, every second one, and so on up to this number.
+        epoch: Number of draws in an epoch; None is the number of images.
     """
 
     def __init__(
@@ -43,14 +44,16 @@ class RandomClipDataset(Dataset[CropSample]):
         image_fraction: float = 0.25,
         pan_fraction: float = 0.5,
         max_stride: int = 2,
+        epoch: int | None = None,
     ) -> None:
         self.crops, self.videos, self.num_frames = crops, videos, num_frames
         self.draws_per_step, self.image_fraction = draws_per_step, image_fraction
         self.pan_fraction, self.max_stride = 1.0 if videos is None else pan_fraction, max_stride
+        self._length = len(crops) if epoch is None else epoch
 
     def __len__(self) -> int:
-        """Number of draws in an epoch, which is the number of images."""
-        return len(self.crops)
+        """Number of draws in an epoch."""
+        return self._length
 
     def __getitem__(self, n: int) -> CropSample:
         """Draw n; `pixel_values` is (3, T, r, r), or (3, r, r) in steps of single crops."""
@@ -70,11 +73,11 @@ class RandomClipDataset(Dataset[CropSample]):
             frames = _cropped([Image.fromarray(frame) for frame in part], self.crops.resolution, random)
         if random.random() < 0.5 and self.crops.random_flip:
             frames = frames.flip(-1)
-        return {"pixel_values": frames, "class_label": NO_LABEL, "skipped": skipped}
+        return {"pixel_values": frames, "class_label": NO_LABEL, "caption": None, "skipped": skipped}
 
     def _pan(self, n: int, random: np.random.Generator) -> tuple[Tensor, tuple[str, ...]]:
         image, _, skipped = self.crops.read(n, random)
-        return pan(image, self.crops.resolution, self.num_frames, self.crops.scale, random), skipped
+        return pan(image, self.crops.resolution, self.num_frames, self.crops.factors(image), random), skipped
 
 
 def _cropped(frames: Sequence[Image.Image], side: int, random: np.random.Generator) -> Tensor:
@@ -102,7 +105,7 @@ def pan(
         random: Source of place, direction, speed and zoom.
 
     Returns:
-        (3, T, side, side) float32 in [−1, 1].
+        (3, T, side, side), uint8.
     """
     low, high = scale
     factor = max(low * (high / low) ** random.random(), side / min(image.size))
@@ -122,4 +125,4 @@ def pan(
 
 
 def _stacked(frames: Sequence[Image.Image]) -> Tensor:
-    return torch.stack([frame_to_float(frame) for frame in frames], dim=1)
+    return torch.stack([frame_to_uint8(frame) for frame in frames], dim=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -16,9 +16,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ul_tokenizer.media.images import UnreadableImageError
-from ul_tokenizer.media.pixels import frame_to_float
+from ul_tokenizer.media.pixels import frame_to_uint8
 from ul_tokenizer.randomness import Stream, numpy_generator
-from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.training.draws.aspect_ratios import AspectBuckets
+from ul_tokenizer.training.draws.geometry import (
+    Chance,
+    Scaling,
+    Size,
+    decoded_side,
+    mirrored,
+    native_crop,
+    short_side_crop,
+)
 
 SUBSTITUTES = 100  # other images that are tried in place of an unreadable one
 NO_LABEL = -1
@@ -27,33 +36,86 @@ NO_LABEL = -1
 class CropSample(TypedDict):
     """One training sample."""
 
-    pixel_values: Tensor  # (3, r, r), float32, [-1, 1]
+    pixel_values: Tensor  # (3, [T,] h, w), uint8, which `media.pixels.to_float` converts on the device
     class_label: int  # NO_LABEL if the image has none
+    caption: str | None
     skipped: tuple[str, ...]  # "id: reason" of each unreadable image that this one replaces
 
 
 class CropBatch(TypedDict):
     """A batch of samples, made by `collate_crops`."""
 
-    pixel_values: Tensor  # (B, 3, r, r), float32, [-1, 1]
+    pixel_values: Tensor  # (B, 3, [T,] h, w), uint8
     class_labels: Tensor  # (B,) int64
+    captions: list[str | None]
     skipped: list[str]  # of all samples
 
 
-class RandomCropDataset(Dataset[CropSample]):
-    """Square crops at random places and scales; item n is draw n since the start of the training.
+class CropSource(Protocol):
+    """Numbered images to crop: `DecodedImages`, or the frames of videos."""
 
-    Every epoch, n // len(source), draws each image once, in a new order. An unreadable image is replaced by another
-    one and reported in `skipped`.
+    def __len__(self) -> int:
+        """Number of images, including those that turn out to be unreadable."""
+        ...
+
+    def id(self, index: int) -> str:
+        """A name for messages."""
+        ...
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """The image as 8-bit RGB; arguments and errors as those of `DecodedImages.read`."""
+        ...
+
+    def label_and_caption(self, index: int) -> tuple[int | None, str | None]:
+        """The image's class and its caption, each None if it has none."""
+        ...
+
+
+class Order(Protocol):
+    """Which sample each draw takes, as a pure function of the draw's number."""
+
+    def __len__(self) -> int:
+        """Number of draws in an epoch."""
+        ...
+
+    def index(self, n: int) -> int:
+        """The sample of draw n, which has no upper limit."""
+        ...
+
+
+class ShuffledOrder:
+    """Every epoch takes each of `length` samples once, in a new random order; see `Order`."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+
+    def __len__(self) -> int:
+        """Number of draws in an epoch."""
+        return self.length
+
+    def index(self, n: int) -> int:
+        """The sample of draw n."""
+        return index_of_draw(n, self.length, self.seed)
+
+
+class RandomCropDataset(Dataset[CropSample]):
+    """Crops at random places and scales; item n is draw n since the start of the training.
+
+    An unreadable image is replaced by another one and reported in `skipped`.
 
     Args:
         source: The images.
-        resolution: Side r of a crop, in pixels.
+        resolution: Side r of a square crop, in pixels.
         seed: Seed of the order and of all crops.
-        scale: Lowest and highest factor by which an image is scaled before it is cropped, drawn log-uniformly. The
-            factor is raised if the crop would not fit otherwise; only images smaller than the crop are enlarged.
+        scale: Lowest and highest factor by which an image is scaled before it is cropped, drawn log-uniformly; see
+            `native_crop`. With the scaling "short_side", the lowest and highest fraction of the image that a crop
+            covers; see `short_side_crop`. The highest must be 1 then.
         random_flip: Whether to mirror half of the crops.
         center_crop: Whether to crop at the centre; the scale is still random.
+        scaling: "native" takes windows of the image at its own scale, "short_side" first scales the image to the crop.
+        order: Which image each draw takes; None is `ShuffledOrder`.
+        buckets: Sizes of the crops by image, for the scaling "short_side"; None makes squares. The order must take
+            images of one size in each step.
 
     Raises:
         ValueError: An argument is out of range.
@@ -61,12 +123,16 @@ class RandomCropDataset(Dataset[CropSample]):
 
     def __init__(
         self,
-        source: DecodedImages,
+        source: CropSource,
         resolution: int,
         seed: int = 0,
         scale: tuple[float, float] = (1.0, 1.0),
         random_flip: bool = False,
         center_crop: bool = False,
+        *,
+        scaling: Scaling = "native",
+        order: Order | None = None,
+        buckets: AspectBuckets | None = None,
     ) -> None:
         if resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}.")
@@ -74,12 +140,18 @@ class RandomCropDataset(Dataset[CropSample]):
             raise ValueError(f"seed must not be negative, got {seed}.")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be (lowest, highest) with 0 < lowest <= highest <= 1, got {scale}.")
+        if scaling == "short_side" and scale[1] != 1:
+            raise ValueError(f"scale must go up to 1 with the scaling short_side, got {scale}.")
+        if scaling == "native" and buckets is not None:
+            raise ValueError("buckets need the scaling short_side, got native.")
         self.source, self.resolution, self.seed = source, resolution, seed
         self.scale, self.random_flip, self.center_crop = scale, random_flip, center_crop
+        self.scaling, self.buckets = scaling, buckets
+        self.order: Order = ShuffledOrder(len(source), seed) if order is None else order
 
     def __len__(self) -> int:
         """Number of draws in an epoch; n itself has no upper limit."""
-        return len(self.source)
+        return len(self.order)
 
     def __getitem__(self, n: int) -> CropSample:
         """The crop of draw n; draws may be read in any order.
@@ -90,7 +162,12 @@ class RandomCropDataset(Dataset[CropSample]):
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}.")
         random = numpy_generator(self.seed, Stream.CROP, n)
-        return self._sample(*self.read(n, random), random)
+        if self.scaling == "native":
+            image, index, skipped = self.read(n, random)
+            return self._sample(self._native(image, random), index, skipped)
+        size, chance = self._size_of(self.order.index(n)), Chance.of(random, self.center_crop)
+        image, index, skipped = self.read(n, random, decoded_side(size, self.scale[0], chance))
+        return self._sample(self._scaled(image, size, chance), index, skipped)
 
     def crop_of(self, index: int) -> CropSample:
         """The crop of image `index` of the source, with the random numbers of draw number `index`.
@@ -99,49 +176,63 @@ class RandomCropDataset(Dataset[CropSample]):
             UnreadableImageError: The image can't be read; it is not replaced by another one.
         """
         random = numpy_generator(self.seed, Stream.CROP, index)
-        return self._sample(self.source.read(index), index, (), random)
+        if self.scaling == "native":
+            return self._sample(self._native(self.source.read(index), random), index, ())
+        size, chance = self._size_of(index), Chance.of(random, self.center_crop)
+        image = self.source.read(index, decoded_side(size, self.scale[0], chance))
+        return self._sample(self._scaled(image, size, chance), index, ())
 
-    def _sample(
-        self, image: Image.Image, index: int, skipped: tuple[str, ...], random: np.random.Generator
-    ) -> CropSample:
-        label = self.source.label(index)
+    def factors(self, image: Image.Image) -> tuple[float, float]:
+        """Lowest and highest factor by which an image is scaled to a square crop."""
+        if self.scaling == "native":
+            return self.scale
+        least = self.resolution / min(image.size)
+        return least, least / self.scale[0]
+
+    def _native(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        chance = Chance.of(random, self.center_crop)
+        return self._mirrored(native_crop(image, self.resolution, self.scale, chance), chance)
+
+    def _scaled(self, image: Image.Image, size: Size, chance: Chance) -> Image.Image:
+        return self._mirrored(short_side_crop(image, size, self.scale[0], chance), chance)
+
+    def _mirrored(self, crop: Image.Image, chance: Chance) -> Image.Image:
+        return mirrored(crop, chance) if self.random_flip else crop
+
+    def _size_of(self, index: int) -> Size:
+        return (self.resolution, self.resolution) if self.buckets is None else self.buckets.size_of(index)
+
+    def _sample(self, crop: Image.Image, index: int, skipped: tuple[str, ...]) -> CropSample:
+        label, caption = self.source.label_and_caption(index)
         return {
-            "pixel_values": frame_to_float(self._crop(image, random)),
+            "pixel_values": frame_to_uint8(crop),
             "class_label": NO_LABEL if label is None else label,
+            "caption": caption,
             "skipped": skipped,
         }
 
-    def read(self, n: int, random: np.random.Generator) -> tuple[Image.Image, int, tuple[str, ...]]:
+    def read(
+        self, n: int, random: np.random.Generator, shorter_side: int | None = None
+    ) -> tuple[Image.Image, int, tuple[str, ...]]:
         """The image of draw n, its index, and "id: reason" of each image that was tried before it.
+
+        Args:
+            n: Number of the draw.
+            random: Source of the choice of other images.
+            shorter_side: As in `DecodedImages.read`.
 
         Raises:
             ValueError: No readable image was found.
         """
-        index = index_of_draw(n, len(self.source), self.seed)
+        index = self.order.index(n)
         failures: list[str] = []
         for _ in range(1 + SUBSTITUTES):
             try:
-                return self.source.read(index), index, tuple(failures)
+                return self.source.read(index, shorter_side), index, tuple(failures)
             except UnreadableImageError as error:
                 failures.append(f"{self.source.id(index)}: {error.reason}")
                 index = int(random.integers(len(self.source)))
         raise ValueError(f"source must hold readable images, got none in {len(failures)} tries, last {failures[-1]}.")
-
-    def _crop(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        draw_scale, draw_x, draw_y, draw_flip = random.random(4)
-        lowest, highest = self.scale
-        scale = max(lowest * (highest / lowest) ** draw_scale, self.resolution / min(image.size))
-        side = min(self.resolution / scale, *image.size)  # of the box in the image; min() guards against rounding
-        if self.center_crop:
-            draw_x = draw_y = 0.5
-        # The corner is a whole pixel, so that a crop at scale 1 is not interpolated.
-        left = int(draw_x * (int(image.width - side) + 1))
-        top = int(draw_y * (int(image.height - side) + 1))
-        box = (left, top, left + side, top + side)
-        size = (self.resolution, self.resolution)
-        crop = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        mirrored = self.random_flip and draw_flip < 0.5
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
 
 
 def index_of_draw(n: int, length: int, seed: int) -> int:
@@ -192,5 +283,6 @@ def collate_crops(crops: Sequence[CropSample]) -> CropBatch:
     return {
         "pixel_values": torch.stack([crop["pixel_values"] for crop in crops]),
         "class_labels": torch.tensor([crop["class_label"] for crop in crops]),
+        "captions": [crop["caption"] for crop in crops],
         "skipped": [reason for crop in crops for reason in crop["skipped"]],
     }

@@ -8,18 +8,20 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from ul_tokenizer.sources.base import caption_in
+from ul_tokenizer.training.draws.buckets import BucketedOrder
 from ul_tokenizer.training.draws.crops import NO_LABEL, index_of_draw
 
 
 class LatentSource(Protocol):
-    """A numbered collection of latents: `LatentDataset` or `LatentsInMemory`."""
+    """A numbered collection of latents, such as a `LatentDataset` or a part of it."""
 
     def __len__(self) -> int:
         """Number of samples."""
         ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """A sample: "latent", z_clean (c, [t,] h, w), and "label" if there are labels."""
+        """A sample: "latent", z_clean (c, [t,] h, w), and "label" and "caption" if it has them."""
         ...
 
 
@@ -28,6 +30,7 @@ class LatentBatch(TypedDict):
 
     latents: Tensor  # (B, c, [t,] h, w) fp32, z_clean
     class_labels: Tensor  # (B,) int64
+    captions: list[str | None]
     skipped: list[str]  # always empty, because stored latents can always be read
 
 
@@ -37,18 +40,19 @@ class LatentDraws:
     Args:
         source: the latents.
         seed: seed of the orders.
+        order: an order for latents of several shapes, in which all draws of a step have one shape.
     """
 
-    def __init__(self, source: LatentSource, seed: int) -> None:
-        self.source, self.seed = source, seed
+    def __init__(self, source: LatentSource, seed: int, order: BucketedOrder | None = None) -> None:
+        self.source, self.seed, self.order = source, seed, order
 
     def __len__(self) -> int:
         """Number of draws in an epoch."""
-        return len(self.source)
+        return len(self.source if self.order is None else self.order)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         """Draw n; any number in any order is possible."""
-        return self.source[index_of_draw(n, len(self.source), self.seed)]
+        return self.source[index_of_draw(n, len(self.source), self.seed) if self.order is None else self.order.index(n)]
 
 
 def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
@@ -57,26 +61,6 @@ def collate_latents(samples: Sequence[dict[str, Any]]) -> LatentBatch:
     return {
         "latents": torch.stack([sample["latent"] for sample in samples]).float(),
         "class_labels": torch.tensor([NO_LABEL if label is None else int(label) for label in labels]),
+        "captions": [caption_in(sample) for sample in samples],
         "skipped": [],
     }
-
-
-class LatentsInMemory:
-    """Latents in memory as a `LatentSource`.
-
-    Args:
-        latents: (N, c, h, w), z_clean.
-        labels: (N,), or None without labels.
-    """
-
-    def __init__(self, latents: Tensor, labels: Tensor | None = None) -> None:
-        self.latents, self.labels = latents, labels
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.latents)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """A sample, as `LatentSource` describes."""
-        sample: dict[str, Any] = {"latent": self.latents[index]}
-        return sample if self.labels is None else {**sample, "label": int(self.labels[index])}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +13,11 @@ from PIL import Image
 
 from ul_tokenizer.media.clips import has_cut
 from ul_tokenizer.media.frame_times import Frame
-from ul_tokenizer.media.videos import (
-    VIDEO_SUFFIXES,
-    UnreadableVideoError,
-    expected_frames,
-    probe,
-    read_frames,
-)
+from ul_tokenizer.media.images import UnreadableImageError
+from ul_tokenizer.media.videos import VIDEO_SUFFIXES, UnreadableVideoError, read_frames
+from ul_tokenizer.sources.video_lengths import measure_videos
 
+FRAMES_PER_VIDEO = 8  # that `VideoFrames` has
 TRIES = 8  # attempts to find a part without a cut
 
 
@@ -51,8 +50,9 @@ class PooledVideo(NamedTuple):
 class VideoPool:
     """All videos below a folder, scaled down for training.
 
-    If all decoded frames fit into `max_bytes`, they are decoded once and kept. Otherwise each part is read from its
-    file, which several worker processes speed up.
+    The lengths of the videos are measured once and stored for the next run. If all decoded frames fit into
+    `max_bytes`, they are decoded once and kept. Otherwise each part is read from its file, which several worker
+    processes speed up.
 
     Args:
         root: The folder, or a single file.
@@ -85,15 +85,11 @@ class VideoPool:
         self.notes: list[str] = []
         self.videos: list[PooledVideo] = []
         total = 0
-        for path in paths:
-            try:
-                info = probe(path)
-                video = PooledVideo(path, expected_frames(path, fps), fps or info.rate, short_side)
-            except UnreadableVideoError as error:
-                self.skipped.append(f"{path.name}: {error.reason}")
-                continue
-            if self._add(video, min_frames):
-                total += video.num_frames * 3 * math.prod(_scaled_size(info.width, info.height, short_side))
+        for path, video in zip(paths, measure_videos(paths, root, fps), strict=True):
+            if isinstance(video, UnreadableVideoError):
+                self.skipped.append(f"{path.name}: {video.reason}")
+            elif self._add(PooledVideo(path, video.num_frames, video.fps, short_side), min_frames):
+                total += video.num_frames * 3 * math.prod(_scaled_size(video.width, video.height, short_side))
         self.is_in_memory = total <= max_bytes
         if self.is_in_memory:
             listed, self.videos = self.videos, []
@@ -102,8 +98,14 @@ class VideoPool:
         if not self.videos:
             reasons = "; ".join(self.skipped[:3]) or "no file with the suffix of a video"
             raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
-        lengths = np.array([video.num_frames for video in self.videos], float)
-        self._probabilities = lengths / lengths.sum()
+        self._probabilities = _shares(self.videos)
+
+    def only(self, indices: Sequence[int]) -> VideoPool:
+        """A pool of some of the videos, for example those held out for validation."""
+        pool = copy.copy(self)
+        pool.videos = [self.videos[n] for n in indices]
+        pool._probabilities = _shares(pool.videos)
+        return pool
 
     def _add(self, video: PooledVideo, min_frames: int) -> bool:
         """Adds a video if it is long enough; returns whether it is."""
@@ -147,6 +149,48 @@ class VideoPool:
         if part is None:
             raise ValueError(f"videos must hold readable parts, got none in {TRIES} tries. {failures[-1]}")
         return part, tuple(f"{error.path.name}: {error.reason}" for error in failures)
+
+
+class VideoFrames:
+    """Single frames of videos as images to crop, `FRAMES_PER_VIDEO` of each video, evenly spaced."""
+
+    def __init__(self, pool: VideoPool) -> None:
+        self.pool = pool
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return FRAMES_PER_VIDEO * len(self.pool.videos)
+
+    def id(self, index: int) -> str:
+        """The file's name, an @, and the number of the frame."""
+        video, number = self._place(index)
+        return f"{video.path.name}@{number}"
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """The frame; `shorter_side` changes nothing, since the pool scales frames down already.
+
+        Raises:
+            UnreadableImageError: The frame can't be read.
+        """
+        video, number = self._place(index)
+        try:
+            return Image.fromarray(video.part(number, 1, 1)[0])
+        except UnreadableVideoError as error:
+            raise UnreadableImageError(self.id(index), error.reason) from error
+
+    def label_and_caption(self, index: int) -> tuple[int | None, str | None]:
+        """Frames have neither."""
+        return None, None
+
+    def _place(self, index: int) -> tuple[PooledVideo, int]:
+        video = self.pool.videos[index // FRAMES_PER_VIDEO]
+        return video, (2 * (index % FRAMES_PER_VIDEO) + 1) * video.num_frames // (2 * FRAMES_PER_VIDEO)
+
+
+def _shares(videos: Sequence[PooledVideo]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """How often each video is drawn, which is in proportion to its length."""
+    lengths = np.array([video.num_frames for video in videos], float)
+    return lengths / lengths.sum()
 
 
 def _scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:

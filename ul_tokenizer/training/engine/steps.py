@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ul_tokenizer.randomness import Stream, derived_seed
 from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.data import loader_options
 from ul_tokenizer.training.draws.crops import DrawSampler
 from ul_tokenizer.training.draws.noise import Draws
 from ul_tokenizer.training.engine.averages import Averages
@@ -78,7 +79,7 @@ class Stepper:
             self.stage.dataset,  # type: ignore[arg-type]  # it acts as a map-style data set
             batch_size=args.train_batch_size,
             sampler=sampler,
-            num_workers=args.dataloader_num_workers,
+            **loader_options(args),
             worker_init_fn=leave_signals_to_the_main_process,
             collate_fn=self.stage.collate,
             pin_memory=accelerator.device.type == "cuda",

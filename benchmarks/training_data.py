@@ -1,0 +1,113 @@
+"""What a loader's worker delivers: 512² crops from JPEGs of 2,000 pixels, with and without reduced decoding.
+
+    python benchmarks/training_data.py [--images 24] [--crops 96]
+
+One worker process reads, crops and collates batches; the main process takes them. "before" is how crops were made until
+version 0.13: the whole JPEG is decoded, a window is scaled, and float32 pixels leave the worker. "native" differs in
+the pixels only, which are uint8. "short side" scales the image by its shorter side (--scaling short_side) and decodes
+JPEGs at half their size where that is enough. The runs take turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _measure import machine
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ul_tokenizer.media.pixels import to_float
+from ul_tokenizer.sources.decoded import DecodedImages
+from ul_tokenizer.sources.folder import FolderSource
+from ul_tokenizer.training.draws.crops import CropSample, DrawSampler, RandomCropDataset, collate_crops
+
+SIDE, BATCH, ROUNDS = 512, 8, 5
+
+
+class InFloats(Dataset[CropSample]):
+    """Crops as they left a worker before: float32 in [−1, 1]."""
+
+    def __init__(self, crops: RandomCropDataset) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, n: int) -> CropSample:
+        crop = self.crops[n]
+        return {**crop, "pixel_values": to_float(crop["pixel_values"])}
+
+
+def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEGs with noise whose power falls with the frequency, as in photographs."""
+    for n in range(count):
+        random = np.random.default_rng(n)
+        rows, columns = np.fft.fftfreq(size[1])[:, None], np.fft.rfftfreq(size[0])[None]
+        fall = 1 / np.maximum(np.hypot(rows, columns), 1 / max(size))
+        spectrum = np.fft.rfft2(random.normal(size=(3, size[1], size[0]))) * fall
+        waves = np.fft.irfft2(spectrum, s=(size[1], size[0]))
+        pixels = 128 + 50 * waves / waves.std()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(folder / f"{n}.jpg", quality=90)
+
+
+def crops_per_second(dataset: Dataset[CropSample], count: int) -> float:
+    loader: DataLoader[Any] = DataLoader(
+        dataset, BATCH, sampler=DrawSampler(0, BATCH + count), num_workers=1, collate_fn=collate_crops
+    )
+    batches = iter(loader)
+    next(batches)  # until here, the worker starts
+    start = time.perf_counter()
+    taken = sum(len(batch["pixel_values"]) for batch in batches)
+    return taken / (time.perf_counter() - start)
+
+
+def measured(datasets: dict[str, Dataset[CropSample]], count: int) -> dict[str, list[float]]:
+    """Crops per second of each data set, in several rounds."""
+    rates: dict[str, list[float]] = {name: [] for name in datasets}
+    for _ in range(ROUNDS):
+        for name, dataset in datasets.items():
+            rates[name].append(crops_per_second(dataset, count))
+    return rates
+
+
+def report(rates: dict[str, list[float]], say: Callable[[str], None]) -> None:
+    before = rates["before"]
+    for name, values in rates.items():
+        ratios: Sequence[float] = [value / other for value, other in zip(values, before, strict=True)]
+        say(
+            f"  {name:24}{statistics.median(values):8.1f} crops/s   × {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--crops", type=int, default=96)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    for size in ((2000, 2000), (2000, 1500)):
+        with tempfile.TemporaryDirectory() as folder:
+            write_photographs(Path(folder), args.images, size)
+            images = DecodedImages(FolderSource(folder, keep_duplicates=True))
+            native = RandomCropDataset(images, SIDE, scale=(0.5, 1.0), random_flip=True)
+            datasets: dict[str, Dataset[CropSample]] = {"before": InFloats(native), "native": native}
+            for lowest in (0.5, 1.0):
+                datasets[f"short side, scale {lowest:g}"] = RandomCropDataset(
+                    images, SIDE, scale=(lowest, 1.0), random_flip=True, scaling="short_side"
+                )
+            print(f"{size[0]}×{size[1]} to {SIDE}×{SIDE}, one worker, median of {ROUNDS} rounds (lowest to highest)")
+            report(measured(datasets, args.crops), print)
+
+
+if __name__ == "__main__":
+    main()
