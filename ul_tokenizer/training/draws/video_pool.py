@@ -122,11 +122,11 @@ class VideoPool:
         self.notes: list[str] = []
         videos: list[PooledVideo] = []
         total = 0
-        for path, video in zip(paths, measure_videos(paths, root, fps), strict=True):
-            if isinstance(video, UnreadableVideoError):
-                self.skipped.append(f"{path.name}: {video.reason}")
-            elif self._add(videos, PooledVideo(path, video.num_frames, video.fps, short_side), min_frames):
-                total += video.num_frames * 3 * math.prod(_scaled_size(video.width, video.height, short_side))
+        for path, found in zip(paths, measure_videos(paths, root, fps), strict=True):
+            if isinstance(found, UnreadableVideoError):
+                self.skipped.append(f"{path.name}: {found.reason}")
+            elif self._add(videos, PooledVideo(path, found.num_frames, found.fps, short_side), min_frames):
+                total += found.num_frames * 3 * math.prod(_scaled_size(found.width, found.height, short_side))
         self.is_in_memory = total <= max_bytes
         if self.is_in_memory:
             listed, videos = videos, []
