@@ -116,5 +116,5 @@ class Stage1Arguments(TrainingArguments):
             self.prior_warmup = self.pretrained_model_name_or_path is None
         if (self.train_video_dir or self.validation_video_dir) and self.num_frames is None:
             raise ValueError("--train_video_dir and --validation_video_dir need --num_frames.")
-        if not (self.train_data_dir or self.dataset_name):
+        if not (self.train_data_dir or self.dataset_name or self.dry_run):
             raise ValueError("one of --train_data_dir and --dataset_name is needed, got neither.")
