@@ -39,14 +39,18 @@ def count_step(networks: Sequence[ModelMixin], loss: Loss) -> StepCost:
         loss: evaluates them.
     """
     with _OnGpu():
-        forward, total = count_flops(lambda: loss(1)), count_flops(lambda: loss(1).backward())
+        forward, total = count_flops(lambda: loss(1)), count_flops(lambda: _step(loss))
         with _checkpointing(networks):
-            checkpointed = count_flops(lambda: loss(1).backward())
+            checkpointed = count_flops(lambda: _step(loss))
         # The difference of two batch sizes leaves out what a batch needs only once.
         plain = [_saved(networks, loss, size) for size in (1, 2)]
         with_checkpoints = [_saved_with_checkpoints(networks, loss, size) for size in (1, 2)]
     kept, recomputed = (after - before for before, after in zip(*with_checkpoints, strict=True))
     return StepCost(forward, total, checkpointed, plain[1] - plain[0], kept, recomputed)
+
+
+def _step(loss: Loss) -> None:
+    torch.autograd.backward(loss(1))  # `Tensor.backward` would turn `_OnGpu` off, also for blocks that are run again
 
 
 def count_inference(function: Callable[[], Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from ul_tokenizer.training.arguments import TrainingArguments
@@ -9,28 +10,36 @@ from ul_tokenizer.training.estimate.gpus import GPUS
 from ul_tokenizer.training.estimate.plan import FREE_FRACTION, Hardware, Plan
 
 
-def hardware_of(args: TrainingArguments, precision: str) -> tuple[Hardware, str]:
-    """The GPUs that the arguments name, and a line that says with which peak they are counted."""
+def precision_of(args: TrainingArguments) -> str:
+    """The precision of the arguments or, where they leave it open, of the launcher."""
+    return args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def hardware_of(args: TrainingArguments, precision: str) -> Hardware:
+    """The GPUs that the arguments name."""
     gpu = GPUS[args.dry_run_gpu]
-    peak, name = gpu.peak(precision, args.allow_tf32)
-    hardware = Hardware(gpu, args.dry_run_gpus, peak, args.dry_run_utilization)
-    line = (
-        f"{hardware.count} × {gpu.name} with {gpu.memory_gb} GB, at {hardware.utilization:.0%} of "
-        f"{peak / 1e12:,.0f} TFLOP/s in {name} ({gpu.source})"
-    )
-    return hardware, line
+    peak, _ = gpu.peak(precision, args.allow_tf32)
+    return Hardware(gpu, args.dry_run_gpus, peak, args.dry_run_utilization)
 
 
-def describe_plan(args: TrainingArguments, plan: Plan, samples: str, gpus: str) -> list[str]:
+def describe_plan(args: TrainingArguments, plan: Plan, samples: str) -> list[str]:
     """Lines on FLOPs, memory, batch and time of a run.
 
     Args:
         args: the arguments of the run.
         plan: how it fits on its GPUs.
         samples: what samples are called, such as "images".
-        gpus: the line of `hardware_of`.
     """
-    return [*_per_sample(plan), *_per_gpu(plan), gpus, *_batches(args, plan), *_time(args, plan, samples)]
+    return [*_per_sample(plan), *_per_gpu(plan), _gpus(args, plan), *_batches(args, plan), *_time(args, plan, samples)]
+
+
+def _gpus(args: TrainingArguments, plan: Plan) -> str:
+    hardware, gpu = plan.hardware, plan.hardware.gpu
+    peak, name = gpu.peak(precision_of(args), args.allow_tf32)
+    return (
+        f"{hardware.count} × {gpu.name} with {gpu.memory_gb} GB, at {hardware.utilization:.0%} of "
+        f"{peak / 1e12:,.0f} TFLOP/s in {name} ({gpu.source})"
+    )
 
 
 def as_comments(lines: Iterable[str]) -> str:

@@ -57,7 +57,7 @@ def stage1_loss(
     autoencoder: UnifiedLatentsAutoencoder, prior: UnifiedLatentsTransformer, pixels: Pixels, train_only: str | None
 ) -> Loss:
     """The loss of stage 1 as a function of the batch size."""
-    schedule = LogSNRSchedule(autoencoder.config.latent_logsnr)
+    schedule = LogSNRSchedule(autoencoder.config.latent_logsnr, -10.0, "linear")  # no size depends on it
     model = Stage1Model(autoencoder, prior, schedule, SigmoidWeighting(1.5, 2.0, 0.0)).train()
     for part in ("encoder", "decoder", "prior") if train_only else ():
         getattr(model, part).requires_grad_(part == train_only)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import nn
 
+from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.arguments import TrainingArguments
-from ul_tokenizer.training.estimate.counting import StepCost, count_inference, count_step, to_meta
+from ul_tokenizer.training.estimate.counting import count_inference, count_step, to_meta
 from ul_tokenizer.training.estimate.networks import make_base, make_frozen_autoencoder, make_stage1_networks
 from ul_tokenizer.training.estimate.plan import Plan, Weights
-from ul_tokenizer.training.estimate.report import as_comments, describe_plan, hardware_of
+from ul_tokenizer.training.estimate.report import as_comments, describe_plan, hardware_of, precision_of
 from ul_tokenizer.training.estimate.samples import Latents, Pixels, latents_of, stage1_loss, stage2_loss
 from ul_tokenizer.training.frozen import FrozenAutoencoder
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
@@ -34,41 +35,64 @@ def estimate_autoencoder(args: Stage1Arguments, stage: Any = None) -> str:
     Raises:
         ValueError: the networks can't be made, or don't fit the sizes.
     """
-    networks = make_stage1_networks(args) if stage is None else (stage.autoencoder, stage.prior)
-    precision = _precision(args)
-    autoencoder, prior = (to_meta(network, _dtype(precision)) for network in networks)
-    pixels = Pixels(args.resolution, args.num_frames)
-    _check_side("resolution", args.resolution, autoencoder.spatial_compression_ratio * prior.size_multiple)
-    cost = count_step((autoencoder, prior), stage1_loss(autoencoder, prior, pixels, args.train_only))
+    autoencoder, prior = make_stage1_networks(args) if stage is None else (stage.autoencoder, stage.prior)
     parts = {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder, "prior": prior}
-    trained = sum(count_weights(part) for name, part in parts.items() if args.train_only in (None, name))
-    weights = _weights(args, trained, sum(map(count_weights, parts.values())) - trained, precision)
     lines = [] if stage is not None else _sizes(parts)
+    pixels = Pixels(args.resolution, args.num_frames)
     shape = " × ".join(map(str, latents_of(autoencoder, pixels).shape))
     lines.append(f"sample: {' × '.join(map(str, pixels.shape))} pixels, a latent of {shape}")
-    return as_comments(lines + _plan_lines(args, cost, 0, weights, "images" if args.num_frames is None else "clips"))
+    samples = "images" if args.num_frames is None else "clips"
+    return as_comments(lines + describe_plan(args, plan_autoencoder(args, autoencoder, prior), samples))
 
 
 def estimate_base(args: Stage2Arguments, stage: Any = None) -> str:
     """What a run of stage 2 needs, as YAML comments; arguments and errors as in `estimate_autoencoder`."""
     frozen: FrozenAutoencoder = make_frozen_autoencoder(args) if stage is None else stage.autoencoder
     base = make_base(args, frozen) if stage is None else stage.transformer
-    frozen.vae.to("meta")
-    precision = _precision(args)
-    base = to_meta(base, _dtype(precision))
     latents = _latents(args, frozen, base)
-    cost = count_step((base,), stage2_loss(base, latents))
+    lines = [] if stage is not None else _sizes({"base model": base, "frozen autoencoder": frozen.vae})
+    lines.append(f"sample: a latent of {' × '.join(map(str, latents.shape))}{_conditions(base, latents)}")
+    samples = "images" if latents.frames is None else "clips"
+    return as_comments(lines + describe_plan(args, plan_base(args, frozen, base), samples))
+
+
+def plan_autoencoder(
+    args: Stage1Arguments, autoencoder: UnifiedLatentsAutoencoder, prior: UnifiedLatentsTransformer
+) -> Plan:
+    """How a run of stage 1 fits on the GPUs of its arguments; moves the networks to the meta device.
+
+    Raises:
+        ValueError: the networks don't fit the resolution.
+    """
+    _check_side(args.resolution, autoencoder.spatial_compression_ratio * prior.size_multiple)
+    for network in (autoencoder, prior):
+        to_meta(network, _dtype(args))
+    pixels = Pixels(args.resolution, args.num_frames)
+    cost = count_step((autoencoder, prior), stage1_loss(autoencoder, prior, pixels, args.train_only))
+    parts = {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder, "prior": prior}
+    trained = sum(count_weights(part) for name, part in parts.items() if args.train_only in (None, name))
+    weights = _weights(args, trained, sum(map(count_weights, parts.values())) - trained)
+    return Plan(cost, 0, weights, hardware_of(args, precision_of(args)), args.gradient_checkpointing)
+
+
+def plan_base(args: Stage2Arguments, frozen: FrozenAutoencoder, base: UnifiedLatentsTransformer) -> Plan:
+    """How a run of stage 2 fits on the GPUs of its arguments; moves the networks to the meta device.
+
+    Raises:
+        ValueError: the networks don't fit the resolution or the number of frames.
+    """
+    latents = _latents(args, frozen, base)
+    frozen.vae.to("meta")
+    cost = count_step((to_meta(base, _dtype(args)),), stage2_loss(base, latents))
     encodes = not (args.latent_dataset or args.cache_latents or latents.frames)
     pixels = torch.empty(1, *Pixels(args.resolution).shape, device="meta")
     extra = count_inference(lambda: frozen.encode(pixels)) if encodes else 0
-    weights = _weights(args, count_weights(base), count_weights(frozen.vae), precision)
-    lines = [] if stage is not None else _sizes({"base model": base, "frozen autoencoder": frozen.vae})
-    lines.append(f"sample: a latent of {' × '.join(map(str, latents.shape))}{_conditions(base, latents)}")
-    return as_comments(lines + _plan_lines(args, cost, extra, weights, "images" if latents.frames is None else "clips"))
+    weights = _weights(args, count_weights(base), count_weights(frozen.vae))
+    return Plan(cost, extra, weights, hardware_of(args, precision_of(args)), args.gradient_checkpointing)
 
 
 def _latents(args: Stage2Arguments, frozen: FrozenAutoencoder, base: Any) -> Latents:
-    _check_side("resolution", args.resolution, frozen.ratio * base.size_multiple)
+    _check_side(args.resolution, frozen.ratio * base.size_multiple)
     frames = base.config.sample_frames or args.dry_run_latent_frames
     if args.num_context_latents and (frames is None or frames <= args.num_context_latents):
         raise ValueError(
@@ -88,16 +112,11 @@ def _conditions(base: Any, latents: Latents) -> str:
     return "".join(f"; {text}" for value, text in conditions if value)
 
 
-def _plan_lines(args: TrainingArguments, cost: StepCost, extra_flops: int, weights: Weights, samples: str) -> list[str]:
-    hardware, line = hardware_of(args, _precision(args))
-    return describe_plan(args, Plan(cost, extra_flops, weights, hardware, args.gradient_checkpointing), samples, line)
-
-
-def _weights(args: TrainingArguments, trained: int, frozen: int, precision: str) -> Weights:
+def _weights(args: TrainingArguments, trained: int, frozen: int) -> Weights:
     decays: Any = args.ema_decay
     num_averages = (len(decays) if isinstance(decays, tuple) else 1) + len(getattr(args, "ema_std", ()))
     state = OPTIMIZER_BYTES[getattr(args, "optimizer", "adamw")]
-    return Weights(trained, frozen, args.use_ema, precision != "no", num_averages, state)
+    return Weights(trained, frozen, args.use_ema, precision_of(args) != "no", num_averages, state)
 
 
 def _sizes(parts: dict[str, nn.Module]) -> list[str]:
@@ -109,15 +128,10 @@ def count_weights(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _check_side(name: str, side: int, multiple: int) -> None:
+def _check_side(side: int, multiple: int) -> None:
     if side % multiple:
-        raise ValueError(f"--{name} must be a multiple of {multiple} for these networks, got {side}.")
+        raise ValueError(f"--resolution must be a multiple of {multiple} for these networks, got {side}.")
 
 
-def _precision(args: TrainingArguments) -> str:
-    """The precision of the arguments or, where they leave it open, of the launcher."""
-    return args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-
-
-def _dtype(precision: str) -> torch.dtype:
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+def _dtype(args: TrainingArguments) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(args), torch.float32)
