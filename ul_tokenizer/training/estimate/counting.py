@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from ul_tokenizer import _compat
 from ul_tokenizer.evaluation.measures.flops import count_flops
@@ -38,25 +39,30 @@ def count_step(networks: Sequence[ModelMixin], loss: Loss) -> StepCost:
             without gradient checkpointing.
         loss: evaluates them.
     """
-    with _OnGpu():
-        forward, total = count_flops(lambda: loss(1)), count_flops(lambda: _step(loss))
-        with _checkpointing(networks):
-            checkpointed = count_flops(lambda: _step(loss))
-        # The difference of two batch sizes leaves out what a batch needs only once.
-        plain = [_saved(networks, loss, size) for size in (1, 2)]
-        with_checkpoints = [_saved_with_checkpoints(networks, loss, size) for size in (1, 2)]
+    forward, total = count_flops(lambda: _on_gpu(loss, 1)), count_flops(lambda: _on_gpu(loss, 1).backward())
+    with _checkpointing(networks, _computed_again):
+        checkpointed = count_flops(lambda: _on_gpu(loss, 1).backward())
+    # The difference of two batch sizes leaves out what a batch needs only once.
+    plain = [_saved(networks, loss, size) for size in (1, 2)]
+    with_checkpoints = [_saved_with_checkpoints(networks, loss, size) for size in (1, 2)]
     kept, recomputed = (after - before for before, after in zip(*with_checkpoints, strict=True))
     return StepCost(forward, total, checkpointed, plain[1] - plain[0], kept, recomputed)
 
 
-def _step(loss: Loss) -> None:
-    torch.autograd.backward(loss(1))  # `Tensor.backward` would turn `_OnGpu` off, also for blocks that are run again
+def _on_gpu(function: Callable[..., Any], *inputs: Any) -> Any:
+    with _OnGpu():
+        return function(*inputs)
+
+
+def _computed_again(block: nn.Module, *inputs: Any) -> Any:
+    """Gradient checkpointing whose second pass takes the operators of a GPU, too."""
+    return checkpoint(_on_gpu, block, *inputs, use_reentrant=False)
 
 
 def count_inference(function: Callable[[], Any]) -> int:
     """Counts the FLOPs of a call without gradients on the meta device."""
-    with _OnGpu(), torch.no_grad():
-        return count_flops(function)
+    with torch.no_grad():
+        return count_flops(lambda: _on_gpu(function))
 
 
 def to_meta(network: ModelMixin, dtype: torch.dtype) -> ModelMixin:
@@ -138,7 +144,7 @@ def _weights(networks: Sequence[nn.Module]) -> list[Tensor]:
 def _saved(networks: Sequence[ModelMixin], loss: Loss, batch_size: int) -> int:
     storages = _Storages(_weights(networks))
     with saved_tensors_hooks(storages.keep, _unchanged):
-        kept = loss(batch_size)
+        kept = _on_gpu(loss, batch_size)
     del kept
     return storages.bytes
 
@@ -158,7 +164,7 @@ def _saved_with_checkpoints(networks: Sequence[ModelMixin], loss: Loss, batch_si
         return output
 
     with _checkpointing(networks, run), saved_tensors_hooks(storages.keep, _unchanged):
-        kept = loss(batch_size)
+        kept = _on_gpu(loss, batch_size)
     del kept
     return storages.bytes, largest
 
@@ -168,7 +174,7 @@ def _unchanged(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _checkpointing(networks: Sequence[ModelMixin], function: Callable[..., Any] | None = None) -> Iterator[None]:
+def _checkpointing(networks: Sequence[ModelMixin], function: Callable[..., Any]) -> Iterator[None]:
     for network in networks:
         network.enable_gradient_checkpointing(function)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.estimate.gpus import GPUS
@@ -86,22 +87,32 @@ def _batches(args: TrainingArguments, plan: Plan) -> list[str]:
             f"global batch {batch:,} = {count} GPUs × {of_gpu} (--train_batch_size) × {steps} "
             "(--gradient_accumulation_steps)"
         )
-        if args.train_batch_size > plan.largest_batch(plan.is_checkpointed):
-            lines.append(f"warning: --train_batch_size {args.train_batch_size} does not fit; use {of_gpu}")
+        given = args.train_batch_size
+        if given > plan.largest_batch(plan.is_checkpointed):
+            lines.append(f"warning: --train_batch_size {given} does not fit; use {of_gpu}")
+        elif batch % (count * given):
+            lines.append(f"warning: a global batch of {batch} is no multiple of {count} GPUs × {given}; use {of_gpu}")
     return lines
 
 
 def _time(args: TrainingArguments, plan: Plan, samples: str) -> list[str]:
+    lines = [_time_of(args, plan, samples)]
+    if plan.extra_flops:
+        lines.append(f"from stored latents (--latent_dataset): {_time_of(args, replace(plan, extra_flops=0), samples)}")
+    return lines
+
+
+def _time_of(args: TrainingArguments, plan: Plan, samples: str) -> str:
     rate, count = plan.samples_per_second, plan.hardware.count
     line = f"{rate:,.0f} {samples}/s" if rate >= 10 else f"{rate:.2g} {samples}/s"
     if args.max_train_steps is None:
-        return [f"{line}; --num_train_epochs needs the data to know the number of steps"]
+        return f"{line}; --num_train_epochs needs the data to know the number of steps"
     seen = args.max_train_steps * global_batch_size(args)
     hours = plan.hours(seen)
-    return [
+    return (
         f"{line}; {args.max_train_steps:,} steps ({seen / 1e6:,.1f} million {samples}): "
         f"{_significant(hours * count)} GPU-hours, {_duration(hours)}"
-    ]
+    )
 
 
 def global_batch_size(args: TrainingArguments) -> int:
