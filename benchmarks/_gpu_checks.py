@@ -198,7 +198,8 @@ def check_compiled(bench: Bench) -> Figures:
 
 def _first(output: Any) -> Tensor:
     value = output.sample if hasattr(output, "sample") else output
-    return (value[0] if isinstance(value, tuple) else value).float()
+    first: Tensor = value[0] if isinstance(value, tuple) else value
+    return first.float()
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def check_stage1(bench: Bench) -> Figures:
 
 def check_base(bench: Bench) -> Figures:
     """A step of stage 2 with the medium base model, on stored latents."""
-    data = {"pretrained_autoencoder": str(bench.autoencoder), "latent_dataset": str(bench.latents)}
+    data: dict[str, Any] = {"pretrained_autoencoder": str(bench.autoencoder), "latent_dataset": str(bench.latents)}
 
     def arguments(**options: Any) -> Stage2Arguments:
         return Stage2Arguments(preset=bench.base_preset, **data, **_common(bench), **options)

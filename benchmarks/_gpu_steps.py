@@ -51,7 +51,7 @@ def measure_step(job: Job, device: torch.device, steps: int, most: int, **option
     """
     plan = job.plan(job.arguments(**options))
 
-    @find_executable_batch_size(starting_batch_size=_first_batch(plan, device, most))  # type: ignore[untyped-decorator]
+    @find_executable_batch_size(starting_batch_size=_first_batch(plan, device, most))
     def run(batch_size: int) -> StepFigures:
         stage = job.stage(job.arguments(train_batch_size=batch_size, **options))
         return _measure(stage, batch_size, steps, plan.cost.flops)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from _gpu_checks import Bench, CheckError, check_precision
 
+from ul_tokenizer.models.presets import build_prior
+
 CPU = torch.device("cpu")
 ON_CPU = ["--device", "cpu", "--quick"]
 
@@ -90,7 +92,7 @@ def test_values_that_are_not_finite_are_found(bench: Bench, monkeypatch: pytest.
 
 def test_weights_that_start_as_zero_are_awoken() -> None:
     """Otherwise every denoiser would return zero, which is finite whatever happens before its last layer."""
-    network = _gpu_checks.awake(_gpu_checks.build_prior("ul-tiny-f8"))
+    network = _gpu_checks.awake(build_prior("ul-tiny-f8"))
     assert all(weight.any() for weight in network.parameters() if weight.ndim > 1)
 
 

@@ -132,11 +132,13 @@ def test_texts_contexts_and_classes_are_counted() -> None:
 
 
 def test_frozen_parts_need_no_gradients_of_their_weights() -> None:
-    networks = [on_meta(build_autoencoder, "ul-tiny-f8"), on_meta(build_prior, "ul-tiny-f8")]
-    costs = {part: count_step(networks, stage1_loss(*networks, Pixels(16), part)) for part in ("prior", "encoder")}
-    for network in networks:
-        network.requires_grad_(True)
-    everything = count_step(networks, stage1_loss(*networks, Pixels(16), None))
+    autoencoder, prior = on_meta(build_autoencoder, "ul-tiny-f8"), on_meta(build_prior, "ul-tiny-f8")
+
+    def cost(part: str | None) -> StepCost:
+        return count_step((autoencoder, prior), stage1_loss(autoencoder, prior, Pixels(16), part))
+
+    everything = cost(None)
+    costs = {part: cost(part) for part in ("prior", "encoder")}
     assert costs["prior"].flops < costs["encoder"].flops < everything.flops
     assert costs["prior"].forward_flops == everything.forward_flops
 

@@ -16,11 +16,12 @@ from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.training.command import Target, run_command
 from ul_tokenizer.training.estimate import networks
 from ul_tokenizer.training.estimate.stages import estimate_autoencoder, estimate_base
+from ul_tokenizer.training.recipes import find_config, recipe_names
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
 DryRun = Callable[..., str]
-TINY_BASE = {"preset": "ul-base-tiny", "autoencoder_preset": "ul-tiny-f8"}
+TINY_BASE: dict[str, Any] = {"preset": "ul-base-tiny", "autoencoder_preset": "ul-tiny-f8"}
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def dry_run(flags: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]) 
 
 
 def number(pattern: str, text: str) -> float:
-    found = re.search(pattern.replace("#", r"([\d,.]+)"), text)
+    found = re.search(pattern.replace("@", r"([\d,.]+)"), text)
     assert found, f"{pattern!r} not in:\n{text}"
     return float(found[1].replace(",", ""))
 
@@ -54,13 +55,24 @@ def test_the_papers_stage_1_is_planned_without_data(dry_run: DryRun) -> None:
         dry_run_gpus=8,
     )
     assert "# sample: 3 × 512 × 512 pixels, a latent of 32 × 32 × 32" in shown
-    assert number("# FLOPs per sample: # G forward", shown) == pytest.approx(1249, rel=0.02)
-    assert number(r"and # GB for averages", shown) == pytest.approx(4 * 0.264, rel=0.05)
-    assert 20 <= number(r"left free: #, or \d+ with", shown) <= 24
-    assert 90 <= number(r"left free: \d+, or # with", shown) <= 125
+    assert number("# FLOPs per sample: @ G forward", shown) == pytest.approx(1249, rel=0.02)
+    assert number("and @ GB for averages", shown) == pytest.approx(4 * 0.264, rel=0.05)
+    assert 20 <= number(r"left free: @, or \d+ with", shown) <= 24
+    assert 90 <= number(r"left free: \d+, or @ with", shown) <= 125
     assert "# global batch 1,024 = 8 GPUs × 16 (--train_batch_size) × 8 (--gradient_accumulation_steps)" in shown
-    assert number("# # images/s", shown) == pytest.approx(8 * 105, rel=0.03)
-    assert number(": # GPU-hours", shown) == pytest.approx(1100, rel=0.03)
+    assert number("# @ images/s", shown) == pytest.approx(8 * 105, rel=0.03)
+    assert number(": @ GPU-hours", shown) == pytest.approx(1100, rel=0.03)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe_is_planned_without_data(name: str, dry_run: DryRun) -> None:
+    config = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    target: Target = "base" if "pretrained_autoencoder" in config else "autoencoder"
+    shown = dry_run(target, config=name)
+    assert "GPU-hours" in shown
+    assert ("clips/s" in shown) == ("video" in name)
+    if "video" in name:
+        assert "a latent of 16 × 2 × " in shown  # 8 frames
 
 
 def test_nothing_larger_than_a_few_numbers_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +105,9 @@ def test_a_base_model_is_planned_by_the_preset_of_its_autoencoder(dry_run: DryRu
         train_batch_size=128,
     )
     assert "# sample: a latent of 32 × 32 × 32; 1000 classes" in shown
-    assert number("with the backward pass|, # G with the backward", shown) == pytest.approx(492, rel=0.03)
-    assert number("# FLOPs per sample for the frozen encoder: # G", shown) == pytest.approx(274, rel=0.02)
-    assert number("# # images/s", shown) == pytest.approx(989e12 * 0.4 / (492e9 + 274e9), rel=0.05)
+    assert number("forward, @ G with the backward", shown) == pytest.approx(492, rel=0.03)
+    assert number("for the frozen encoder: @ G", shown) == pytest.approx(274, rel=0.02)
+    assert number("# @ images/s", shown) == pytest.approx(989e12 * 0.4 / (492e9 + 274e9), rel=0.05)
 
 
 def test_stored_latents_need_no_encoder() -> None:

@@ -36,7 +36,7 @@ def estimate_autoencoder(args: Stage1Arguments, stage: Any = None) -> str:
         ValueError: the networks can't be made, or don't fit the sizes.
     """
     autoencoder, prior = make_stage1_networks(args) if stage is None else (stage.autoencoder, stage.prior)
-    parts = {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder, "prior": prior}
+    parts = _parts(autoencoder, prior)
     lines = [] if stage is not None else _sizes(parts)
     pixels = Pixels(args.resolution, args.num_frames)
     shape = " × ".join(map(str, latents_of(autoencoder, pixels).shape))
@@ -65,11 +65,11 @@ def plan_autoencoder(
         ValueError: the networks don't fit the resolution.
     """
     _check_side(args.resolution, autoencoder.spatial_compression_ratio * prior.size_multiple)
-    for network in (autoencoder, prior):
-        to_meta(network, _dtype(args))
+    to_meta(autoencoder, _dtype(args))
+    to_meta(prior, _dtype(args))
     pixels = Pixels(args.resolution, args.num_frames)
     cost = count_step((autoencoder, prior), stage1_loss(autoencoder, prior, pixels, args.train_only))
-    parts = {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder, "prior": prior}
+    parts = _parts(autoencoder, prior)
     trained = sum(count_weights(part) for name, part in parts.items() if args.train_only in (None, name))
     weights = _weights(args, trained, sum(map(count_weights, parts.values())) - trained)
     return Plan(cost, 0, weights, hardware_of(args, precision_of(args)), args.gradient_checkpointing)
@@ -117,6 +117,10 @@ def _weights(args: TrainingArguments, trained: int, frozen: int) -> Weights:
     num_averages = (len(decays) if isinstance(decays, tuple) else 1) + len(getattr(args, "ema_std", ()))
     state = OPTIMIZER_BYTES[getattr(args, "optimizer", "adamw")]
     return Weights(trained, frozen, args.use_ema, precision_of(args) != "no", num_averages, state)
+
+
+def _parts(autoencoder: UnifiedLatentsAutoencoder, prior: UnifiedLatentsTransformer) -> dict[str, nn.Module]:
+    return {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder, "prior": prior}
 
 
 def _sizes(parts: dict[str, nn.Module]) -> list[str]:
