@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.hub.loopback_hub import LoopbackHub
@@ -64,6 +64,25 @@ def test_attention_on_cpus_has_the_operator_that_flops_are_counted_of() -> None:
     with Recorded():
         nn.functional.scaled_dot_product_attention(q, q, q)
     assert _compat.cpu_attention_operator() in operators, message
+
+
+def test_attention_of_gpus_can_be_called_on_the_meta_device_and_keeps_no_weights_of_attention() -> None:
+    message = taken_away("torch", "_scaled_dot_product_efficient_attention", "call another kernel for GPUs")
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    q, k = (torch.empty(2, 3, length, 8, device="meta", requires_grad=True) for length in (64, 32))
+    masks = (None, torch.empty(2, 1, 1, 32, dtype=torch.bool, device="meta"))
+    for mask in masks:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            attended = _compat.fused_attention(q, k, k, mask)
+        assert attended.shape == q.shape, message
+        torch.autograd.backward(attended.sum())
+        assert k.grad is not None and k.grad.shape == k.shape, message
+    assert sum(size for size in kept if size == 2 * 3 * 64 * 32) <= 2 * 3 * 64 * 32, message  # the mask alone
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -31,10 +31,11 @@ from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "docs/latent_format.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "docs/latent_format.md", "docs/training.md"]
 PROGRAMS = ("ul-tokenizer", "accelerate", "torchrun", "sbatch", "python")
 # What the documents' commands read; `~` is a temporary folder, too.
-FOLDERS = ["photos", "videos", "latents", "runs/my-model", "my/photos", "my/classes"]
+FOLDERS = ["photos", "videos", "latents", "runs/my-model", "runs/first-evening-base", "my/photos", "my/classes"]
+FOLDERS += ["latents/mine", "imagenet/train"]
 FOLDERS += [f"~/.cache/ul_tokenizer/fashion-mnist/{part}" for part in ("train", "test")]
 FILES = ["photo.jpg", "clip.mp4"]
 FOREIGN = {"cd", "git", "hf", "make", "pip", "pre-commit", "python3", "source"}  # `make` has a test of its own
@@ -201,9 +202,10 @@ def _inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A working folder with the files and folders that commands read, since some parsers look for them."""
     home = tmp_path_factory.mktemp("home")
     for folder in FOLDERS:
-        (home / folder.removeprefix("~/")).mkdir(parents=True)
+        (home / folder.removeprefix("~/")).mkdir(parents=True, exist_ok=True)
     for file in FILES:
         (home / file).touch()
+    (home / "examples").symlink_to(ROOT / "examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.chdir(home)

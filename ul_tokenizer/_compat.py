@@ -54,6 +54,29 @@ def cpu_attention_operator() -> Any:
     return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """`scaled_dot_product_attention` by a kernel for GPUs, which keeps no attention weights for the backward pass.
+
+    It can be called on the meta device, too, where torch itself would not choose it.
+
+    Args:
+        query: (B, heads, L, D).
+        key: (B, heads, S, D).
+        value: as `key`.
+        mask: broadcasts to (B, heads, L, S); bool, True where to attend, or a float to add. None for no mask.
+
+    Returns:
+        (B, heads, L, D).
+    """
+    import torch
+
+    if mask is not None:
+        bias = mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=query.dtype)
+        mask = bias.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return cast("Tensor", attend(query, key, value, mask, query.requires_grad)[0])
+
+
 def is_native_on_cpu(precision: str) -> bool | None:
     """Whether this CPU computes in "bf16" or "fp16" by itself; None if torch doesn't know."""
     import torch

@@ -101,3 +101,20 @@ def test_the_classes_of_arguments_have_a_home_that_imports_no_networks() -> None
     assert training.Stage1Arguments is Stage1Arguments is stage1.Stage1Arguments
     assert training.Stage2Arguments is stage2.Stage2Arguments
     assert training.train_base_model is stage2.train_base_model
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "message"),
+    [
+        ("autoencoder", "sigmoid_bias: 2.0", "is a config for `train base`: it has the key 'sigmoid_bias'"),
+        ("base", "loss_factor: 1.5", "is a config for `train autoencoder`: it has the key 'loss_factor'"),
+        ("base", "colour: red", "has an unknown key 'colour'"),
+    ],
+)
+def test_a_config_of_another_stage_is_refused_in_a_sentence(
+    target: str, text: str, message: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"resolution: 64\n{text}\n")
+    status, shown = run(target, "--config", config)
+    assert status == 2 and shown.endswith(f"error: --config {config} {message}.\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,8 @@ _Config = TypeVar("_Config")
 
 # name → (autoencoder config, prior config)
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # The paper's ImageNet-512 networks (paper.md §5): 512² → 32×32×32.
+    # The paper's ImageNet-512 networks (paper.md §5): 512² → 32×32×32. The decoder's noisiest level is our reading: see
+    # `noisiest_level`, as in all presets for a certain size of pictures.
     "ul-imagenet512": (
         {
             "latent_channels": 32,
@@ -28,6 +30,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_head_dim": 64,
             "embedding_channels": 256,
             "dropout": 0.1,
+            "decoder_logsnr_min": -9.2,
             "sample_size": 512,
         },
         {
@@ -37,6 +40,57 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_head_dim": 64,
             "embedding_channels": 256,
             "sample_size": 32,
+        },
+    ),
+    # Our reading for ImageNet-256, of which the paper gives nothing: the ImageNet-512 networks without their finest
+    # stage, 256² → 16×32×32. A base model then works on the same grid as at 512².
+    "ul-imagenet256": (
+        {
+            "latent_channels": 16,
+            "encoder_block_out_channels": (128, 256, 512),
+            "encoder_layers_per_block": (2, 2, 3),
+            "decoder_block_out_channels": (128, 256),
+            "decoder_layers_per_block": (2, 2),
+            "decoder_hidden_size": 1024,
+            "decoder_num_layers": 8,
+            "attention_head_dim": 64,
+            "embedding_channels": 256,
+            "dropout": 0.1,
+            "decoder_logsnr_min": -7.8,
+            "sample_size": 256,
+        },
+        {
+            "in_channels": 16,
+            "block_out_channels": (1024,),
+            "num_layers": (8,),
+            "attention_head_dim": 64,
+            "embedding_channels": 256,
+            "sample_size": 32,
+        },
+    ),
+    # For a first evening on one consumer GPU: 128² → 16×16×16.
+    "ul-evening": (
+        {
+            "latent_channels": 16,
+            "encoder_block_out_channels": (64, 128, 256),
+            "encoder_layers_per_block": (1, 2, 2),
+            "decoder_block_out_channels": (64, 128),
+            "decoder_layers_per_block": (2, 2),
+            "decoder_hidden_size": 384,
+            "decoder_num_layers": 6,
+            "attention_head_dim": 64,
+            "embedding_channels": 128,
+            "dropout": 0.0,
+            "decoder_logsnr_min": -6.4,
+            "sample_size": 128,
+        },
+        {
+            "in_channels": 16,
+            "block_out_channels": (384,),
+            "num_layers": (6,),
+            "attention_head_dim": 64,
+            "embedding_channels": 128,
+            "sample_size": 16,
         },
     ),
     # Trains on two CPU cores: 8× down, 16 channels, 4.9 M weights in all.
@@ -98,6 +152,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "embedding_channels": 256,
             "dropout": 0.1,
             "temporal_compression_ratio": 4,
+            "decoder_logsnr_min": -6.4,
             "sample_size": 128,
         },
         {
@@ -160,6 +215,39 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "num_class_embeds": 1000,
         "sample_size": 32,
     },
+    # Frame prediction on clips of 17 frames in latents of `ul-k600`, 5×16×16; the paper prints no widths for it.
+    "ul-base-k600-medium": {
+        "in_channels": 16,
+        "block_out_channels": (512, 1024),
+        "num_layers": (6, 16),
+        "attention_head_dim": 64,
+        "embedding_channels": 512,
+        "dropout": 0.1,
+        "sample_size": 16,
+        "sample_frames": 5,
+    },
+    # Text-to-image at 512²: the "medium" of ImageNet-512, wider, with cross-attention to a text of width 1024.
+    # 300 GFLOP, one of the three sizes of the paper (100, 300 and 970), which prints no widths.
+    "ul-base-text-to-image": {
+        "in_channels": 32,
+        "block_out_channels": (640, 1280),
+        "num_layers": (6, 16),
+        "attention_head_dim": 64,
+        "embedding_channels": 512,
+        "dropout": 0.1,
+        "cross_attention_dim": 1024,
+        "sample_size": 32,
+    },
+    # For the latents of `ul-evening`, 16×16×16.
+    "ul-base-evening": {
+        "in_channels": 16,
+        "block_out_channels": (384,),
+        "num_layers": (12,),
+        "attention_head_dim": 64,
+        "embedding_channels": 256,
+        "dropout": 0.1,
+        "sample_size": 16,
+    },
     # Trains on two CPU cores, on small latents.
     "ul-base-mini": {
         "in_channels": 16,
@@ -178,6 +266,15 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "embedding_channels": 16,
     },
 }
+
+
+def noisiest_level(resolution: int) -> float:
+    """λ_x(1) for square pictures of this size, in pixels: −5 at 64² and lower by 2 ln 2 for each doubling.
+
+    The variance of a picture's slow modes grows with its number of pixels. At a fixed level they would be visible in
+    x_t, but not in the pure noise from which decoding starts, and brightness would drift to grey.
+    """
+    return -5.0 - 2 * math.log(resolution / 64)
 
 
 def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsAutoencoder:

@@ -60,6 +60,8 @@ class TrainingArguments:
         "resume_from_checkpoint",
     )
     """Arguments that are paths: a leading ~ means the home folder, and a `Path` is taken as well as a text."""
+    DATA: ClassVar[tuple[str, ...]] = ("train_data_dir", "dataset_name", "train_video_dir", "latent_dataset")
+    """Arguments of any stage that name training data."""
     RENAMED: ClassVar[dict[str, str]] = {}
     """Old name → new name, for a helpful error message."""
     DEFAULT_STEPS: ClassVar[int] = 10_000
@@ -200,7 +202,16 @@ class TrainingArguments:
     hub_token: str | None = arg(
         None, "Access token for the hub. `hf auth login` is safer, because other users can see the flags of a command."
     )
-    dry_run: bool = arg(False, "Print the resolved configuration and the sizes of networks and data, but do not train.")
+    dry_run: bool = arg(
+        False,
+        "Print the resolved configuration, the sizes of the networks and what the run needs: FLOPs, memory, GPU-hours. "
+        "Needs neither data nor a trained autoencoder, and trains nothing; data that are given are checked, too.",
+    )
+    dry_run_gpus: int = arg(1, "Number of GPUs for which a dry run plans.", POSITIVE)
+    dry_run_gpu: Literal["h100", "a100", "l40s", "rtx4090"] = arg("h100", "GPU for which a dry run plans.")
+    dry_run_utilization: float = arg(
+        0.4, "Fraction of the GPU's peak FLOP/s with which a dry run plans.", POSITIVE_FRACTION
+    )
 
     def __post_init__(self) -> None:
         for name in self.PATHS:
@@ -246,14 +257,18 @@ class TrainingArguments:
         names = () if self.validation_metrics is None else self.validation_metrics.split(",")
         return tuple(dict.fromkeys(name.strip() for name in names))
 
+    @property
+    def names_data(self) -> bool:
+        """Whether any argument names training data; only a dry run can do without."""
+        return any(getattr(self, name, None) for name in self.DATA)
+
     def shareable(self) -> dict[str, Any]:
-        """The resolved configuration, name → value, without `dry_run` and the hub's token."""
+        """The resolved configuration, name → value, without the dry run's arguments and the hub's token."""
         values = dataclasses.asdict(self)
-        del values["dry_run"], values["hub_token"]
-        return values
+        return {k: v for k, v in values.items() if not k.startswith("dry_run") and k != "hub_token"}
 
     def to_yaml(self) -> str:
-        """The resolved configuration as the text of a file for `--config`, without `dry_run` and the hub's token."""
+        """The text of a file for `--config` with what `shareable` returns."""
         return yaml.safe_dump(self.shareable(), sort_keys=False, allow_unicode=True)
 
 

@@ -40,7 +40,8 @@ def run_command(target: Target, argv: Sequence[str] | None = None, program: str 
     Raises:
         SystemExit: with status 2 if the arguments are illegal, or 0 after `--help`.
     """
-    args = parse_arguments(ARGUMENTS[target], argv, DESCRIPTIONS[target], program)
+    others = {f"train {other}": arguments for other, arguments in ARGUMENTS.items() if other != target}
+    args = parse_arguments(ARGUMENTS[target], argv, DESCRIPTIONS[target], program, others)
     try:
         _train(args)
     except KeyboardInterrupt:  # a first signal during the training stops it at the next step, without an exception

@@ -25,7 +25,11 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def parse_arguments(
-    cls: type[Arguments], argv: Sequence[str] | None = None, description: str = "", program: str | None = None
+    cls: type[Arguments],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    program: str | None = None,
+    others: Mapping[str, type[TrainingArguments]] | None = None,
 ) -> Arguments:
     """Reads arguments from a command line and the `--config` file that it may name.
 
@@ -34,6 +38,7 @@ def parse_arguments(
         argv: the words after the program's name; None for those of this process.
         description: what the command does, for `--help`.
         program: the program's name, for `--help` and errors; None for that of this process.
+        others: command → the arguments of other commands, whose config files are named as such in errors.
 
     Raises:
         SystemExit: with status 2 after an error, or 0 after `--help`.
@@ -44,7 +49,7 @@ def parse_arguments(
     flags = vars(parser.parse_args(list(words)))
     name: str | None = flags.pop("config", None)
     try:
-        config = {} if name is None else _read_config(find_config(name), cls, kinds)
+        config = {} if name is None else _read_config(find_config(name), cls, kinds, others or {})
         return cls(**{**_without_rivals(config, flags, cls.EXCLUSIVE), **flags})
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -122,7 +127,12 @@ def _snake_case(word: str, names: Iterable[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def _read_config(path: Path, cls: type[TrainingArguments], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def _read_config(
+    path: Path,
+    cls: type[TrainingArguments],
+    kinds: Mapping[str, Kind],
+    others: Mapping[str, type[TrainingArguments]],
+) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -133,12 +143,19 @@ def _read_config(path: Path, cls: type[TrainingArguments], kinds: Mapping[str, K
         if key in cls.RENAMED:
             raise ValueError(f"--config {path}: the key {key!r} is now called {cls.RENAMED[key]!r}.")
         if key not in kinds:
-            raise ValueError(f"--config {path} has an unknown key {key!r}.")
+            raise ValueError(f"--config {path} {_unknown(key, others)}.")
         try:
             config[key] = kinds[key].checked(value)
         except ValueError as error:
             raise ValueError(f"--config {path}: {key} {error}.") from error
     return config
+
+
+def _unknown(key: str, others: Mapping[str, type[TrainingArguments]]) -> str:
+    for command, other in others.items():
+        if key in kinds_of(other):
+            return f"is a config for `{command}`: it has the key {key!r}"
+    return f"has an unknown key {key!r}"
 
 
 def _without_rivals(

@@ -24,6 +24,7 @@ from ul_tokenizer.training.data import say
 from ul_tokenizer.training.draws.crops import CropBatch, CropSample, collate_crops
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
 from ul_tokenizer.training.engine.loop import run_stage
+from ul_tokenizer.training.estimate.stages import estimate_autoencoder
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments as Stage1Arguments
 from ul_tokenizer.training.stage1_data import Stage1Data
 from ul_tokenizer.training.validation import collapse_warning, validate_autoencoder
@@ -54,7 +55,7 @@ def train_autoencoder(args: Stage1Arguments) -> bool:
         OSError: a file can't be read or written, or the hub can't be reached.
         ImportError: an optional package is missing.
     """
-    return run_stage(args, Stage1)
+    return run_stage(args, Stage1, estimate_autoencoder)
 
 
 class Stage1:

@@ -121,9 +121,9 @@ class Stage1Arguments(TrainingArguments):
             self.prior_warmup = self.pretrained_model_name_or_path is None
         if (self.train_video_dir or self.validation_video_dir) and self.num_frames is None:
             raise ValueError("--train_video_dir and --validation_video_dir need --num_frames.")
-        if not self.has_images and not self.train_video_dir:
+        if not (self.has_images or self.train_video_dir or self.dry_run):
             raise ValueError("one of --train_data_dir, --dataset_name and --train_video_dir is needed, got none.")
-        if not self.has_images and (self.validation_data_dir or self.validation_split):
+        if self.train_video_dir and not self.has_images and (self.validation_data_dir or self.validation_split):
             raise ValueError("--validation_data_dir and --validation_split need training images, got videos only.")
         if self.aspect_ratio_buckets and self.num_frames is not None:
             raise ValueError("--aspect_ratio_buckets must not be given with --num_frames: clips are square.")

@@ -30,6 +30,7 @@ from ul_tokenizer.training.draws.latents import collate_latents
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
 from ul_tokenizer.training.engine.loop import run_stage
 from ul_tokenizer.training.engine.stage import Batch
+from ul_tokenizer.training.estimate.stages import estimate_base
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other, load_ours
 from ul_tokenizer.training.latent_cache import encode_all
 from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX
@@ -68,7 +69,7 @@ def train_base_model(args: Stage2Arguments) -> bool:
         OSError: a file can't be read or written, or the hub can't be reached.
         ImportError: an optional package is missing.
     """
-    return run_stage(args, Stage2)
+    return run_stage(args, Stage2, estimate_base)
 
 
 class Stage2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ul_tokenizer.models.presets import BASE_PRESETS
+from ul_tokenizer.models.presets import BASE_PRESETS, PRESETS
 from ul_tokenizer.training.arguments import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE, TrainingArguments, arg
 
 OTHERS_LOGSNR_MAX = 10.0  # for autoencoders of diffusers, whose latents have no noise level of their own
@@ -40,6 +40,11 @@ class Stage2Arguments(TrainingArguments):
     pretrained_vae: str | None = arg(
         None,
         "Any autoencoder of diffusers, of images or of clips, instead of --pretrained_autoencoder, to compare latents.",
+    )
+    autoencoder_preset: str | None = arg(
+        None,
+        "Configuration of the autoencoder for a dry run, where a trained one is not needed: one of the presets of "
+        "`train autoencoder`.",
     )
     vae_subfolder: str | None = arg(None, "Subfolder of --pretrained_vae that contains the autoencoder.")
     revision: str | None = arg(None, "Branch, tag or commit of the autoencoder on the hub.")
@@ -111,6 +116,12 @@ class Stage2Arguments(TrainingArguments):
     )
     context_dropout: float = arg(0.1, "Fraction of the steps that generate all frames, without context.", FRACTION)
 
+    dry_run_latent_frames: int | None = arg(
+        None,
+        "Latent frames of a clip for a dry run without a latent data set; without them it counts images.",
+        POSITIVE,
+    )
+
     # Validation
     validation_metrics: str | None = arg(
         None,
@@ -125,7 +136,12 @@ class Stage2Arguments(TrainingArguments):
         super().__post_init__()
         if self.preset not in BASE_PRESETS:
             raise ValueError(f"--preset must be one of {', '.join(BASE_PRESETS)}, got {self.preset}.")
-        if not (self.pretrained_autoencoder or self.pretrained_vae):
+        if self.autoencoder_preset is not None and self.autoencoder_preset not in PRESETS:
+            raise ValueError(
+                f"--autoencoder_preset must be one of {', '.join(PRESETS)}, got {self.autoencoder_preset}."
+            )
+        stands_in = self.dry_run and self.autoencoder_preset
+        if not (self.pretrained_autoencoder or self.pretrained_vae or stands_in):
             raise ValueError("one of --pretrained_autoencoder and --pretrained_vae is needed, got neither.")
         if self.vae_subfolder and not self.pretrained_vae:
             raise ValueError("--vae_subfolder needs --pretrained_vae.")
@@ -148,7 +164,7 @@ class Stage2Arguments(TrainingArguments):
 
     def _check_data(self) -> None:
         sources = [bool(self.train_data_dir or self.dataset_name), bool(self.latent_dataset)]
-        if sum(sources) != 1:
+        if sum(sources) != 1 and not (self.dry_run and not any(sources)):
             got = "both" if all(sources) else "neither"
             raise ValueError(
                 f"either images (--train_data_dir or --dataset_name) or --latent_dataset are needed, got {got}."

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
@@ -30,12 +31,16 @@ from ul_tokenizer.training.engine.tracking import JsonLinesTracker, RunningMeans
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> bool:
+def run_stage(
+    args: Arguments, make_stage: Callable[[Arguments], Stage], estimate: Callable[[Arguments, Any], str]
+) -> bool:
     """Trains a stage or, with `dry_run`, prints what it would train.
 
     Args:
         args: the arguments of the run.
         make_stage: makes the stage from the arguments.
+        estimate: describes what the run needs, as YAML comments, from the arguments and the stage. The stage is None in
+            a dry run without data.
 
     Returns:
         whether the training reached its last step; False for a dry run, or if a signal stopped it.
@@ -46,12 +51,15 @@ def run_stage(args: Arguments, make_stage: Callable[[Arguments], Stage]) -> bool
         OSError: a file can't be read or written, or the hub can't be reached.
         ImportError: an optional package is missing.
     """
+    if args.dry_run and not args.names_data:
+        PartialState(cpu=not torch.accelerator.is_available()).print(args.to_yaml() + estimate(args, None))
+        return False
     accelerator = make_accelerator(args)
     if accelerator.is_main_process and (warning := precision_warning(args.mixed_precision, accelerator.device)):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     stage = make_stage(args)
     if args.dry_run:
-        accelerator.print(args.to_yaml() + stage.describe())
+        accelerator.print(args.to_yaml() + stage.describe() + "\n" + estimate(args, stage))
         return False
     return Trainer(args, stage, accelerator).run()
 

@@ -1,0 +1,52 @@
+"""docs/training.md: its curve is that of the bundled weights, its flags and recipes exist, its rule is the presets'."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ul_tokenizer.models.presets import PRESETS, noisiest_level
+from ul_tokenizer.pretrained import ROOT as PRETRAINED
+from ul_tokenizer.training.kinds import kinds_of
+from ul_tokenizer.training.stage1_arguments import Stage1Arguments
+from ul_tokenizer.training.stage2_arguments import Stage2Arguments
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def test_the_curve_of_a_healthy_run_is_that_of_the_bundled_weights() -> None:
+    curve = json.loads((PRETRAINED / "ul-photo-f8" / "training_curve.json").read_text(encoding="utf-8"))
+    measured = {row["step"]: row for row in curve["validation"]}
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", GUIDE, re.MULTILINE)
+    assert len(rows) == 5
+    for step, *shown in rows:
+        row = measured[int(step)]
+        names = ("psnr_1_step", "psnr_4_steps", "latent_gap_db")
+        expected = [f"{row[f'validation/{name}']:.1f}" for name in names]
+        assert shown == [*expected, f"{row['validation/bits_per_pixel']:.3f}"]
+
+
+def test_every_recipe_in_the_guide_exists_and_every_recipe_is_in_it() -> None:
+    folder = ROOT / "examples" / "configs" / "paper"
+    paths = set(re.findall(r"examples/configs/paper/[\w-]+\.yaml", GUIDE))
+    assert paths and all((ROOT / path).is_file() for path in paths)
+    families = {re.sub(r"^imagenet256|-(small|medium)$", "", path.stem) for path in folder.glob("*.yaml")}
+    assert [name for name in families if name not in GUIDE] == []
+
+
+def test_every_flag_of_training_in_the_guide_exists() -> None:
+    flags = {flag for flag in re.findall(r"`--([a-z]+_[a-z0-9_]+)", GUIDE)}
+    known = {*kinds_of(Stage1Arguments), *kinds_of(Stage2Arguments)}
+    assert flags and flags <= known, flags - known
+
+
+def test_the_presets_follow_the_guides_rule_for_the_noisiest_level() -> None:
+    assert noisiest_level(64) == -5
+    levels = {
+        config["sample_size"]: config["decoder_logsnr_min"] for config, _ in PRESETS.values() if "sample_size" in config
+    }
+    assert {128, 256, 512} <= set(levels)
+    assert all(abs(level - noisiest_level(size)) <= 0.1 for size, level in levels.items())
+    assert '"decoder_logsnr_min": -7.8' in GUIDE and levels[256] == -7.8
