@@ -3,9 +3,10 @@
     python benchmarks/training_data.py [--images 24] [--crops 96]
 
 One worker process reads, crops and collates batches; the main process takes them. "before" is how crops were made until
-version 0.13: the whole JPEG is decoded, a window is scaled, and float32 pixels leave the worker. "native" differs in
-the pixels only, which are uint8. "short side" scales the image by its shorter side (--scaling short_side) and decodes
-JPEGs at half their size where that is enough. The runs take turns, so that a machine that slows down slows all of them.
+version 0.13: the whole JPEG is decoded and copied twice, a window is scaled, and float32 pixels leave the worker.
+"native" makes the same crops as uint8 and without the copies. "short side" scales the image by its shorter side
+(--scaling short_side) and decodes JPEGs at half their size where that is enough. The runs take turns, so that a machine
+that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from _measure import machine
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from ul_tokenizer.media.pixels import to_float
@@ -30,6 +31,17 @@ from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.draws.crops import CropSample, DrawSampler, RandomCropDataset, collate_crops
 
 SIDE, BATCH, ROUNDS = 512, 8, 5
+
+
+class ImagesBefore(DecodedImages):
+    """Images as they were read before: decoded whole, and copied by two functions of Pillow."""
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        path = self.source.open(index)
+        assert isinstance(path, Path)
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 class InFloats(Dataset[CropSample]):
@@ -47,15 +59,17 @@ class InFloats(Dataset[CropSample]):
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """JPEGs with noise whose power falls with the frequency, as in photographs."""
+    """JPEGs of noise whose amplitude falls with the frequency, as in photographs, and whose colours are pale."""
+    rows, columns = np.fft.fftfreq(size[1])[:, None], np.fft.rfftfreq(size[0])[None]
+    fall = 1 / np.maximum(np.hypot(rows, columns), 1 / max(size))
     for n in range(count):
-        random = np.random.default_rng(n)
-        rows, columns = np.fft.fftfreq(size[1])[:, None], np.fft.rfftfreq(size[0])[None]
-        fall = 1 / np.maximum(np.hypot(rows, columns), 1 / max(size))
-        spectrum = np.fft.rfft2(random.normal(size=(3, size[1], size[0]))) * fall
-        waves = np.fft.irfft2(spectrum, s=(size[1], size[0]))
-        pixels = 128 + 50 * waves / waves.std()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(folder / f"{n}.jpg", quality=90)
+        noise = np.random.default_rng(n).normal(size=(3, size[1], size[0]))
+        waves = np.fft.irfft2(np.fft.rfft2(noise) * fall, s=(size[1], size[0]))
+        waves /= waves.std(axis=(1, 2), keepdims=True)
+        amplitudes = np.array([50, 12, 12])[:, None, None]  # of brightness and of two colours
+        channels = (128 + amplitudes * waves).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+        picture = Image.frombytes("YCbCr", size, channels.tobytes())
+        picture.save(folder / f"{n}.jpg", quality=90)
 
 
 def crops_per_second(dataset: Dataset[CropSample], count: int) -> float:
@@ -98,14 +112,23 @@ def main() -> None:
     for size in ((2000, 2000), (2000, 1500)):
         with tempfile.TemporaryDirectory() as folder:
             write_photographs(Path(folder), args.images, size)
-            images = DecodedImages(FolderSource(folder, keep_duplicates=True))
-            native = RandomCropDataset(images, SIDE, scale=(0.5, 1.0), random_flip=True)
-            datasets: dict[str, Dataset[CropSample]] = {"before": InFloats(native), "native": native}
+            source = FolderSource(folder, keep_duplicates=True)
+            images = DecodedImages(source)
+            options: dict[str, Any] = {"scale": (0.5, 1.0), "random_flip": True}
+            before = InFloats(RandomCropDataset(ImagesBefore(source), SIDE, **options))
+            datasets: dict[str, Dataset[CropSample]] = {
+                "before": before,
+                "native": RandomCropDataset(images, SIDE, **options),
+            }
             for lowest in (0.5, 1.0):
                 datasets[f"short side, scale {lowest:g}"] = RandomCropDataset(
                     images, SIDE, scale=(lowest, 1.0), random_flip=True, scaling="short_side"
                 )
-            print(f"{size[0]}×{size[1]} to {SIDE}×{SIDE}, one worker, median of {ROUNDS} rounds (lowest to highest)")
+            kilobytes = sum(path.stat().st_size for path in Path(folder).iterdir()) / args.images / 1000
+            print(
+                f"{size[0]}×{size[1]}, {kilobytes:.0f} kB, to {SIDE}×{SIDE}: one worker, median of {ROUNDS} rounds "
+                "(lowest to highest)"
+            )
             report(measured(datasets, args.crops), print)
 
 
