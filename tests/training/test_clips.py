@@ -18,6 +18,7 @@ from ul_tokenizer.media.videos import VideoWriter
 from ul_tokenizer.sources.decoded import DecodedImages
 from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.command import run_command
+from ul_tokenizer.training.draws import video_pool
 from ul_tokenizer.training.draws.clips import RandomClipDataset, pan
 from ul_tokenizer.training.draws.crops import CropSample, RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoFrames, VideoPool
@@ -205,6 +206,19 @@ def test_without_images_frames_and_clips_come_from_the_videos_and_others_are_hel
     assert kinds[0] | kinds[1] == {0, 1, 2, 3} and not kinds[0] & kinds[1] and len(kinds[1]) == 2
     assert len(training) == 2
     assert data.describe() == ["training videos: 2", "held-out videos: 2"]
+
+
+def test_long_videos_are_drawn_more_often_as_numpy_would_choose_them(many_videos: Path) -> None:
+    pool = VideoPool(many_videos, 64)
+    lengths = np.array([5, 20, 1, 14])
+    ends = video_pool._ends(lengths)
+    random, other = np.random.default_rng(0), np.random.default_rng(0)
+    for _ in range(200):
+        expected = int(other.choice(4, p=lengths / lengths.sum()))
+        assert int(np.searchsorted(ends, random.random(), "right")) == expected
+    held_out = pool.only([2, 0])
+    assert [video.path.name for video in held_out.videos] == ["1.mp4", "0.mp4"]
+    assert held_out.videos[0].frames is pool.videos[2].frames is not None
 
 
 def test_a_video_model_trains_without_any_image(smallest_flags: Flags, many_videos: Path, tmp_path: Path) -> None:

@@ -281,6 +281,7 @@ def test_two_processes_draw_the_same_sizes_as_one(
         "aspect_ratio_buckets": True,
         "resolution": 64,
         "max_train_steps": 4,
+        "adam_epsilon": 1e-2,  # or AdamW would blow up rounding where gradients are near zero
     }
     assert train(tmp_path / "one", **flags, train_batch_size=2) == 0
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -38,30 +38,31 @@ class StoredFacts:
         self.path = (folder or cache_folder()) / f"{kind}-{place}.jsonl"
 
     def of(
-        self, names: Sequence[str], stamps: Sequence[str], find: Callable[[int], Facts], unit: str = "files"
+        self, names: Sequence[str], stamp: Callable[[int], str], find: Callable[[int], Facts], unit: str = "files"
     ) -> list[Facts]:
         """The facts about all files: those stored, and those that have to be found out, which are then stored.
 
         Args:
             names: Names of the files.
-            stamps: Their stamps.
-            find: Finds out the facts about file number n; called from several threads.
+            stamp: The stamp of file number n; called from several threads, like `find`.
+            find: Finds out the facts about file number n.
             unit: What the progress bar counts.
         """
         stored = self._read()
         facts: list[Facts] = [None] * len(names)
-        missing: list[int] = []
-        for n, (name, stamp) in enumerate(zip(names, stamps, strict=True)):
-            known_stamp, facts[n] = stored.get(name, (None, None))
-            if known_stamp != stamp:
-                missing.append(n)
-        with progress("reading headers", len(missing), unit) as bar, ThreadPoolExecutor(THREADS) as pool:
-            for first in range(0, len(missing), _AT_ONCE):
-                part = missing[first : first + _AT_ONCE]
-                for n, found in zip(part, pool.map(find, part), strict=True):
-                    facts[n] = found
-                self._append([[names[n], stamps[n], facts[n]] for n in part])
-                bar.update(len(part))
+        missing: dict[int, str] = {}  # with the new stamps
+        with ThreadPoolExecutor(THREADS) as pool:
+            for part in _parts(range(len(names))):
+                for n, new_stamp in zip(part, pool.map(stamp, part), strict=True):
+                    old_stamp, facts[n] = stored.get(names[n], (None, None))
+                    if old_stamp != new_stamp:
+                        missing[n] = new_stamp
+            with progress("reading headers", len(missing), unit) as bar:
+                for part in _parts(list(missing)):
+                    for n, found in zip(part, pool.map(find, part), strict=True):
+                        facts[n] = found
+                    self._append([[names[n], missing[n], facts[n]] for n in part])
+                    bar.update(len(part))
         return facts
 
     def _read(self) -> dict[str, tuple[str, Facts]]:
@@ -78,6 +79,11 @@ class StoredFacts:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_off_partial_line(self.path)
             append_line(self.path, "\n".join(map(json.dumps, rows)))
+
+
+def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Short parts of a sequence, so that threads never have a long queue."""
+    return (numbers[first : first + _AT_ONCE] for first in range(0, len(numbers), _AT_ONCE))
 
 
 def cache_folder() -> Path:

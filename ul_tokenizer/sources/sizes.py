@@ -26,9 +26,9 @@ def image_sizes(source: Source, origin: str, folder: Path | None = None) -> Size
     Returns:
         (N, 2), width and height; zeros for images that can't be read.
     """
-    indices = range(len(source))
-    names, stamps = [source.id(n) for n in indices], [_stamp(source, n) for n in indices]
-    facts = StoredFacts("image-sizes", origin, folder).of(names, stamps, lambda n: _size(source, n), "images")
+    names = [source.id(n) for n in range(len(source))]
+    stored = StoredFacts("image-sizes", origin, folder)
+    facts = stored.of(names, lambda n: _stamp(source, n), lambda n: _size(source, n), "images")
     return np.array([fact if fact is not None else (0, 0) for fact in facts], np.int32).reshape(-1, 2)
 
 

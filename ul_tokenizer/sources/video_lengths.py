@@ -44,10 +44,8 @@ def measure_videos(
     """
     origin = f"{root.resolve()} at {fps or ('its own rate' if evenly else 'every frame')}"
     names = [str(path.relative_to(root)) for path in paths]
-    stamps = [_stamp(path) for path in paths]
-    facts = StoredFacts("video-lengths", origin, folder).of(
-        names, stamps, lambda n: _measure(paths[n], fps, evenly), "videos"
-    )
+    stored = StoredFacts("video-lengths", origin, folder)
+    facts = stored.of(names, lambda n: _stamp(paths[n]), lambda n: _measure(paths[n], fps, evenly), "videos")
     return [_video(path, fact) for path, fact in zip(paths, facts, strict=True)]
 
 

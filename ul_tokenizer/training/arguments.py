@@ -49,7 +49,6 @@ class TrainingArguments:
     EXCLUSIVE: ClassVar[tuple[tuple[str, str], ...]] = (
         ("train_data_dir", "dataset_name"),
         ("validation_data_dir", "validation_split"),
-        ("aspect_ratio_buckets", "shuffle_buffer_size"),
         ("max_train_steps", "num_train_epochs"),
     )
     """Pairs of arguments that exclude each other; a flag replaces the other one if a config file sets it."""
@@ -229,6 +228,8 @@ class TrainingArguments:
     def _check_crops_and_workers(self) -> None:
         if self.aspect_ratio_buckets and self.scaling != "short_side":
             raise ValueError(f"--aspect_ratio_buckets needs --scaling short_side, got {self.scaling}.")
+        if self.aspect_ratio_buckets and self.shuffle_buffer_size is not None:
+            raise ValueError("--aspect_ratio_buckets and --shuffle_buffer_size exclude each other, got both.")
         for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             if getattr(self, name) and not self.dataloader_num_workers:
                 raise ValueError(f"--{name} needs --dataloader_num_workers above 0, got 0.")

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from ul_tokenizer.media.clips import has_cut
 from ul_tokenizer.media.frame_times import Frame
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.videos import VIDEO_SUFFIXES, UnreadableVideoError, read_frames
+from ul_tokenizer.sources.names import CompactNames
 from ul_tokenizer.sources.video_lengths import measure_videos
 
 FRAMES_PER_VIDEO = 8  # that `VideoFrames` has
@@ -45,6 +46,42 @@ class PooledVideo(NamedTuple):
                 self.path, f"only {len(frames)} of {num_frames} frames can be read from frame {first} on"
             )
         return np.stack(frames)
+
+
+class PooledVideos(Sequence[PooledVideo]):
+    """Many videos in little memory, which forked worker processes share; see `CompactNames`.
+
+    Args:
+        root: The folder that holds all videos, or the only one.
+        videos: The videos.
+    """
+
+    def __init__(self, root: Path, videos: Sequence[PooledVideo]) -> None:
+        self._root = root
+        self._names = CompactNames(str(video.path.relative_to(root)) for video in videos)
+        self.lengths = np.array([video.num_frames for video in videos], np.int64)
+        self._rates = np.array([video.fps for video in videos], np.float64)
+        self._short_side = videos[0].short_side if videos else 0  # all have the same
+        self._frames = [video.frames for video in videos] if any(v.frames is not None for v in videos) else None
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int, /) -> PooledVideo: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> list[PooledVideo]: ...
+
+    def __getitem__(self, index: int | slice, /) -> PooledVideo | list[PooledVideo]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        path, frames = self._root / self._names[index], None if self._frames is None else self._frames[index]
+        return PooledVideo(path, int(self.lengths[index]), float(self._rates[index]), self._short_side, frames)
+
+    def only(self, indices: Sequence[int]) -> PooledVideos:
+        """Some of the videos."""
+        return PooledVideos(self._root, [self[int(n)] for n in indices])
 
 
 class VideoPool:
@@ -83,36 +120,37 @@ class VideoPool:
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
         self.skipped: list[str] = []
         self.notes: list[str] = []
-        self.videos: list[PooledVideo] = []
+        videos: list[PooledVideo] = []
         total = 0
-        for path, video in zip(paths, measure_videos(paths, root, fps), strict=True):
-            if isinstance(video, UnreadableVideoError):
-                self.skipped.append(f"{path.name}: {video.reason}")
-            elif self._add(PooledVideo(path, video.num_frames, video.fps, short_side), min_frames):
-                total += video.num_frames * 3 * math.prod(_scaled_size(video.width, video.height, short_side))
+        for path, found in zip(paths, measure_videos(paths, root, fps), strict=True):
+            if isinstance(found, UnreadableVideoError):
+                self.skipped.append(f"{path.name}: {found.reason}")
+            elif self._add(videos, PooledVideo(path, found.num_frames, found.fps, short_side), min_frames):
+                total += found.num_frames * 3 * math.prod(_scaled_size(found.width, found.height, short_side))
         self.is_in_memory = total <= max_bytes
         if self.is_in_memory:
-            listed, self.videos = self.videos, []
+            listed, videos = videos, []
             for video in listed:
-                self._add(self._decoded(video, fps), min_frames)
-        if not self.videos:
+                self._add(videos, self._decoded(video, fps), min_frames)
+        if not videos:
             reasons = "; ".join(self.skipped[:3]) or "no file with the suffix of a video"
             raise ValueError(f"root must hold at least one video, got none in {root}: {reasons}.")
-        self._probabilities = _shares(self.videos)
+        self.videos = PooledVideos(root, videos)
+        self._ends = _ends(self.videos.lengths)
 
     def only(self, indices: Sequence[int]) -> VideoPool:
         """A pool of some of the videos, for example those held out for validation."""
         pool = copy.copy(self)
-        pool.videos = [self.videos[n] for n in indices]
-        pool._probabilities = _shares(pool.videos)
+        pool.videos = self.videos.only(indices)
+        pool._ends = _ends(pool.videos.lengths)
         return pool
 
-    def _add(self, video: PooledVideo, min_frames: int) -> bool:
-        """Adds a video if it is long enough; returns whether it is."""
+    def _add(self, videos: list[PooledVideo], video: PooledVideo, min_frames: int) -> bool:
+        """Adds a video to a list if it is long enough; returns whether it is."""
         if video.num_frames < min_frames:
             self.skipped.append(f"{video.path.name}: it has {video.num_frames} frames, fewer than {min_frames}")
             return False
-        self.videos.append(video)
+        videos.append(video)
         return True
 
     def _decoded(self, video: PooledVideo, fps: float | None) -> PooledVideo:
@@ -136,7 +174,8 @@ class VideoPool:
         part: Frame | None = None
         failures: list[UnreadableVideoError] = []
         for _ in range(TRIES):
-            video = self.videos[int(random.choice(len(self.videos), p=self._probabilities))]
+            # What random.choice with probabilities does, without adding them up in every draw.
+            video = self.videos[int(np.searchsorted(self._ends, random.random(), "right"))]
             step = max(1, min(stride, (video.num_frames - 1) // max(1, num_frames - 1)))
             first = int(random.integers(0, video.num_frames - step * (num_frames - 1)))
             try:
@@ -187,10 +226,11 @@ class VideoFrames:
         return video, (2 * (index % FRAMES_PER_VIDEO) + 1) * video.num_frames // (2 * FRAMES_PER_VIDEO)
 
 
-def _shares(videos: Sequence[PooledVideo]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """How often each video is drawn, which is in proportion to its length."""
-    lengths = np.array([video.num_frames for video in videos], float)
-    return lengths / lengths.sum()
+def _ends(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Sums, up to each video, of the probabilities with which videos are drawn: in proportion to their lengths."""
+    probabilities = lengths.astype(np.float64) / lengths.astype(np.float64).sum()
+    sums = probabilities.cumsum()
+    return sums / sums[-1]
 
 
 def _scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
