@@ -263,6 +263,27 @@ MUTATIONS = [
         "tests/training/test_stage2.py",
     ),
     Mutation(
+        "the last latents of a data set sorted by class are held out",
+        "ul_tokenizer/training/stage2_data.py",
+        "by_class[((np.arange(count) + random.random()) * len(labels) / count).astype(np.int64)]",
+        "np.arange(len(labels) - count, len(labels))",
+        "tests/training/test_stage2_data.py",
+    ),
+    Mutation(
+        "steps without context leave weights without a gradient",
+        "ul_tokenizer/training/denoising.py",
+        "loss if context is not None else loss + self._zero_of_unused_weights(z_clean)",
+        "loss",
+        "tests/training/test_stage2_clips.py",
+    ),
+    Mutation(
+        "a dropped caption is read",
+        "ul_tokenizer/training/text.py",
+        "self.mask & ~is_dropped[:, None]",
+        "self.mask",
+        "tests/training/test_text.py",
+    ),
+    Mutation(
         "a shard's line is written before its file",
         "ul_tokenizer/latents/writer.py",
         "        write_whole(path, content)\n",

@@ -174,8 +174,5 @@ class Stage2Arguments(TrainingArguments):
                 "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1."
             )
 
-        if self.cache_latents and self.aspect_ratio_buckets:
-            raise ValueError("--cache_latents and --aspect_ratio_buckets exclude each other, got both.")
-
     def _crops_are_fixed(self) -> bool:
         return self.latent_dataset is None and self.center_crop and not self.random_flip and self.scale_min == 1

@@ -192,7 +192,8 @@ def draws_of(latents: LatentDataset, indices: Indices, seed: int, group_size: in
     """
     shapes = shape_numbers(latents)[indices]
     order = BucketedOrder(shapes, group_size, seed) if len(np.unique(shapes)) > 1 else None
-    return LatentDraws(Subset(latents, indices.tolist()), seed, order)
+    part = Subset(latents, indices)  # type: ignore[arg-type]  # an array, which worker processes share
+    return LatentDraws(part, seed, order)
 
 
 def captions_of(data: LatentDataset | DecodedImages | None) -> Iterator[str | None]:
