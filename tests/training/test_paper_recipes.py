@@ -84,7 +84,7 @@ def test_the_decoders_noisiest_level_fits_the_resolution(recipe: Path) -> None:
     autoencoder, _ = PRESETS[config["preset"]]
     level = config.get("autoencoder_config", {}).get("decoder_logsnr_min", autoencoder["decoder_logsnr_min"])
     assert autoencoder["sample_size"] == config["resolution"]
-    assert level == pytest.approx(noisiest_level(config["resolution"]), abs=0.1)
+    assert level == noisiest_level(config["resolution"])
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if target_of(path) == "base"], ids=lambda p: p.stem)
