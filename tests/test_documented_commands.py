@@ -155,6 +155,8 @@ def check_launched(is_module: bool, name: str, words: Sequence[str], is_complete
     path = ROOT / (f"{name.replace('.', '/')}.py" if is_module else name)
     if name == "ul_tokenizer.train":
         check_ours(["train", *words], is_complete)
+    elif is_module and name == "ul_tokenizer":
+        check_ours(words, is_complete)
     elif not path.is_file():
         raise CommandError(f"there is no script {name}")
     elif path.name in TRAINING:

@@ -43,10 +43,10 @@ def test_every_flag_of_training_in_the_guide_exists() -> None:
 
 
 def test_the_presets_follow_the_guides_rule_for_the_noisiest_level() -> None:
-    assert noisiest_level(64) == -5
+    assert (noisiest_level(64), noisiest_level(512)) == (-5, -9.2)
     levels = {
         config["sample_size"]: config["decoder_logsnr_min"] for config, _ in PRESETS.values() if "sample_size" in config
     }
     assert {128, 256, 512} <= set(levels)
-    assert all(abs(level - noisiest_level(size)) <= 0.1 for size, level in levels.items())
+    assert all(level == noisiest_level(size) for size, level in levels.items())
     assert '"decoder_logsnr_min": -7.8' in GUIDE and levels[256] == -7.8

@@ -14,6 +14,16 @@ if TYPE_CHECKING:  # the names of presets stand in help texts, which must not wa
 
 _Config = TypeVar("_Config")
 
+
+def noisiest_level(resolution: int) -> float:
+    """λ_x(1) for square pictures of this size, in pixels: −5 at 64² and 1.4 lower for each doubling (paper.md §8).
+
+    The variance of a picture's slow modes grows with its number of pixels. At a fixed level they would be visible in
+    x_t, but not in the pure noise from which decoding starts, and brightness would drift to grey.
+    """
+    return round(-5 - 2 * math.log(resolution / 64), 1)
+
+
 # name → (autoencoder config, prior config)
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # The paper's ImageNet-512 networks (paper.md §5): 512² → 32×32×32. The decoder's noisiest level is our reading: see
@@ -30,7 +40,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_head_dim": 64,
             "embedding_channels": 256,
             "dropout": 0.1,
-            "decoder_logsnr_min": -9.2,
+            "decoder_logsnr_min": noisiest_level(512),
             "sample_size": 512,
         },
         {
@@ -56,7 +66,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_head_dim": 64,
             "embedding_channels": 256,
             "dropout": 0.1,
-            "decoder_logsnr_min": -7.8,
+            "decoder_logsnr_min": noisiest_level(256),
             "sample_size": 256,
         },
         {
@@ -81,7 +91,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_head_dim": 64,
             "embedding_channels": 128,
             "dropout": 0.0,
-            "decoder_logsnr_min": -6.4,
+            "decoder_logsnr_min": noisiest_level(128),
             "sample_size": 128,
         },
         {
@@ -152,7 +162,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "embedding_channels": 256,
             "dropout": 0.1,
             "temporal_compression_ratio": 4,
-            "decoder_logsnr_min": -6.4,
+            "decoder_logsnr_min": noisiest_level(128),
             "sample_size": 128,
         },
         {
@@ -266,15 +276,6 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "embedding_channels": 16,
     },
 }
-
-
-def noisiest_level(resolution: int) -> float:
-    """λ_x(1) for square pictures of this size, in pixels: −5 at 64² and lower by 2 ln 2 for each doubling.
-
-    The variance of a picture's slow modes grows with its number of pixels. At a fixed level they would be visible in
-    x_t, but not in the pure noise from which decoding starts, and brightness would drift to grey.
-    """
-    return -5.0 - 2 * math.log(resolution / 64)
 
 
 def build_autoencoder(preset: str, changes: Mapping[str, Any] | None = None) -> UnifiedLatentsAutoencoder:
