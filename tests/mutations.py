@@ -26,6 +26,7 @@ OBJECTIVE = "ul_tokenizer/diffusion/objective.py"
 SCHEDULER = "ul_tokenizer/schedulers/log_snr.py"
 ALGORITHM = "ul_tokenizer/training/algorithm1.py"
 AUTOENCODER = "ul_tokenizer/models/autoencoder.py"
+DECODING = "ul_tokenizer/models/decoding.py"
 LATENT = "ul_tokenizer/models/latent_distribution.py"
 ATTENTION = "ul_tokenizer/models/attention.py"
 LAYERS = "ul_tokenizer/models/layers.py"
@@ -180,28 +181,28 @@ MUTATIONS = [
     ),
     Mutation(
         "one step returns the next noisy sample",
-        AUTOENCODER,
-        "return x_last",
-        "return x_t",
+        DECODING,
+        "return x",
+        "return ode_step(x_t, x, t, s)",
         ON_AUTOENCODER,
     ),
     Mutation(
         "the latent is embedded in every step",
-        AUTOENCODER,
-        "logsnr.expand(z.shape[0]), latent_features)",
-        "logsnr.expand(z.shape[0]), self.decoder.embed_latents(z))",
+        DECODING,
+        "logsnr.expand(z.shape[0]), latent_features, rotary)",
+        "logsnr.expand(z.shape[0]), decoder.embed_latents(z), rotary)",
         ON_AUTOENCODER,
     ),
     Mutation(
         "every tile draws noise of its own",
         AUTOENCODER,
-        "self._denoise(tile.of(z), tile.of(x_1, ratio), levels)",
-        "self._denoise(tile.of(z), torch.randn_like(tile.of(x_1, ratio)), levels)",
+        "self._denoise(tile.of(z), tile.of(x_1, ratio), steps, rotary)",
+        "self._denoise(tile.of(z), torch.randn_like(tile.of(x_1, ratio)), steps, rotary)",
         ON_TILING,
     ),
     Mutation(
         "the sampler of the second order forgets the level before",
-        AUTOENCODER,
+        DECODING,
         "x if is_first_order or x_last is None else",
         "x if True else",
         ON_AUTOENCODER,

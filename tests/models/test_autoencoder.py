@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from ul_tokenizer.diffusion.schedule import alpha_sigma
+from ul_tokenizer.models import blocks, decoding
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.layers import FP32_MODULES
@@ -187,6 +189,31 @@ def test_the_latent_is_embedded_once_per_decode_and_not_per_step(
         monkeypatch.setattr(model.decoder, name, counted)
     model.decode(torch.randn(1, 4, 4, 4), num_inference_steps=5)
     assert calls == {"embed_latents": 1, "forward": 5}
+
+
+def test_what_steps_and_tiles_share_is_computed_once_per_decode(
+    model: UnifiedLatentsAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(blocks, "rotary_table")
+    count(decoding, "alpha_sigma")
+    count(decoding, "ode_step")
+    model.enable_tiling(32, 32)
+    model.decode(torch.randn(1, 4, 4, 8), num_inference_steps=3)
+    tiles = len(model._tile_grid(4, 8).tiles)
+    assert tiles > 1
+    # After its last step, a tile is finished and needs no further noisy sample.
+    assert calls == {"rotary_table": 1, "alpha_sigma": 3, "ode_step": 2 * tiles}
 
 
 def test_two_decodes_of_different_latents_differ(model: UnifiedLatentsAutoencoder) -> None:

@@ -118,6 +118,21 @@ def test_padding_is_not_read(text: UnifiedLatentsTransformer) -> None:
     torch.testing.assert_close(run(text, encoder_hidden_states=TEXT, encoder_attention_mask=mask.long()), short)
 
 
+def test_texts_without_padding_need_no_mask(text: UnifiedLatentsTransformer) -> None:
+    embed = text.text_embedding
+    with torch.no_grad():
+        assert embed(None, None, 3).mask is None
+        assert embed(TEXT, None, 3).mask is None
+        masked = run(text, encoder_hidden_states=TEXT, encoder_attention_mask=torch.ones(3, 5))
+        torch.testing.assert_close(run(text, encoder_hidden_states=TEXT), masked)
+
+
+def test_the_token_for_no_text_is_part_of_every_step_of_training(text: UnifiedLatentsTransformer) -> None:
+    """DDP waits for the gradient of every parameter."""
+    tokens = text.text_embedding(TEXT, None, 3).tokens
+    torch.autograd.grad(tokens.sum(), text.text_embedding.null_token)  # an error if it is unused
+
+
 def test_a_mask_without_a_token_is_no_text(text: UnifiedLatentsTransformer) -> None:
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[1] = False

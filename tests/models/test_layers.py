@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ul_tokenizer.evaluation.measures import flops
 from ul_tokenizer.evaluation.measures.flops import count_flops
@@ -24,10 +26,13 @@ from ul_tokenizer.models.layers import (
     OutputConv,
     TokenNorm,
     Upsample,
+    enlarge,
     fold_time,
+    patchify,
     to_frames,
     to_tokens,
     unfold_time,
+    unpatchify,
 )
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
@@ -65,6 +70,77 @@ def test_a_single_frame_has_the_strides_of_channels_last_whatever_its_own() -> N
     """With a batch of one, PyTorch calls odd strides contiguous, and convolutions then take the slow way."""
     odd = torch.randn(16, 3).as_strided((1, 3, 1, 4, 4), (3, 1, 3, 12, 3))
     assert fold_time(odd).stride() == (48, 1, 12, 3)
+
+
+def test_patches_are_those_of_pixel_unshuffle_and_undone_exactly() -> None:
+    clip = torch.randn(2, 3, 4, 6, 10)
+    patches = patchify(clip, 2)
+    assert torch.equal(patches, nn.functional.pixel_unshuffle(fold_time(clip), 2))
+    assert torch.equal(unpatchify(patches, 2, 4), clip)
+    assert torch.equal(unpatchify(patches.contiguous(), 2, 4), clip)  # of any layout
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_patches_of_a_single_frame_have_the_strides_of_channels_last(patch_size: int) -> None:
+    patches = patchify(torch.randn(1, 3, 1, 4, 4).expand(1, 3, 1, 4, 4), patch_size)
+    channels, side = 3 * patch_size**2, 4 // patch_size
+    assert patches.stride() == (channels * side * side, 1, channels * side, channels)
+
+
+def test_enlarging_is_pixel_shuffle_in_channels_last_memory() -> None:
+    x = torch.randn(2, 12, 3, 5).contiguous(memory_format=torch.channels_last)
+    enlarged = enlarge(x, 2)
+    assert torch.equal(enlarged, nn.functional.pixel_shuffle(x, 2))
+    assert enlarged.is_contiguous(memory_format=torch.channels_last)
+
+
+class Elsewhere(Tensor):
+    """A tensor that claims to be on a GPU, so that the code for GPUs runs on a CPU."""
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(type="cuda")
+
+
+def test_the_layouts_of_gpus_are_those_of_cpus() -> None:
+    clip, features = torch.randn(2, 3, 4, 6, 10), torch.randn(2, 12, 3, 5)
+    for on_cpu, on_gpu in (
+        (patchify(clip, 2), patchify(clip.as_subclass(Elsewhere), 2)),
+        (enlarge(features, 2), enlarge(features.as_subclass(Elsewhere), 2)),
+    ):
+        assert torch.equal(on_cpu, on_gpu.as_subclass(Tensor))
+        assert on_cpu.stride() == on_gpu.stride()
+
+
+class CountedOperators(TorchDispatchMode):
+    """Notes the names of all operators that do not only return a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+            self.names.append(func.name())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("move", "shape"),
+    [
+        (fold_time, (2, 3, 4, 8, 8)),
+        (lambda x: patchify(x, 2), (2, 3, 4, 8, 8)),
+        (lambda x: unpatchify(x, 2, 4), (8, 12, 4, 4)),
+        (lambda x: enlarge(x, 2), (8, 12, 4, 4)),
+    ],
+)
+def test_changes_of_the_layout_copy_once(move: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    """As on GPUs: like them, the meta device has no `pixel_shuffle` that keeps the layout."""
+    x = torch.empty(shape, device="meta")
+    with CountedOperators() as counted:
+        move(x)
+    assert counted.names == ["aten::clone"]
 
 
 def test_upsampling_doubles_the_grid() -> None:

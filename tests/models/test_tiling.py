@@ -142,7 +142,7 @@ def test_the_noise_is_one_canvas_whatever_the_tiles(
     model: UnifiedLatentsAutoencoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A denoiser that returns its noise gives back the untiled canvas."""
-    monkeypatch.setattr(model, "_denoise", lambda z, x_1, levels: x_1)
+    monkeypatch.setattr(model, "_denoise", lambda z, x_1, steps, rotary: x_1)
     z = torch.randn(1, 4, 9, 17)
     canvas = model.decode(z, generator=torch.Generator().manual_seed(0)).sample
     model.enable_tiling(32, 40, 0.25)

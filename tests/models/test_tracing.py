@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 
 from tests.models.conftest import move_weights
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.layers import DecoderResidualBlock
 from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
@@ -68,14 +71,71 @@ def test_decoding_of_the_second_order_compiles_without_a_graph_break() -> None:
     assert_same(compiled(**inputs, num_inference_steps=2).sample, expected)
 
 
-def test_one_graph_serves_all_sizes() -> None:
-    network, _ = network_and_inputs("image")
+SIZES = ((16, 24), (32, 40), (48, 16))
+
+
+def graphs_at_three_sizes(kind: str, job: str, dynamic: bool | None) -> list[int]:
+    """Numbers of graphs after each of three sizes; asserts that the outputs are right."""
+    network, _ = network_and_inputs(kind)
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
-    for height, width in ((16, 24), (32, 24)):
-        x, noise = torch.rand(2, 3, height, width), torch.randn(2, 3, height, width)
+    function: Any = network if job == "forward" else lambda x, noise: network.encode(x)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=counter)
+    graphs = []
+    for size in SIZES:
+        shape = (2, *CONFIGS[kind][1][1:-2], *size)
+        x, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
+        output = "sample" if job == "forward" else "latent"
+        assert_same(compiled(x, noise=noise)[output], function(x, noise=noise)[output])
+        graphs.append(counter.frame_count)
+    return graphs
+
+
+@kinds
+@pytest.mark.parametrize("job", ["forward", "encode"])
+def test_one_dynamic_graph_serves_all_sizes(kind: str, job: str) -> None:
+    assert graphs_at_three_sizes(kind, job, dynamic=True) == [1, 1, 1]
+
+
+@kinds
+@pytest.mark.parametrize("job", ["forward", "encode"])
+def test_the_second_size_makes_a_graph_for_all_others(kind: str, job: str) -> None:
+    assert graphs_at_three_sizes(kind, job, dynamic=None) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["clip", "clip with folded latents"])
+def test_clips_of_other_lengths_share_the_graph_of_the_second(kind: str) -> None:
+    """The clips are short since convolutions on CPUs take another kernel, and so another graph, from 16 frames on."""
+    network, _ = network_and_inputs(kind)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(network, fullgraph=True, backend=counter)
+    graphs = []
+    for frames in (5, 6, 11):
+        x, noise = torch.rand(1, 3, frames, 16, 24) * 2 - 1, torch.randn(1, 3, frames, 16, 24)
         assert_same(compiled(x, noise=noise).sample, network(x, noise=noise).sample)
-    assert counter.frame_count == 1
+        graphs.append(counter.frame_count)
+    assert graphs == [1, 2, 2]
+
+
+def test_a_base_model_with_all_conditions_compiles_and_serves_all_sizes() -> None:
+    model = UnifiedLatentsTransformer(
+        4, (32, 48), (2, 2), 16, 16, num_class_embeds=3, cross_attention_dim=12, context_conditioning=True
+    ).eval()
+    move_weights(model)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    graphs = []
+    for tokens, (height, width) in zip((5, 7, 9), ((8, 12), (16, 10), (20, 14)), strict=True):
+        inputs = {
+            "sample": torch.randn(2, 4, 3, height, width),
+            "logsnr": torch.tensor([-1.0, 2.0]),
+            "class_labels": torch.tensor([0, 2]),
+            "encoder_hidden_states": torch.randn(2, tokens, 12),
+            "encoder_attention_mask": torch.ones(2, tokens),
+            "context_latents": torch.randn(2, 4, 1, height, width),
+        }
+        assert_same(compiled(**inputs).sample, model(**inputs).sample)
+        graphs.append(counter.frame_count)
+    assert graphs == [1, 2, 2]
 
 
 def test_transformer_blocks_compile_once_for_one_size_and_once_more_for_all_others() -> None:
@@ -114,3 +174,19 @@ def test_inductor_gives_the_same_pictures(kind: str) -> None:
     network, inputs = network_and_inputs(kind)
     compiled = torch.compile(network, fullgraph=True)
     assert_same(compiled(**inputs).sample, network(**inputs).sample)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inductor_fuses_what_lies_between_two_convolutions(dtype: torch.dtype) -> None:
+    """Norm in fp32, modulation, activation and casts are one kernel."""
+    torch.manual_seed(0)
+    block = DecoderResidualBlock(32, 16).eval().to(memory_format=torch.channels_last)
+    x, embedding = torch.randn(2, 32, 16, 16).to(dtype, memory_format=torch.channels_last), torch.randn(2, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        result, (code,) = run_and_get_code(torch.compile(block, fullgraph=True), x, embedding)
+        assert_same(result.float(), block(x, embedding).float())
+    calls = re.findall(r"^ +(cpp_fused\w+|.*extern_kernels\.convolution)\(", code, re.MULTILINE)
+    kinds = ["conv" if "convolution" in call else "norm" if "layer_norm" in call else "other" for call in calls]
+    assert kinds[-5:] == ["norm", "conv", "norm", "conv", "other"]
+    assert len(kinds) <= 6  # the other one casts the input of the modulation

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.sources.samples import encoded, everything, png, write
 from ul_tokenizer.media.images import read_image
+from ul_tokenizer.processes import Processes
 from ul_tokenizer.sources.base import label_of
 from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.sources.open import open_source
@@ -76,6 +78,48 @@ def test_of_equal_files_the_first_stays_and_the_others_are_named(tmp_path: Path)
     assert [source.id(i) for i in range(len(source))] == ["a.png", "b.png"]
     assert source.skipped == [("c.png", "same content as a.png"), ("d.png", "same content as a.png")]
     assert len(FolderSource(tmp_path, keep_duplicates=True)) == 4
+
+
+class Group(Processes):
+    """A process of a group whose members answer `gather` with values that the test gives."""
+
+    def __init__(self, rank: int, answers: list[Any]) -> None:
+        super().__init__(rank, len(answers), True)
+        self.answers = answers
+
+    def gather(self, value: Any) -> list[Any]:
+        return [*self.answers[: self.rank], value, *self.answers[self.rank + 1 :]]
+
+
+def test_one_process_of_a_group_reads_the_files_and_the_others_believe_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, a_png=png(0), b_png=png(1), c_png=png(0))
+    main, other = (FolderSource(tmp_path, keep_duplicates=True) for _ in range(2))
+    main.drop_duplicates(Group(0, [None, (3, {})]))
+    monkeypatch.setattr(Path, "open", None)  # the other process must not read
+    other.drop_duplicates(Group(1, [(3, {2: 0}), None]))
+    for source in (main, other):
+        assert [source.id(i) for i in range(len(source))] == ["a.png", "b.png"]
+        assert source.skipped == [("c.png", "same content as a.png")]
+
+
+def test_every_job_of_an_array_searches_itself(tmp_path: Path) -> None:
+    source = FolderSource(write(tmp_path, a_png=png(0), b_png=png(0)), keep_duplicates=True)
+    source.drop_duplicates(Processes(1, 2))
+    assert len(source) == 1
+
+
+def test_processes_that_see_different_files_are_refused(tmp_path: Path) -> None:
+    source = FolderSource(write(tmp_path, a_png=png(0)), keep_duplicates=True)
+    with pytest.raises(ValueError, match=r"the same files for all processes, got \[2, 1\] images"):
+        source.drop_duplicates(Group(1, [(2, {}), None]))
+
+
+def test_a_class_of_nothing_but_duplicates_goes_with_them(tmp_path: Path) -> None:
+    source = FolderSource(write(tmp_path, a__x_png=png(0), b__y_png=png(0)))
+    assert source.class_names == ("a",)
+    assert everything(source) == [("a/x.png", {"label": 0})]
 
 
 def test_long_files_that_only_begin_alike_are_both_kept(tmp_path: Path) -> None:

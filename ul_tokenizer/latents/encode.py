@@ -25,15 +25,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from ul_tokenizer.latents.packed_values import Array
 from ul_tokenizer.latents.summary import EncodingSummary
+from ul_tokenizer.latents.transfers import Arriving, Transfers
 from ul_tokenizer.media.images import UnreadableImageError
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.media.transforms import Preprocessing
 from ul_tokenizer.sources.base import SkippedSample, Source
 
 FLIPPED = "#flipped"  # the end of a mirrored view's id
-QUEUED_BATCHES = 4  # encoded batches that wait for the writer
+QUEUED_BATCHES = 4  # batches that a GPU still computes, or that wait for the writer
 _LOOKED_UP = 1 << 14  # ids that are looked up together
-Encode = Callable[[Tensor], Tensor]  # pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w)
+# Pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w). If it has a `device`, it gets pixels there.
+Encode = Callable[[Tensor], Tensor]
 
 
 # ---------------------------------------------------------------- one sample, one batch: for any engine, such as Ray
@@ -73,11 +75,20 @@ def views(sample: Decoded, flip: bool) -> list[Decoded]:
 def encode_batch(encode: Encode, pixels: Sequence[Tensor], batch_size: int) -> Tensor:
     """Pixels of one shape, (3, [T,] H, W) uint8 each → z_clean (B, c, [t,] h, w) fp32, on the CPU.
 
-    The encoder always gets `batch_size` rows; a smaller batch is filled up with copies of its last row. Otherwise the
-    rounding of a sample's latent would depend on the size of its batch.
+    The encoder always gets `batch_size` rows, so that no latent depends on the size of its batch.
     """
-    filled = torch.stack([*pixels, *[pixels[-1]] * (batch_size - len(pixels))])
-    return encode(to_float(filled))[: len(pixels)].float().cpu()
+    return _encoded(encode, Transfers(_device_of(encode)), pixels, batch_size).get()
+
+
+def _encoded(encode: Encode, transfers: Transfers, pixels: Sequence[Tensor], batch_size: int) -> Arriving:
+    """`encode_batch`, which a GPU does later; floats would be four times the bytes, so it converts the pixels, too."""
+    latents = encode(to_float(transfers.batch(pixels, batch_size)))
+    return transfers.latents(latents[: len(pixels)])
+
+
+def _device_of(encode: Encode) -> torch.device:
+    device: torch.device = getattr(encode, "device", torch.device("cpu"))
+    return device
 
 
 # ---------------------------------------------------------------- the job
@@ -116,7 +127,8 @@ class EncodingJob:
     Args:
         source: the samples.
         preprocessing: images → pixels.
-        encode: pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w), on any device.
+        encode: pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w). It gets pixels on the device that its
+            attribute `device` names, or on the CPU.
         batch_size: number of rows in a batch.
         num_workers: number of processes that read and decode, beside an encoder on a GPU. With 0, threads of this
             process decode one batch, as many as torch computes with, before it is encoded. That is best if the encoder
@@ -163,9 +175,14 @@ class EncodingJob:
         if self.rank == 0:
             summary.skipped += self.source.skipped
         count = _Counter(summary.found, len(mine), on_progress)
-        with _background(writer.append) as append:
+        transfers = Transfers(_device_of(self.encode))
+
+        def store(ids: Sequence[str], latents: Arriving, columns: Sequence[dict[str, Any]]) -> None:
+            writer.append(ids, latents.get(), columns)
+
+        with _background(store) as append:
             for samples in self._batches(pending, done, summary, count):
-                latents = encode_batch(self.encode, [sample.pixels for sample in samples], self.batch_size)
+                latents = _encoded(self.encode, transfers, [sample.pixels for sample in samples], self.batch_size)
                 append([sample.id for sample in samples], latents, [sample.columns for sample in samples])
                 summary.encoded += len(samples)
         summary.seconds = time.perf_counter() - start

@@ -77,8 +77,6 @@ class Encoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encodes a batch."""
         x = pixels.to(self.device, non_blocking=True)
-        if x.ndim == 4:  # the encoder itself arranges the frames of clips
-            x = x.contiguous(memory_format=torch.channels_last)
         is_reduced = self.dtype != "float32"
         reduced = getattr(torch, self.dtype) if is_reduced else None
         with torch.autocast(self.device.type, reduced, enabled=is_reduced):

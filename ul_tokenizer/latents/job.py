@@ -20,6 +20,7 @@ from ul_tokenizer.models.devices import pick_device
 from ul_tokenizer.models.repository import load_autoencoder, locate
 from ul_tokenizer.processes import Processes, local_device
 from ul_tokenizer.sources.base import Source
+from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.sources.open import open_source
 from ul_tokenizer.sources.video import VideoSource
 
@@ -99,7 +100,7 @@ def encode_dataset(
     processes = Processes.of(rank, world_size)
     encoder = load_encoder(_default_model(source, source_options) if model is None else model, revision, device, dtype)
     preprocessing = Preprocessing(resolution, crop, encoder.ratio)
-    samples = open_samples(source, source_options)
+    samples = _open_together(source, source_options, processes)
     if not len(samples):
         raise ValueError("source must hold at least one sample, got none.")
     header = make_job_header(encoder, preprocessing, samples, store_dtype, flip)
@@ -190,6 +191,16 @@ def open_samples(source: str | Path | Source, options: SourceOptions) -> Source:
         raise ValueError(f"{of_clips[0]} needs clip_frames, got none.")
     others: dict[str, Any] = {name: value for name, value in options.items() if name != "source_revision"}
     return open_source(str(source), revision=options.get("source_revision"), **others)
+
+
+def _open_together(source: str | Path | Source, options: SourceOptions, processes: Processes) -> Source:
+    """`open_samples` by all processes; one of them reads the files that may be equal, and not each of them."""
+    searches = isinstance(source, (str, Path)) and not options.get("keep_duplicates")
+    with processes.together():
+        samples = open_samples(source, {**options, "keep_duplicates": True} if searches else options)
+    if searches and isinstance(samples, FolderSource):
+        samples.drop_duplicates(processes)
+    return samples
 
 
 def make_job_header(

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ul_tokenizer.models.layers import Linear, TokenNorm
 
+Rotary = tuple[Tensor, Tensor]  # (cos, sin) of `rotary_table`
+
 
 class Text(NamedTuple):
     """Input of cross-attention."""
 
     tokens: Tensor  # (B, S, D)
-    mask: Tensor  # (B, S) bool, True where there is a token; every row has at least one
+    mask: Tensor | None  # (B, S) bool, True where there is a token; every row has at least one. None: all are tokens
 
 
 def count_heads(channels: int, head_dim: int) -> int:
@@ -31,7 +33,7 @@ def count_heads(channels: int, head_dim: int) -> int:
     return channels // head_dim
 
 
-def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Rotary:
     """(cos, sin) of rotary positions in three axes, each (L, head_dim/2) fp32; grid is (T, H, W), L = T·H·W.
 
     A quarter of the pairs is rotated by time, and half of the others each by height and by width.
@@ -57,7 +59,7 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
     return table.cos(), table.sin()
 
 
-def apply_rotary(x_BxLxNxD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rotary(x_BxLxNxD: Tensor, rotary: Rotary) -> Tensor:
     """Rotates the pairs (x_i, x_{i + D/2}) of every head by the angles of their position; the shape stays."""
     cos, sin = (table[None, :, None, :].to(x_BxLxNxD.dtype) for table in rotary)
     a, b = x_BxLxNxD.chunk(2, dim=-1)
@@ -88,7 +90,7 @@ class _AttnProcessor:
 class RotaryAttnProcessor(_AttnProcessor):
     """Self-attention with rotary positions."""
 
-    def __call__(self, attn: RotaryAttention, x_BxLxC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, attn: RotaryAttention, x_BxLxC: Tensor, rotary: Rotary) -> Tensor:
         """(B, L, C) → (B, L, C)."""
         if attn.fused_projections:
             query, key, value = attn.to_qkv(x_BxLxC).chunk(3, dim=-1)
@@ -110,7 +112,8 @@ class CrossAttnProcessor(_AttnProcessor):
         else:
             key, value = attn.to_k(text.tokens), attn.to_v(text.tokens)
         query, key, value = (p.unflatten(-1, (attn.heads, attn.head_dim)) for p in (attn.to_q(x_BxLxC), key, value))
-        attended = self._attend(attn.norm_q(query), attn.norm_k(key), value, text.mask[:, None, None])
+        mask = None if text.mask is None else text.mask[:, None, None]
+        attended = self._attend(attn.norm_q(query), attn.norm_k(key), value, mask)
         return attn.to_out(attended.flatten(2).to(x_BxLxC.dtype))
 
 
@@ -135,7 +138,7 @@ class RotaryAttention(nn.Module, AttentionModuleMixin):
         self.to_out = Linear(channels, channels, bias=False)
         self.set_processor(RotaryAttnProcessor())
 
-    def forward(self, x_BxLxC: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BxLxC: Tensor, rotary: Rotary) -> Tensor:
         """(B, L, C) → (B, L, C)."""
         return self.processor(self, x_BxLxC, rotary)
 

@@ -13,11 +13,12 @@ from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
 from ul_tokenizer.decorators import apply_forward_hook, register_to_config
-from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.diffusion.solver import Level, evenly_spaced, extrapolated, levels_at, ode_step
+from ul_tokenizer.diffusion.solver import Level, evenly_spaced, levels_at
+from ul_tokenizer.models.attention import Rotary
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder, DecoderConfig
+from ul_tokenizer.models.decoding import DecodingStep, decoding_steps, denoise
 from ul_tokenizer.models.encoder import Encoder, EncoderCache, EncoderConfig
 from ul_tokenizer.models.host_autoencoder import AutoencoderMixin, decoder_output
 from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
@@ -296,6 +297,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
 
     def _encode_clip(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) → z_clean (B, c, t, h, w), part by part."""
+        if x.shape[2] <= self.encode_chunk_frames:
+            return self._encode_part(x)[0]
         latents: list[Tensor] = []
         caches: list[EncoderCache] | None = None
         for part in x.split(part_lengths(x.shape[2], self.encode_chunk_frames), dim=2):
@@ -421,17 +424,18 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_frames = self._num_frames(clip.shape[2], 1 if z.ndim == 4 else num_frames)
         canvas = self._noise_canvas(clip, num_frames, generator, noise)
         slices = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        sample = _joined([self._decode_clip(latents, x_1, levels) for latents, x_1 in slices], dim=0).to(z.dtype)
+        steps = decoding_steps(levels, clip.device)
+        sample = _joined([self._decode_clip(latents, x_1, steps) for latents, x_1 in slices], dim=0).to(z.dtype)
         sample = (sample if z.ndim == 5 else sample.squeeze(2)).contiguous()
         return decoder_output(sample) if return_dict else (sample,)
 
-    def _decode_clip(self, z: Tensor, x_1: Tensor, levels: list[Level]) -> Tensor:
+    def _decode_clip(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep]) -> Tensor:
         """z_0 (B, c, t, h, w) and noise (B, C, T, H, W) → (B, C, T, H, W), fp32, window by window."""
         if z.shape[2] <= self.decode_window_latents:
-            return self._decode_window(z, x_1, levels)
+            return self._decode_window(z, x_1, steps)
 
         def decode(window: Tensor, first: int, count: int) -> Tensor:
-            return self._decode_window(window, x_1[:, :, first : first + count], levels)
+            return self._decode_window(window, x_1[:, :, first : first + count], steps)
 
         padding = z.shape[2] * self.temporal_compression_ratio - x_1.shape[2]
         return torch.cat(list(self._decode_in_windows([z], decode, padding)), dim=2)
@@ -440,24 +444,16 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         size, overlap = self.decode_window_latents, self.decode_window_overlap
         return decode_in_windows(latents, decode, size, overlap, self.temporal_compression_ratio, padding)
 
-    def _decode_window(self, z: Tensor, x_1: Tensor, levels: list[Level]) -> Tensor:
+    def _decode_window(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep]) -> Tensor:
         """A window of `_decode_clip`, tile by tile."""
         ratio, grid = self.spatial_compression_ratio, self._tile_grid(z.shape[-2], z.shape[-1])
-        return grid.blend((self._denoise(tile.of(z), tile.of(x_1, ratio), levels) for tile in grid.tiles), scale=ratio)
+        rotary = self.decoder.rotary_table(grid.tiles[0].of(z))  # all tiles have the same size
+        outputs = (self._denoise(tile.of(z), tile.of(x_1, ratio), steps, rotary) for tile in grid.tiles)
+        return grid.blend(outputs, scale=ratio)
 
-    def _denoise(self, z: Tensor, x_t: Tensor, levels: list[Level]) -> Tensor:
-        """A tile of `_decode_window`: x_1 → x̂ of the last step, fp32."""
-        latent_features = self.decoder.embed_latents(z)
-        is_first_order = self.config.decoder_algorithm == "ddim"
-        x_last: Tensor | None = None
-        for number, (t, s) in enumerate(itertools.pairwise(levels)):
-            logsnr = torch.full((), t.logsnr, dtype=torch.float32, device=z.device)
-            v = self.decoder(x_t.to(z.dtype), logsnr.expand(z.shape[0]), latent_features)
-            x = to_x(v, x_t, logsnr, "v_prediction")
-            D = x if is_first_order or x_last is None else extrapolated(x, x_last, levels[number - 1], t, s)
-            x_t, x_last = ode_step(x_t, D, t, s), x
-        assert x_last is not None  # there is at least one step
-        return x_last
+    def _denoise(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep], rotary: Rotary) -> Tensor:
+        """A tile of `_decode_window`."""
+        return denoise(self.decoder, z, x_1, steps, rotary, self.config.decoder_algorithm)
 
     def _decoding_levels(self, num_inference_steps: int | None) -> list[Level]:
         """The levels of all steps, and the end: evenly spaced in log-SNR, as `make_decoder_scheduler` spaces them."""
@@ -520,11 +516,12 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             return
         check_latents("latents", first, self.config.latent_channels)
         still = self._noise_canvas(first, 1, generator, None)
+        steps = decoding_steps(levels, first.device)
         network_dtype = get_parameter_dtype(self.decoder.conv_in)
 
         def decode(window: Tensor, _: int, count: int) -> Tensor:
             check_latents("latents", window, self.config.latent_channels)
-            return self._decode_window(window.to(network_dtype), still.expand(-1, -1, count, -1, -1), levels)
+            return self._decode_window(window.to(network_dtype), still.expand(-1, -1, count, -1, -1), steps)
 
         padding = -(num_frames or 0) % self.temporal_compression_ratio
         for frames in self._decode_in_windows(itertools.chain([first], pieces), decode, padding):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ul_tokenizer.models.attention import CrossAttention, RotaryAttention, Text, rotary_table
+from ul_tokenizer.models.attention import CrossAttention, Rotary, RotaryAttention, Text, rotary_table
 from ul_tokenizer.models.layers import Linear, TokenNorm
 
 
@@ -48,9 +48,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.modulation_table = nn.Parameter(torch.randn(6, channels) / math.sqrt(channels))
 
-    def forward(
-        self, x_BxLxC: Tensor, modulation_Bx6xC: Tensor, rotary: tuple[Tensor, Tensor], text: Text | None = None
-    ) -> Tensor:
+    def forward(self, x_BxLxC: Tensor, modulation_Bx6xC: Tensor, rotary: Rotary, text: Text | None = None) -> Tensor:
         """(B, L, C), (B, 6, C) → (B, L, C)."""
         modulation = (modulation_Bx6xC + self.modulation_table).to(x_BxLxC.dtype)
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation[:, :, None].unbind(1)
@@ -87,14 +85,34 @@ class TransformerStage(nn.Module):
         with torch.no_grad():  # gates start open, as in a plain pre-norm transformer
             self.modulation.bias.zero_().unflatten(0, (6, channels))[[2, 5]] = 1.0
 
+    def rotary_table(self, grid: tuple[int, int, int], device: torch.device) -> Rotary:
+        """The rotary positions of a grid (T, H, W)."""
+        return rotary_table(grid, self.head_dim, device)
+
     def forward(
-        self, x_BxLxC: Tensor, embedding: Tensor, grid: tuple[int, int, int], text: Text | None = None
+        self,
+        x_BxLxC: Tensor,
+        embedding: Tensor,
+        grid: tuple[int, int, int],
+        text: Text | None = None,
+        rotary: Rotary | None = None,
     ) -> Tensor:
-        """(B, L, C), (B, E) → (B, L, C); `grid` is (T, H, W) with T·H·W = L."""
+        """Runs all blocks.
+
+        Args:
+            x_BxLxC: tokens (B, L, C).
+            embedding: the conditioning, (B, E).
+            grid: (T, H, W) with T·H·W = L.
+            text: for cross-attention.
+            rotary: the `rotary_table` of the grid, for callers that use it many times; None computes it.
+
+        Returns:
+            (B, L, C).
+        """
         modulation = self.modulation(embedding.to(self.modulation.weight.dtype)).unflatten(-1, (6, -1))
         # A view of the picture would make the first block differ from the others, and be compiled apart from them.
         x_BxLxC = x_BxLxC.clone()
-        rotary = rotary_table(grid, self.head_dim, x_BxLxC.device)
+        rotary = self.rotary_table(grid, x_BxLxC.device) if rotary is None else rotary
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x_BxLxC = self._gradient_checkpointing_func(block, x_BxLxC, modulation, rotary, text)

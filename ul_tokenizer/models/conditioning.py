@@ -54,7 +54,7 @@ class TextEmbedding(nn.Module):
         self.null_token = nn.Parameter(torch.randn(channels))
 
     def forward(self, hidden_states: Tensor | None, mask: Tensor | None, batch_size: int) -> Text:
-        """(B, L, D), mask (B, L) or None → tokens (B, 1 + L, D).
+        """(B, L, D), mask (B, L) or None → tokens (B, 1 + L, D); without a mask and without a gradient (B, L, D).
 
         Samples without a token in their mask use the null token, and so do all samples if `hidden_states` is None.
 
@@ -65,13 +65,14 @@ class TextEmbedding(nn.Module):
         if hidden_states is None:
             if mask is not None:
                 raise ValueError("encoder_attention_mask must be None without encoder_hidden_states, got a Tensor.")
-            return Text(null, torch.ones(batch_size, 1, dtype=torch.bool, device=null.device))
+            return Text(null, None)
         self._check(hidden_states, mask, batch_size)
-        if mask is None:
-            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        mask = mask.bool()
-        tokens = torch.cat([null, self.norm_text(hidden_states.to(null.dtype))], dim=1)
-        return Text(tokens, torch.cat([~mask.any(dim=1, keepdim=True), mask], dim=1))
+        tokens = self.norm_text(hidden_states.to(null.dtype))
+        if mask is None and not torch.is_grad_enabled():
+            return Text(tokens, None)  # attention is faster without a mask
+        # In training the null token is there in any case, so that it has a gradient in every step, which DDP expects.
+        mask = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        return Text(torch.cat([null, tokens], dim=1), torch.cat([~mask.any(dim=1, keepdim=True), mask], dim=1))
 
     def _check(self, hidden_states: Tensor, mask: Tensor | None, batch_size: int) -> None:
         shape = tuple(hidden_states.shape)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ul_tokenizer.models.attention import Rotary
 from ul_tokenizer.models.blocks import TransformerStage
 from ul_tokenizer.models.layers import (
     ChannelNorm,
@@ -23,9 +24,15 @@ from ul_tokenizer.models.layers import (
     patchify,
     to_frames,
     to_tokens,
-    unfold_time,
+    unpatchify,
 )
-from ul_tokenizer.models.temporal import LatentUnfold, NoTemporalConv, TemporalConv, TemporalFold
+from ul_tokenizer.models.temporal import (
+    LatentUnfold,
+    NoTemporalConv,
+    TemporalConv,
+    TemporalFold,
+    frames_of_latents,
+)
 
 
 @dataclass(frozen=True)
@@ -155,13 +162,21 @@ class Decoder(nn.Module):
         """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, C, h, w), or (B·t·R, C, h, w) if unfolded."""
         return self.latent_embedding(fold_time(z_BxCxTxHxW))
 
-    def forward(self, x_BxCxTxHxW: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
+    def rotary_table(self, z_BxCxTxHxW: Tensor) -> Rotary:
+        """The `rotary` of `forward` for latents of this shape, on their device."""
+        t, h, w = z_BxCxTxHxW.shape[2:]
+        return self.transformer.rotary_table((t, h, w), z_BxCxTxHxW.device)
+
+    def forward(
+        self, x_BxCxTxHxW: Tensor, logsnr: Tensor, latent_features: Tensor, rotary: Rotary | None = None
+    ) -> Tensor:
         """Predicts v.
 
         Args:
             x_BxCxTxHxW: x_t (B, C, T, H, W).
             logsnr: λ (B,).
             latent_features: the output of `embed_latents` for the ⌈T/R⌉ frames of z_0.
+            rotary: the output of `rotary_table` for them, for callers that use it many times; None computes it.
 
         Returns:
             v (B, C, T, H, W), fp32.
@@ -177,28 +192,31 @@ class Decoder(nn.Module):
             h = downsample(before)
             skips.append((before, h))
 
-        h = self._transformed(h, num_frames, embedding, latent_features)
+        h = self._transformed(h, num_frames, embedding, latent_features, rotary)
 
         way_out = zip(self.up_stages, self.temporal_convs_up, self.upsamples, skips, strict=True)
         for stage, mix, upsample, (before, after) in reversed(list(way_out)):
             h = mix(stage(upsample(h - after) + before, frame_embedding), num_frames)
 
         patches = self.conv_out(F.silu(self.norm_out(h)))
-        return unfold_time(F.pixel_shuffle(patches, self.patch_size), num_frames)
+        return unpatchify(patches, self.patch_size, num_frames)
 
-    def _transformed(self, h: Tensor, num_frames: int, embedding: Tensor, latent_features: Tensor) -> Tensor:
+    def _transformed(
+        self, h: Tensor, num_frames: int, embedding: Tensor, latent_features: Tensor, rotary: Rotary | None
+    ) -> Tensor:
         """Runs the transformer on the grid of z_0: (B·T, C, h, w) → (B·T, C, h, w)."""
         if self.temporal_ratio == 1:
-            return self._attend(h + latent_features.to(h.dtype), num_frames, embedding)
-        latent_frames = -(-num_frames // self.temporal_ratio)
+            return self._attend(h + latent_features.to(h.dtype), num_frames, embedding, rotary)
+        latent_frames = frames_of_latents(num_frames, self.temporal_ratio)
         features = latent_features.to(h.dtype)
         if self.unfolds_latents:
             frames = features.unflatten(0, (-1, latent_frames * self.temporal_ratio))[:, -num_frames:]
             h = h + frames.flatten(0, 1)
         folded = self.temporal_fold.fold(h, num_frames)
-        attended = self._attend(folded if self.unfolds_latents else folded + features, latent_frames, embedding)
+        tokens = folded if self.unfolds_latents else folded + features
+        attended = self._attend(tokens, latent_frames, embedding, rotary)
         return self.temporal_fold.unfold(attended - folded, num_frames) + h
 
-    def _attend(self, h: Tensor, num_frames: int, embedding: Tensor) -> Tensor:
+    def _attend(self, h: Tensor, num_frames: int, embedding: Tensor, rotary: Rotary | None) -> Tensor:
         grid = (num_frames, h.shape[2], h.shape[3])
-        return to_frames(self.transformer(to_tokens(h, num_frames), embedding, grid), grid)
+        return to_frames(self.transformer(to_tokens(h, num_frames), embedding, grid, rotary=rotary), grid)

@@ -17,7 +17,14 @@ from ul_tokenizer.models.layers import (
     patchify,
     unfold_time,
 )
-from ul_tokenizer.models.temporal import CausalTemporalConv, LatentFold, TemporalDownsample, halved, to_clips
+from ul_tokenizer.models.temporal import (
+    CausalTemporalConv,
+    LatentFold,
+    TemporalDownsample,
+    frames_of_padding,
+    halved,
+    to_clips,
+)
 
 EncoderCache = tuple[Tensor, ...]  # the last frames that each stage's convolution in time saw
 
@@ -141,7 +148,7 @@ class Encoder(nn.Module):
         self, h: Tensor, num_frames: int, cache: EncoderCache | None
     ) -> tuple[Tensor, int, EncoderCache]:
         """Runs all stages with the layers in time behind them; returns features, their number of frames, the cache."""
-        padding = -num_frames % self.temporal_ratio
+        padding = frames_of_padding(num_frames, self.temporal_ratio)
         histories = []
         for number, stage in enumerate(self.stages):
             history = None if cache is None else cache[number]

@@ -42,7 +42,7 @@ class LatentDistribution:
 
     def __init__(self, latent: Tensor, logsnr: float) -> None:
         self.latent = latent
-        self.logsnr = torch.tensor(logsnr, dtype=torch.float32, device=latent.device)
+        self.logsnr = torch.full((), logsnr, dtype=torch.float32, device=latent.device)  # does not wait for it
         alpha, sigma = alpha_sigma(self.logsnr)
         self.mean = (alpha * latent.float()).to(latent.dtype)
         self.std = sigma

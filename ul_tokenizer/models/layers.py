@@ -24,18 +24,49 @@ from ul_tokenizer import _compat
 # ----------------------------------------------------------------------------------------------------------------
 
 
+def _copied(x: Tensor) -> Tensor:
+    """A copy with the strides of its shape, which `contiguous` and `reshape` leave out for some inputs.
+
+    Convolutions would not recognise the channels-last layout of a single frame by other strides.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def fold_time(x_BxCxTxHxW: Tensor) -> Tensor:
-    """(B, C, T, H, W) → (B·T, C, H, W) in channels-last memory."""
-    b, c, t, h, w = x_BxCxTxHxW.shape
-    frames = x_BxCxTxHxW.transpose(1, 2).reshape(b * t, c, h, w)
-    # `contiguous` would leave the strides of a single frame unchanged, and convolutions would not see the layout.
-    return frames.clone(memory_format=torch.channels_last)
+    """(B, C, T, H, W) → (B·T, C, H, W) in channels-last memory, with one copy."""
+    return _copied(x_BxCxTxHxW.permute(0, 2, 3, 4, 1)).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def patchify(x_BxCxTxHxW: Tensor, patch_size: int) -> Tensor:
-    """(B, C, T, H, W) → (B·T, C·p², H/p, W/p) in channels-last memory."""
-    patches = F.pixel_unshuffle(fold_time(x_BxCxTxHxW), patch_size)
-    return patches.contiguous(memory_format=torch.channels_last)  # the layout that only CPUs' `pixel_unshuffle` keeps
+    """(B, C, T, H, W) → (B·T, C·p², H/p, W/p) in channels-last memory.
+
+    Channels are in the order of `pixel_unshuffle`, which only on CPUs has a kernel for this memory format. Elsewhere it
+    would need two more copies than this function.
+    """
+    p = patch_size
+    if x_BxCxTxHxW.device.type == "cpu":
+        return F.pixel_unshuffle(fold_time(x_BxCxTxHxW), p)
+    patches = x_BxCxTxHxW.unflatten(-2, (-1, p)).unflatten(-1, (-1, p))  # (B, C, T, H/p, p, W/p, p)
+    return _copied(patches.permute(0, 2, 3, 5, 1, 4, 6)).flatten(-3).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def unpatchify(x_NxCxHxW: Tensor, patch_size: int, num_frames: int) -> Tensor:
+    """Patches (B·T, C·p², H/p, W/p) → a contiguous clip (B, C, T, H, W), with one copy; undoes `patchify`."""
+    p = patch_size
+    patches = x_NxCxHxW.unflatten(1, (-1, p, p)).unflatten(0, (-1, num_frames))  # (B, T, C, p, p, H/p, W/p)
+    return _copied(patches.permute(0, 2, 1, 5, 3, 6, 4)).flatten(-2).flatten(-3, -2)
+
+
+def enlarge(x_NxCxHxW: Tensor, factor: int) -> Tensor:
+    """(N, C·f², H, W) → (N, C, f·H, f·W) in channels-last memory, with one copy.
+
+    Channels are in the order of `pixel_shuffle`, which only on CPUs has a kernel for this memory format.
+    """
+    f = factor
+    if x_NxCxHxW.device.type == "cpu":
+        return F.pixel_shuffle(x_NxCxHxW, f).contiguous(memory_format=torch.channels_last)
+    blocks = x_NxCxHxW.unflatten(1, (-1, f, f))  # (N, C, f, f, H, W)
+    return _copied(blocks.permute(0, 4, 2, 5, 3, 1)).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def unfold_time(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
@@ -237,4 +268,4 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', 2H, 2W)."""
-        return F.pixel_shuffle(self.conv(x), 2).contiguous(memory_format=torch.channels_last)
+        return enlarge(self.conv(x), 2)

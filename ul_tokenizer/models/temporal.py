@@ -23,6 +23,20 @@ DIFFERENCE_GAIN = 0.5  # initial weight of differences between frames in the enc
 UNFOLD_GAIN = 0.2  # initial scale of the weights that tell frames apart in the decoder
 
 
+# Compiled networks take clips of any length T if each number of frames is always the same formula of T: the compiler
+# knows that (T + p)/2 is (T + p)/2, but not that it is ⌈T/2⌉.
+
+
+def frames_of_padding(num_frames: int, ratio: int) -> int:
+    """p, so that `ratio` divides T + p."""
+    return -num_frames % ratio
+
+
+def frames_of_latents(num_frames: int, ratio: int) -> int:
+    """⌈T / R⌉."""
+    return (num_frames + frames_of_padding(num_frames, ratio)) // ratio
+
+
 def to_clips(x_NxCxHxW: Tensor, num_frames: int) -> Tensor:
     """Frames (B·T, C, H, W) → (B, T, H, W, C), free of copies in channels-last memory."""
     return x_NxCxHxW.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
@@ -115,7 +129,7 @@ class TemporalDownsample(nn.Module):
         """(B·T, C, H, W) → (B·(T + padding)/2, C, H, W); a single frame, whose padding equals it, stays one frame."""
         clips = to_clips(x, num_frames)
         clips = clips.expand(-1, 2, -1, -1, -1) if num_frames == 1 else repeat_first(clips, padding)
-        before, after = clips[:, ::2], clips[:, 1::2]
+        before, after = clips.unflatten(1, (halved(num_frames, padding), 2)).unbind(2)
         return from_clips(self.linear(torch.cat([(before + after) / 2, after - before], dim=-1)))
 
 
@@ -137,17 +151,15 @@ class TemporalFold(nn.Module):
 
     def fold(self, x: Tensor, num_frames: int) -> Tensor:
         """(B·T, C, H, W) → (B·⌈T/R⌉, C, H, W)."""
-        clips = repeat_first(to_clips(x, num_frames), -num_frames % self.ratio)
-        b, t, h, w, c = clips.shape
-        grouped = clips.unflatten(1, (t // self.ratio, self.ratio)).permute(0, 1, 3, 4, 2, 5)
-        return from_clips(self.fold_in(grouped.reshape(b, t // self.ratio, h, w, self.ratio * c)))
+        clips = repeat_first(to_clips(x, num_frames), frames_of_padding(num_frames, self.ratio))
+        groups = clips.unflatten(1, (frames_of_latents(num_frames, self.ratio), self.ratio))
+        return from_clips(self.fold_in(groups.permute(0, 1, 3, 4, 2, 5).flatten(-2)))
 
     def unfold(self, x: Tensor, num_frames: int) -> Tensor:
         """(B·⌈T/R⌉, C, H, W) → (B·T, C, H, W), without the padded frames in front."""
-        clips = to_clips(x, -(-num_frames // self.ratio))
-        b, t, h, w, _ = clips.shape
-        frames = self.fold_out(clips).reshape(b, t, h, w, self.ratio, -1).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        return from_clips(frames[:, t * self.ratio - num_frames :])
+        clips = to_clips(x, frames_of_latents(num_frames, self.ratio))
+        frames = self.fold_out(clips).unflatten(-1, (self.ratio, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        return from_clips(frames[:, frames_of_padding(num_frames, self.ratio) :])
 
 
 class LatentFold(Fp32Linear):
@@ -160,7 +172,9 @@ class LatentFold(Fp32Linear):
 
     def forward(self, z: Tensor) -> Tensor:
         """Clips (B, T, h, w, c/R) → (B, ⌈T/R⌉, h, w, c)."""
-        grouped = repeat_first(z, -z.shape[1] % self.ratio).unflatten(1, (-1, self.ratio))
+        num_frames = z.shape[1]
+        padded = repeat_first(z, frames_of_padding(num_frames, self.ratio))
+        grouped = padded.unflatten(1, (frames_of_latents(num_frames, self.ratio), self.ratio))
         last = grouped[:, :, -1:]
         anchored = torch.cat([last, grouped[:, :, :-1] - last], dim=2)
         return super().forward(anchored.permute(0, 1, 3, 4, 2, 5).flatten(-2))

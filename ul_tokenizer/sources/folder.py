@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ul_tokenizer.media.images import Skipped, find_images
+from ul_tokenizer.processes import Processes
 from ul_tokenizer.sources.base import RESERVED, SkippedSample, integer_or_text, numbered_classes, stamp_of_file
 from ul_tokenizer.sources.names import CompactNames
 
@@ -40,10 +41,31 @@ class FolderSource:
             raise ValueError(f"root must hold at least one image, got {root} with {len(skipped)} other files.")
         self._is_file = paths == [self.root]
         self.skipped = [self._skipped_sample(skip) for skip in skipped if skip.path.name not in METADATA_FILES]
-        if not keep_duplicates:
-            paths = self._without_duplicates(paths)
-        self._names = CompactNames(map(self._name_of, paths))
         self._metadata = read_metadata(self.root)
+        self._take(paths)
+        if not keep_duplicates:
+            self.drop_duplicates()
+
+    def drop_duplicates(self, processes: Processes | None = None) -> None:
+        """Keeps the first one only of several files with the same content.
+
+        Args:
+            processes: processes that have opened the same folder and call this method together. The main one reads the
+                files and tells the others which are equal. None searches in this process.
+
+        Raises:
+            ValueError: the processes see different files.
+        """
+        paths = [self.open(index) for index in range(len(self))]
+        first_of = find_duplicates(paths) if processes is None else _find_together(paths, processes)
+        for index, first in sorted(first_of.items()):
+            self.skipped.append(SkippedSample(self.id(index), f"same content as {self.id(first)}"))
+        if first_of:
+            self._take([path for index, path in enumerate(paths) if index not in first_of])
+
+    def _take(self, paths: Sequence[Path]) -> None:
+        """Makes these files the samples."""
+        self._names = CompactNames(map(self._name_of, paths))
         self.class_names, self._class_numbers = self._classes(paths)
 
     def _classes(self, paths: Sequence[Path]) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -56,13 +78,6 @@ class FolderSource:
             return (), {}
         names = tuple(sorted(folders))
         return names, {name: number for number, name in enumerate(names)}
-
-    def _without_duplicates(self, paths: list[Path]) -> list[Path]:
-        first_of = find_duplicates(paths)
-        for index, first in sorted(first_of.items()):
-            reason = f"same content as {self._name_of(paths[first])}"
-            self.skipped.append(SkippedSample(self._name_of(paths[index]), reason))
-        return [path for index, path in enumerate(paths) if index not in first_of]
 
     def _skipped_sample(self, skip: Skipped) -> SkippedSample:
         return SkippedSample(self._name_of(skip.path), skip.reason)
@@ -171,6 +186,16 @@ def find_duplicates(paths: Sequence[Path]) -> dict[int, int]:
             for same in _grouped(paths, same_head, None):
                 duplicates |= dict.fromkeys(same[1:], same[0])
     return duplicates
+
+
+def _find_together(paths: Sequence[Path], processes: Processes) -> dict[int, int]:
+    """`find_duplicates` by the main process of a group, for all of them; every job of an array searches itself."""
+    found = find_duplicates(paths) if processes.is_main else {}
+    everyone = processes.gather((len(paths), found))
+    counts = [count for count, _ in everyone]
+    if len(set(counts)) > 1:
+        raise ValueError(f"root must hold the same files for all processes, got {counts} images.")
+    return everyone[0][1]
 
 
 def _grouped(paths: Sequence[Path], indices: Sequence[int], num_bytes: int | None) -> list[list[int]]:
