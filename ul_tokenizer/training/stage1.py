@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -75,7 +75,6 @@ class Stage1:
         self.metrics = ValidationMetrics(args, PartialState().device)
         self.metrics.check_size(side)
         autoencoder, prior = _make_models(args)
-        self.autoencoder, self.prior = autoencoder, prior
         self.models: dict[str, ModelMixin] = {"autoencoder": autoencoder, "prior": prior}
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
@@ -102,6 +101,16 @@ class Stage1:
             self._held_out = self._clips(held_out_crops, args.validation_video_dir, 0.0)
         self._validation_pixels: Tensor | None = None
         self._check_resolutions()
+
+    @property
+    def autoencoder(self) -> UnifiedLatentsAutoencoder:
+        """The autoencoder: with FSDP, within validation and saving, a whole copy of it."""
+        return cast("UnifiedLatentsAutoencoder", self.models["autoencoder"])
+
+    @property
+    def prior(self) -> UnifiedLatentsTransformer:
+        """Its prior, likewise."""
+        return cast("UnifiedLatentsTransformer", self.models["prior"])
 
     def _clips(self, crops: RandomCropDataset, folder: str | None, image_fraction: float) -> RandomClipDataset:
         args = self.args

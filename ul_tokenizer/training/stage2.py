@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -83,8 +83,8 @@ class Stage2:
         if not args.class_conditional:
             self.class_names = ()
         num_frames = _latent_frames(args, self._latents)
-        self.transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames)
-        self.models: dict[str, ModelMixin] = {"transformer": self.transformer}
+        transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames)
+        self.models: dict[str, ModelMixin] = {"transformer": transformer}
         level = self.transformer.config.latent_logsnr
         self.schedule = LogSNRSchedule(level, args.logsnr_min, args.schedule)
         self.weighting = SigmoidWeighting(1.0, args.sigmoid_bias)
@@ -95,6 +95,11 @@ class Stage2:
             train = Subset(self._latents, range(len(self._latents) - args.num_validation_images))
             self.dataset = LatentDraws(train, args.seed)
         self._held_out: HeldOutLatents | None = None
+
+    @property
+    def transformer(self) -> UnifiedLatentsTransformer:
+        """The base model: with FSDP, within validation and saving, a whole copy of it."""
+        return cast("UnifiedLatentsTransformer", self.models["transformer"])
 
     def _check_resolution(self) -> None:
         multiple = self.autoencoder.ratio * self.transformer.size_multiple
