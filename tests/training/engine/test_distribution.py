@@ -49,6 +49,7 @@ def test_the_launchers_precision_applies_unless_a_flag_names_another(
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "no, bf16, fp16, got fp8"),
         ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "FULL_SHARD, SHARD_GRAD_OP, got HYBRID_SHARD"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP, NO_WRAP, got SIZE_BASED_WRAP"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --gradient_checkpointing"),
     ],
@@ -165,26 +166,27 @@ def test_processes_agree_on_the_start_share_errors_and_leave_decisions_to_the_fi
 ) -> None:
     resume = {**LONGER, "resume_from_checkpoint": "latest", "max_train_steps": 4, "train_batch_size": 2}
 
-    def node(name: str, rank: int, with_checkpoint: bool) -> None:
-        if with_checkpoint:
-            shutil.copytree(stopped, tmp_path / f"{name}-{rank}")
-
-    for name, ranks in (("only-first", (0,)), ("only-second", (1,)), ("different", (0, 1))):
+    # Each process has a working directory of its own, as nodes have disks of their own.
+    def on_own_disks(name: str, *ranks_with_checkpoint: int, **changes: Any) -> Run:
         for rank in range(2):
-            node(name, rank, rank in ranks)
-    state = tmp_path / "different-1" / "checkpoint-2" / "trainer_state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "stage": {"prior_ramp_start": 17}}))
-    (tmp_path / "own-disk-1" / "checkpoint-1").mkdir(parents=True)  # of an earlier job on this node
+            (tmp_path / f"{name}-{rank}").mkdir()
+        for rank in ranks_with_checkpoint:
+            shutil.copytree(stopped, tmp_path / f"{name}-{rank}" / "run")
+        code = f"import os; os.chdir({str(tmp_path / name)!r} + f'-{{rank}}')"
+        return Run(smallest_flags(Path("run"), **(changes or resume)), code)
 
     runs = {
-        "only-first": Run(smallest_flags(tmp_path / "only-first-RANK", **resume)),
-        "only-second": Run(smallest_flags(tmp_path / "only-second-RANK", **resume)),
-        "different": Run(smallest_flags(tmp_path / "different-RANK", **resume)),
+        "only-first": on_own_disks("only-first", 0),
+        "only-second": on_own_disks("only-second", 1),
+        "different": on_own_disks("different", 0, 1),
+        "own-disk": on_own_disks("own-disk", checkpointing_steps=1),
         "stage": Run(smallest_flags(tmp_path / "stage"), STAGE_ON_ONE),
-        "own-disk": Run(smallest_flags(tmp_path / "own-disk-RANK", checkpointing_steps=1)),
         "saving": Run(smallest_flags(tmp_path / "saving", max_train_steps=3, checkpointing_steps=1), BROKEN_SAVE),
         "validation": Run(smallest_flags(tmp_path / "validation", validation_steps=1), MENDED + BROKEN_VALIDATION),
     }
+    state = tmp_path / "different-1" / "run" / "checkpoint-2" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "stage": {"prior_ramp_start": 17}}))
+    (tmp_path / "own-disk-1" / "run" / "checkpoint-1").mkdir(parents=True)  # of an earlier job on this node
     outcomes = dict(zip(runs, train_together(tmp_path / "group", 2, *runs.values()), strict=True))
 
     for name, words in {
@@ -197,10 +199,10 @@ def test_processes_agree_on_the_start_share_errors_and_leave_decisions_to_the_fi
         assert [outcome.status for outcome in outcomes[name]] == [1, 1], outcomes[name]
         lines = [outcome.last_line for outcome in outcomes[name]]
         assert lines[0] == lines[1] and lines[0].startswith("error: ") and words in lines[0]
-    assert not list((tmp_path / "only-second-0").glob("checkpoint-*"))  # nobody began
+    assert not list((tmp_path / "only-second-0" / "run").glob("checkpoint-*"))  # nobody began
 
     assert [outcome.status for outcome in outcomes["own-disk"]] == [0, 0], outcomes["own-disk"]
-    assert [path.name for path in list_checkpoints(tmp_path / "own-disk-0")] == ["checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in list_checkpoints(tmp_path / "own-disk-0" / "run")] == ["checkpoint-1", "checkpoint-2"]
     assert outcomes["saving"][0].error.count("the disk is full; training goes on with the earlier checkpoints.") == 1
     assert [path.name for path in list_checkpoints(tmp_path / "saving")] == ["checkpoint-2", "checkpoint-3"]
     assert len(logged(tmp_path / "saving")) == 4  # three steps and the last validation
@@ -211,7 +213,7 @@ def test_processes_agree_on_the_start_share_errors_and_leave_decisions_to_the_fi
 
 
 def test_the_timeout_of_the_group_is_a_flag(smallest_flags: Flags, tmp_path: Path) -> None:
-    flags = [smallest_flags(tmp_path / str(n), max_train_steps=1, process_group_timeout_minutes=n) for n in (1, 0.02)]
+    flags = [smallest_flags(tmp_path / str(n), max_train_steps=1, process_group_timeout_minutes=n) for n in (2, 0.05)]
     long, short = train_together(tmp_path / "group", 2, *(Run(each, SLOW_VALIDATION) for each in flags))
     assert [outcome.status for outcome in long] == [0, 0], long
     assert "imed out" in short[1].status or "imeout" in short[1].status

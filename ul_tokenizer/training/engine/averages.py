@@ -15,8 +15,7 @@ from ul_tokenizer.training.engine.optimization import is_trained
 from ul_tokenizer.training.engine.saved import read_extra, read_weights
 from ul_tokenizer.training.engine.sharding import divided, joined, part_of
 
-# What diffusers' `EMAModel` writes into a config beside the model's own entries.
-_STATE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+_WEIGHTS = "shadow_params"  # in the state of diffusers' `EMAModel`; its other entries are numbers
 
 
 class Averages:
@@ -53,16 +52,17 @@ class Averages:
         """The averaged weights of a model, or its own if there are no averages; divided as its own are."""
         weights: dict[str, Tensor] = self.models[name].state_dict()
         if name in self._averages:
-            parts = self._averages[name].shadow_params
+            parts = self._averages[name].state_dict()[_WEIGHTS]
             named = self.models[name].named_parameters()
             weights |= {key: joined(part, weight) for (key, weight), part in zip(named, parts, strict=True)}
         return weights
 
     def saved(self) -> dict[str, tuple[str, dict[str, object]]]:
         """Folder in a checkpoint → name of the model, and what its config holds in addition."""
+        states = {name: average.state_dict() for name, average in self._averages.items()}
         return {
-            f"{name}_ema": (name, {key: getattr(average, key) for key in _STATE})
-            for name, average in self._averages.items()
+            f"{name}_ema": (name, {key: value for key, value in state.items() if key != _WEIGHTS})
+            for name, state in states.items()
         }
 
     def load(self, folder: Path) -> None:

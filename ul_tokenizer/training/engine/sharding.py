@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 # Strategies of FSDP 1 and whether they free the gathered weights between the forward and the backward pass.
 STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
+POLICIES = ("TRANSFORMER_BASED_WRAP", "NO_WRAP")
 _NUMBERS = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP"}
 
 
@@ -43,6 +44,9 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
         raise ValueError("fsdp_offload_params must be false, because weights stay on the GPUs, got true.")
     if _is_on("FSDP_ACTIVATION_CHECKPOINTING"):
         raise ValueError("fsdp_activation_checkpointing must be false, got true; use --gradient_checkpointing.")
+    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
+    if policy not in POLICIES:  # a network as a unit of its own could be used by its `forward` only
+        raise ValueError(f"fsdp_auto_wrap_policy must be one of {', '.join(POLICIES)}, got {policy}.")
     # Every process makes or loads the whole weights anyway, so none has to receive them.
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, reshard_after_forward=_frees_after_forward(), cpu_ram_efficient_loading=False
