@@ -229,7 +229,7 @@ def test_four_processes_go_on_where_one_stopped_and_lose_the_same(
     (outcomes,) = train_together(tmp_path / "group", 4, Run(flags))
     assert [outcome.status for outcome in outcomes] == [0] * 4, outcomes
     assert "4 processes on cpu" in outcomes[0].error and "4 samples per step" in outcomes[0].error
-    assert train(tmp_path / "one", **resume, train_batch_size=2) == 0  # two batches per step
+    assert train(tmp_path / "one", **resume, train_batch_size=1) == 0  # four batches per step
     for mine, theirs in zip(logged(tmp_path / "four"), logged(tmp_path / "one"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     checkpoint = tmp_path / "four" / "checkpoint-4"

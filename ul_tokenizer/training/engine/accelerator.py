@@ -27,7 +27,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         ValueError: a tracker is unknown or not installed, the device does not support the precision, the launcher asks
             for what this training does not support, or the processes don't divide the global batch.
     """
-    _refuse_launchers()
+    _check_launcher(args)
     plugin = fsdp_plugin()
     timeout = args.process_group_timeout_minutes
     handlers = [] if timeout is None else [InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout))]
@@ -50,13 +50,13 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def _refuse_launchers() -> None:
+def _check_launcher(args: TrainingArguments) -> None:
     for variable, name in _REFUSED.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise ValueError(f"accelerate must not be configured to use {name}; use FSDP or plain processes instead.")
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in PRECISIONS:
-        raise ValueError(f"--mixed_precision of the launcher must be one of {', '.join(PRECISIONS)}, got {precision}.")
+        raise ValueError(f"accelerate's mixed precision must be one of {', '.join(PRECISIONS)}, got {precision}.")
 
 
 def accumulation_steps(args: TrainingArguments, num_processes: int) -> int:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from ul_tokenizer.files import sync_file, sync_folder
 from ul_tokenizer.processes import Processes
 from ul_tokenizer.training.engine.saved import SavedModel, check_shapes, read_weights
-from ul_tokenizer.training.engine.sharding import cpu_copy, divided_state, is_sharding, load_weights
+from ul_tokenizer.training.engine.sharding import cpu_copy, fitted_state, is_sharding, load_weights
 from ul_tokenizer.training.engine.steps import Stepper
 
 STATE_FILE = "trainer_state.json"
@@ -243,19 +243,18 @@ class Checkpoints:
             check_shapes(name, model.state_dict(), weights)
             load_weights(model, weights)
         steps.averages.load(folder)
-        schedulers, rank = [steps.lr_scheduler], accelerator.process_index
-        optimizer: Any = _DividingOptimizer(steps.optimizer) if is_sharding(accelerator) else steps.optimizer
-        load_accelerator_state(str(folder), [], [optimizer], schedulers, [], rank, accelerator.scaler)
+        optimizers, schedulers, rank = [_Fitting(steps.optimizer)], [steps.lr_scheduler], accelerator.process_index
+        load_accelerator_state(str(folder), [], optimizers, schedulers, [], rank, accelerator.scaler)
 
 
-class _DividingOptimizer:
-    """Takes the whole state that accelerate reads to an optimiser of divided weights."""
+class _Fitting:
+    """Takes the state that accelerate reads to an optimiser, with its moments as the weights are."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(divided_state(state, self.optimizer))
+        self.optimizer.load_state_dict(fitted_state(state, self.optimizer))
 
 
 def _one_line(error: Exception) -> str:

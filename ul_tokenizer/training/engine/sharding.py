@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, recursively_apply
 from diffusers import ModelMixin
 from torch import Tensor, nn
@@ -73,7 +73,8 @@ def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugi
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
         accelerator.state.fsdp_plugin = plugin
-        accelerator.state.distributed_type = DistributedType.FSDP
+        # Both states: accelerate copies the second over the first whenever it prepares something.
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
 def prepare_for_sharding(accelerator: Accelerator, model: nn.Module, parts: Mapping[str, ModelMixin]) -> None:
@@ -122,8 +123,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         part_of(tensor).copy_(part_of(divided(weights[name], tensor)))
 
 
-def divided_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole state of an optimiser with its moments divided as the weights are.
+def fitted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The whole state of an optimiser with its moments divided and laid out in memory as the weights are.
+
+    Fused optimisers go through weights and moments in the order of their memory. A checkpoint of another run, with or
+    without FSDP, may have another one.
 
     Raises:
         ValueError: the state is one of other weights.
@@ -135,13 +139,16 @@ def divided_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> di
     moments = {}
     for number, parameter in zip(numbers, parameters, strict=True):
         values = state["state"].get(number, {})
-        moments[number] = {key: _divided_moment(value, parameter) for key, value in values.items()}
+        moments[number] = {key: _fitted(value, parameter) for key, value in values.items()}
     return {**state, "state": {number: values for number, values in moments.items() if values}}
 
 
-def _divided_moment(value: Any, parameter: Tensor) -> Any:
-    is_moment = isinstance(value, Tensor) and value.shape == parameter.shape
-    return divided(value, parameter) if is_moment else value
+@torch.no_grad()
+def _fitted(value: Any, parameter: Tensor) -> Any:
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:  # a number of steps, for example
+        return value
+    laid_out = torch.empty_like(part_of(parameter), dtype=value.dtype)
+    return joined(laid_out.copy_(part_of(divided(value, parameter))), parameter)
 
 
 # ---------------------------------------------------------------- whole again
