@@ -50,3 +50,12 @@ def test_a_process_alone_raises_its_own_error() -> None:
 def test_ranks_that_make_no_sense_are_refused(rank: int | None, world_size: int | None) -> None:
     with pytest.raises(ValueError, match="rank"):
         Processes.of(rank, world_size)
+
+
+def test_a_result_of_the_main_process_needs_no_group() -> None:
+    assert Processes().from_main(lambda: 3) == 3
+    assert Processes(1, 2).from_main(lambda: 3) == 3  # a job of an array is on its own
+    with pytest.raises(KeyError, match="own error"):
+        Processes().from_main(lambda: {}["own error"])
+    with pytest.raises(OSError, match="full"), Processes().apart():
+        raise OSError("full")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Value = TypeVar("Value")
+# Errors travel between processes as one of these, because an arbitrary exception can't always be pickled.
+_PORTABLE: tuple[type[Exception], ...] = (FileNotFoundError, OSError, ImportError, MemoryError, ValueError)
+PATIENCE = datetime.timedelta(days=365)
 
 
 class Processes:
@@ -43,6 +50,11 @@ class Processes:
         state = PartialState(cpu=not torch.accelerator.is_available())
         return cls(state.process_index, state.num_processes, True)
 
+    @classmethod
+    def of_accelerator(cls, accelerator: Accelerator) -> Processes:
+        """The processes of a training."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.num_processes > 1)
+
     @property
     def is_main(self) -> bool:
         """Whether this process reports what was done: one process of a group, and every job of an array."""
@@ -77,9 +89,50 @@ class Processes:
             yield
         except Exception as error:
             failure = error
-        failures = [error for error in self.gather(failure) if error is not None]
-        if failures:
-            raise failures[0] if failure is None else failure
+        _raise_first(self.gather(_portable(failure)), failure)
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """The result of a function that only the main process calls. If it fails, all processes fail with its error."""
+        failure: Exception | None = None
+        outcome: list[Value | None] = [None]
+        if self.is_main:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                failure = error
+        if not self.is_group:
+            _raise_first([failure], failure)
+            return outcome[0]  # type: ignore[return-value]  # it was made
+        from accelerate.utils import broadcast_object_list
+
+        told = [*outcome, _portable(failure)]
+        broadcast_object_list(told)
+        _raise_first([told[1]], failure)  # type: ignore[list-item]
+        return told[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """As `together`, for work after which processes may arrive days apart.
+
+        The group's own timeout doesn't apply: the processes meet in a gloo group with a timeout of its own. It ends at
+        once for all if one of them dies. All processes must enter the block within the usual timeout.
+        """
+        if not self.is_group:
+            yield
+            return
+        import torch.distributed as dist
+
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failures: list[Exception | None] = [None] * self.world_size
+        dist.all_gather_object(failures, _portable(failure), group=group)
+        self.wait()  # a process that has received everything must not close connections on which others still read
+        dist.destroy_process_group(group)
+        _raise_first(failures, failure)
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes of the group, in the order of their ranks; each process gets them."""
@@ -89,6 +142,21 @@ class Processes:
 
         gathered: list[Value] = gather_object([value])
         return gathered
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error that every process can receive, with the same sentence."""
+    if error is None:
+        return None
+    kind = next((kind for kind in _PORTABLE if isinstance(error, kind)), RuntimeError)
+    return kind(str(error))
+
+
+def _raise_first(failures: list[Exception | None], own: Exception | None) -> None:
+    """Raises the process's own error or, without one, the first error of the others."""
+    first = next((error for error in failures if error is not None), None)
+    if first is not None:
+        raise first if own is None else own
 
 
 def local_device() -> str | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +186,43 @@ def test_lists_of_an_earlier_job_with_more_processes_are_removed(tmp_path: Path,
     encode(tmp_path, model, rank=0, world_size=1)
     assert (tmp_path / "skipped.jsonl").read_text() == before
     assert [path.name for path in tmp_path.glob("skipped-*")] == ["skipped-r000.jsonl"]
+
+
+# ---------------------------------------------------------------- several processes
+
+DRIFTING = """
+import datetime, sys, time
+from accelerate import PartialState
+from pathlib import Path
+PartialState(cpu=True, timeout=datetime.timedelta(seconds=2))
+from tests.latents.test_job import Squares
+from ul_tokenizer.latents import job
+rank, kept = PartialState().process_index, job.EncodingJob.run
+def run(this, *arguments):
+    if rank == 1:
+        time.sleep(5)
+        if sys.argv[3] == "fails":
+            raise OSError("the disk is full")
+    return kept(this, *arguments)
+job.EncodingJob.run = run
+try:
+    summary = job.encode_dataset(Squares(), sys.argv[1], model=sys.argv[2], resolution=16, max_skip_fraction=0.9)
+    result = f"{summary.encoded} encoded"
+except OSError as error:
+    result = str(error)
+Path(sys.argv[1] + f"-{rank}.txt").write_text(result)
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(("end", "result"), [("works", "5 encoded"), ("fails", "the disk is full")])
+def test_processes_may_drift_further_apart_than_the_groups_timeout(
+    tmp_path: Path, model: str, end: str, result: str
+) -> None:
+    (tmp_path / "script.py").write_text(DRIFTING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "out"), model, end]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert [(tmp_path / f"out-{rank}.txt").read_text() for rank in (0, 1)] == [result] * 2, done.stderr[-2000:]

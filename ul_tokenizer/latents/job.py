@@ -98,14 +98,18 @@ def encode_dataset(
         OSError: the disk is full or can't be written.
     """
     processes = Processes.of(rank, world_size)
-    encoder = load_encoder(_default_model(source, source_options) if model is None else model, revision, device, dtype)
-    preprocessing = Preprocessing(resolution, crop, encoder.ratio)
+    with processes.together():
+        name = _default_model(source, source_options) if model is None else model
+        encoder = load_encoder(name, revision, device, dtype)
     samples = _open_together(source, source_options, processes)
-    if not len(samples):
-        raise ValueError("source must hold at least one sample, got none.")
-    header = make_job_header(encoder, preprocessing, samples, store_dtype, flip)
-    workers = pick_workers(encoder.device) if num_workers is None else num_workers
-    job = EncodingJob(samples, preprocessing, encoder, batch_size, workers, flip, processes.rank, processes.world_size)
+    with processes.together():
+        preprocessing = Preprocessing(resolution, crop, encoder.ratio)
+        if not len(samples):
+            raise ValueError("source must hold at least one sample, got none.")
+        header = make_job_header(encoder, preprocessing, samples, store_dtype, flip)
+        workers = pick_workers(encoder.device) if num_workers is None else num_workers
+        share = processes.rank, processes.world_size
+        job = EncodingJob(samples, preprocessing, encoder, batch_size, workers, flip, *share)
     with encoder.in_use():
         summary = _run(job, Path(output), header, processes, on_progress)
     summary.check(max_skip_fraction)
@@ -119,12 +123,13 @@ def _run(
     processes: Processes,
     on_progress: Callable[[int, int], None] | None,
 ) -> EncodingSummary:
-    processes.wait()  # no process writes before all know that the arguments are right
-    with LatentWriter(output, header, processes.rank, processes.world_size) as writer:
-        summary = job.run(writer, on_progress if processes.is_main else None)
-    summary.output = output
-    write_skipped(output, summary.skipped, processes.rank)
-    total = combined(processes.gather(summary))  # waits for all lists
+    # No process writes before all know that the arguments are right. Afterwards they may drift apart by hours.
+    with processes.apart():
+        with LatentWriter(output, header, processes.rank, processes.world_size) as writer:
+            summary = job.run(writer, on_progress if processes.is_main else None)
+        summary.output = output
+        write_skipped(output, summary.skipped, processes.rank)
+    total = combined(processes.gather(summary))
     if processes.is_main:
         gather_skipped(output, processes.world_size)
     processes.wait()

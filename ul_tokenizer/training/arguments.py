@@ -137,6 +137,12 @@ class TrainingArguments:
     # Optimisation
     train_batch_size: int = arg(32, "Batch size in each process.", POSITIVE)
     gradient_accumulation_steps: int = arg(1, "Number of batches per optimiser step.", POSITIVE)
+    global_batch_size: int | None = arg(
+        None,
+        "Samples per optimiser step on all processes together. The number of batches per step then follows from it, "
+        "and --gradient_accumulation_steps is not used.",
+        POSITIVE,
+    )
     max_train_steps: int | None = arg(
         None, f"Number of optimiser steps; {DEFAULT_STEPS} if the number of epochs is not given either.", POSITIVE
     )
@@ -155,7 +161,9 @@ class TrainingArguments:
         True, "Keep an exponential moving average of the weights; validate it and save it as the result."
     )
     ema_decay: float = arg(0.999, "Decay of the moving average per step.", FRACTION)
-    mixed_precision: Literal["no", "bf16", "fp16"] = arg("no", "Precision in which the networks compute.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = arg(
+        None, "Precision in which the networks compute. Without it, that of accelerate's launcher applies, or else no."
+    )
     allow_tf32: bool = arg(False, "Allow TF32 in matrix products and convolutions on GPUs that support it.")
     gradient_checkpointing: bool = arg(
         False, "Save memory by computing activations a second time in the backward pass."
@@ -180,9 +188,20 @@ class TrainingArguments:
     )
     logging_steps: int = arg(20, "Number of steps between log entries, which contain means over these steps.", POSITIVE)
     checkpointing_steps: int = arg(500, "Number of steps between checkpoints.", POSITIVE)
+    async_checkpoints: bool = arg(
+        True,
+        "Write checkpoints while the training goes on, from a copy of weights, averages and optimiser in the CPU's "
+        "memory.",
+    )
     checkpoints_total_limit: int | None = arg(3, "Number of newest checkpoints to keep; null keeps all.", POSITIVE)
     resume_from_checkpoint: str | None = arg(
         None, "Resume from this checkpoint folder, or from the 'latest' one if there is any."
+    )
+    process_group_timeout_minutes: float | None = arg(
+        None,
+        "Longest time that processes wait for one another, such as for a validation by the main process. Without it, "
+        "torch's timeout applies.",
+        POSITIVE,
     )
     report_to: str | None = arg(
         None,

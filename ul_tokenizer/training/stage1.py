@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -77,7 +77,6 @@ class Stage1:
         self.metrics.check_size(side)
         self._data = Stage1Data(args)  # before anything large is allocated
         autoencoder, prior = _make_models(args)
-        self.autoencoder, self.prior = autoencoder, prior
         self.models: dict[str, ModelMixin] = {"autoencoder": autoencoder, "prior": prior}
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
@@ -97,6 +96,16 @@ class Stage1:
         self.dataset: Any = self._data.training(self._multiple())  # crops or clips
         self._held_out: Any = self._data.held_out()
         self._validation_pixels: Tensor | None = None
+
+    @property
+    def autoencoder(self) -> UnifiedLatentsAutoencoder:
+        """The autoencoder: with FSDP, within validation and saving, a whole copy of it."""
+        return cast("UnifiedLatentsAutoencoder", self.models["autoencoder"])
+
+    @property
+    def prior(self) -> UnifiedLatentsTransformer:
+        """Its prior, likewise."""
+        return cast("UnifiedLatentsTransformer", self.models["prior"])
 
     def _multiple(self) -> int:
         """The networks need sides that are multiples of this."""

@@ -113,7 +113,7 @@ class Stage2:
 
     @property
     def transformer(self) -> UnifiedLatentsTransformer:
-        """The base model."""
+        """The base model: with FSDP, within validation and saving, a whole copy of it."""
         return cast("UnifiedLatentsTransformer", self.models["transformer"])
 
     def _check_resolution(self) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
-from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
+from torch import Tensor
 
 from ul_tokenizer import _compat
 from ul_tokenizer.training.engine.optimization import is_trained
+from ul_tokenizer.training.engine.saved import read_extra, read_weights
+from ul_tokenizer.training.engine.sharding import divided, joined, part_of
+
+_WEIGHTS = "shadow_params"  # in the state of diffusers' `EMAModel`; its other entries are numbers
 
 
 class Averages:
-    """An exponential moving average of the weights of each model.
+    """An exponential moving average of the weights of each model. With FSDP, each process averages its parts.
 
     Args:
         models: name → model, on its final device.
@@ -32,27 +34,39 @@ class Averages:
         """Updates the averages after an optimiser step."""
         for name, average in self._averages.items():
             if is_trained(self.models[name]):
-                average.step(self.models[name].parameters())
+                average.step(_parts(self.models[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Replaces the weights of the models by their averages within a `with` block."""
         for name, average in self._averages.items():
-            average.store(self.models[name].parameters())
-            average.copy_to(self.models[name].parameters())
+            average.store(_parts(self.models[name]))
+            average.copy_to(_parts(self.models[name]))
         try:
             yield
         finally:
             for name, average in self._averages.items():
-                average.restore(self.models[name].parameters())
+                average.restore(_parts(self.models[name]))
 
-    def save(self, folder: Path) -> None:
-        """Writes a folder `<name>_ema` for each model, which its `from_pretrained` loads."""
-        for name, average in self._averages.items():
-            average.save_pretrained(folder / f"{name}_ema")
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """The averaged weights of a model, or its own if there are no averages; divided as its own are."""
+        weights: dict[str, Tensor] = self.models[name].state_dict()
+        if name in self._averages:
+            parts = self._averages[name].state_dict()[_WEIGHTS]
+            named = self.models[name].named_parameters()
+            weights |= {key: joined(part, weight) for (key, weight), part in zip(named, parts, strict=True)}
+        return weights
+
+    def saved(self) -> dict[str, tuple[str, dict[str, object]]]:
+        """Folder in a checkpoint → name of the model, and what its config holds in addition."""
+        states = {name: average.state_dict() for name, average in self._averages.items()}
+        return {
+            f"{name}_ema": (name, {key: value for key, value in state.items() if key != _WEIGHTS})
+            for name, state in states.items()
+        }
 
     def load(self, folder: Path) -> None:
-        """Reads the folders that `save` wrote.
+        """Reads the folders that a checkpoint has for the averages.
 
         Raises:
             ValueError: the checkpoint contains no averages.
@@ -61,16 +75,21 @@ class Averages:
             path = folder / f"{name}_ema"
             if not path.is_dir():
                 raise ValueError(f"{folder} has no averaged weights; resume with --no-use_ema.")
-            tensors = load_file(path / SAFETENSORS_WEIGHTS_NAME)
+            tensors = read_weights(path)
             # In place, and so in the same memory layout: the next steps then round as without a stop.
-            weights = [tensors[key] for key, _ in self.models[name].named_parameters()]
-            config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
-            _compat.restore_average(average, weights, config["optimization_step"])
+            named = self.models[name].named_parameters()
+            parts = [part_of(divided(tensors[key], weight)) for key, weight in named]
+            _compat.restore_average(average, parts, read_extra(path, "optimization_step"))
+
+
+def _parts(model: ModelMixin) -> list[Tensor]:
+    """This process's parts of the weights."""
+    return [part_of(parameter) for parameter in model.parameters()]
 
 
 def _average(model: ModelMixin, decay: float) -> EMAModel:
     return EMAModel(
-        list(model.parameters()),
+        _parts(model),
         decay=decay,
         use_ema_warmup=True,
         power=0.75,

@@ -7,19 +7,21 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from diffusers import ModelMixin
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+import torch
+from accelerate.checkpointing import load_accelerator_state
+from accelerate.utils import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from ul_tokenizer.files import sync_file
-from ul_tokenizer.training.engine.averages import Averages
+from ul_tokenizer.files import sync_file, sync_folder
+from ul_tokenizer.processes import Processes
+from ul_tokenizer.training.engine.saved import SavedModel, check_shapes, read_weights
+from ul_tokenizer.training.engine.sharding import cpu_copy, fitted_state, is_sharding, load_weights
+from ul_tokenizer.training.engine.steps import Stepper
 
 STATE_FILE = "trainer_state.json"
 UNFINISHED = re.compile(r"tmp-(checkpoint-\d+|model)")  # names of folders that are being written
@@ -57,29 +59,53 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+@dataclass
+class Snapshot:
+    """All of a checkpoint, on the CPU of the main process; training on does not change it."""
+
+    state: str  # JSON, of the trainer
+    models: dict[str, SavedModel] = field(default_factory=dict)  # by folder
+    files: dict[str, Any] = field(default_factory=dict)  # optimiser, learning rate and scaler, as accelerate names them
+
+    def write(self, folder: Path) -> None:
+        """Writes the folder and waits until it is on the disk."""
+        folder.mkdir(parents=True)
+        for name, model in self.models.items():
+            model.write(folder / name)
+        for name, value in self.files.items():
+            torch.save(value, folder / name)
+        (folder / STATE_FILE).write_text(self.state, encoding="utf-8")
+        _flush(folder)
+
+
 class Checkpoints:
-    """Saves and loads what accelerate prepared, with the models as `save_pretrained` folders.
+    """Saves and loads the state of a run, with the models as folders that `from_pretrained` loads.
+
+    ```
+    every process ─ copy to the CPU (whole) ─ main process ─ thread: temporary folder, fsync ─ rename ─ old ones removed
+    ```
 
     Args:
-        accelerator: the accelerator with the prepared module, optimiser and learning-rate schedule.
-        models: name → model, the parts of the prepared module.
-        averages: averages of the models' weights.
+        steps: has the models, their averages, the optimiser and the schedule, and knows the processes.
         output_dir: folder of the run.
         total_limit: number of newest checkpoints to keep; None keeps all.
+        in_background: write in a thread; errors then show at the next checkpoint or at the end.
+        say: prints a message for the user.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
-        models: Mapping[str, ModelMixin],
-        averages: Averages,
+        steps: Stepper,
         output_dir: Path,
         total_limit: int | None,
+        in_background: bool,
+        say: Callable[[str], None],
     ) -> None:
-        self.accelerator, self.models, self.averages = accelerator, models, averages
-        self.output_dir, self.total_limit = output_dir, total_limit
-        accelerator.register_save_state_pre_hook(self._save_models)
-        accelerator.register_load_state_pre_hook(self._load_models)
+        self.steps, self.output_dir, self.total_limit = steps, output_dir, total_limit
+        self.in_background, self.say = in_background, say
+        self.processes = Processes.of_accelerator(steps.accelerator)
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[None] | None = None
 
     # ------------------------------------------------------------------------------------------------------------
     # Writing
@@ -88,15 +114,53 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Writes `checkpoint-<step>`, unless it exists, and removes the oldest checkpoints beyond the limit.
 
+        Every process must call it. Only the main process writes, and in the background it only starts to.
+
         Raises:
             OSError: the disk is full or read-only; earlier checkpoints are untouched, and no incomplete one remains.
         """
         final = self.output_dir / f"checkpoint-{step}"
-        if not final.exists():
-            self._write_whole(
-                final.name, lambda folder: self._write(folder, state), lambda folder: folder.rename(final)
-            )
-        if self.accelerator.is_main_process and self.total_limit is not None:
+        if not self.processes.from_main(lambda: self._is_due(final)):
+            return
+        with self.processes.together():
+            snapshot = self._snapshot(state)
+        if self.processes.is_main:
+            self._last = self._pool.submit(self._write, snapshot, final)
+        if not self.in_background:
+            self.finish()
+
+    def _is_due(self, final: Path) -> bool:
+        self.report()
+        self._remove_old()
+        return not final.exists()
+
+    def _snapshot(self, state: Mapping[str, Any]) -> Snapshot:
+        steps, accelerator = self.steps, self.steps.accelerator
+        snapshot = Snapshot(json.dumps(state))
+        if not (self.processes.is_main or is_sharding(accelerator)):
+            return snapshot  # only divided weights need the other processes
+
+        def taken(values: Any) -> Any:
+            return cpu_copy(values, accelerator, keep=not self.in_background)
+
+        models = steps.stage.models
+        snapshot.models = {name: SavedModel.of(model, taken(model.state_dict())) for name, model in models.items()}
+        for folder, (name, extra) in steps.averages.saved().items():
+            snapshot.models[folder] = SavedModel.of(models[name], taken(steps.averages.weights(name)), **extra)
+        snapshot.files = {
+            f"{OPTIMIZER_NAME}.bin": taken(steps.optimizer.state_dict()),
+            f"{SCHEDULER_NAME}.bin": taken(steps.lr_scheduler.state_dict()),
+        }
+        if accelerator.scaler is not None:
+            snapshot.files[SCALER_NAME] = taken(accelerator.scaler.state_dict())
+        return snapshot
+
+    def _write(self, snapshot: Snapshot, final: Path) -> None:
+        self._write_whole(final.name, snapshot.write, lambda folder: folder.rename(final))
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        if self.total_limit is not None:
             for old in list_checkpoints(self.output_dir)[: -self.total_limit]:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -108,50 +172,54 @@ class Checkpoints:
         """
 
         def write(folder: Path) -> None:
-            if self.accelerator.is_main_process:
-                with self.averages.applied():
-                    save(folder)
+            save(folder)
+            _flush(folder)
 
-        self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir))
+        self.processes.from_main(
+            lambda: self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir))
+        )
 
     def _write_whole(self, name: str, write: Callable[[Path], None], publish: Callable[[Path], Any]) -> None:
-        """Every process writes to a temporary folder; the main one publishes it once it is on the disk."""
+        """Writes to a temporary folder and publishes it once it is on the disk."""
         temporary = self.output_dir / f"tmp-{name}"
         self._remove_unfinished()
-        self.accelerator.wait_for_everyone()
-
-        def publish_once() -> None:
-            if self.accelerator.is_main_process:
-                _flush(temporary)
-                publish(temporary)
-
         try:
-            _together(self.accelerator, lambda: write(temporary))
-            _together(self.accelerator, publish_once)
-        except OSError as error:
+            write(temporary)
+            publish(temporary)
+            sync_folder(self.output_dir)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
             free = shutil.disk_usage(self.output_dir).free / 1e6  # torch's message does not mention a full disk
-            raise OSError(f"{name} could not be written to {self.output_dir} ({free:.0f} MB free): {error}") from error
+            raise OSError(
+                f"{name} could not be written to {self.output_dir} ({free:.0f} MB free): {_one_line(error)}"
+            ) from error
         finally:
             self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
         """Removes incomplete folders that a killed run left."""
-        if self.accelerator.is_main_process:
-            for path in self.output_dir.glob("tmp-*"):
-                if UNFINISHED.fullmatch(path.name):
-                    shutil.rmtree(path, ignore_errors=True)
+        for path in self.output_dir.glob("tmp-*"):
+            if UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
-    def _write(self, folder: Path, state: Mapping[str, Any]) -> None:
-        self.accelerator.save_state(str(folder))
-        if self.accelerator.is_main_process:
-            (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    def report(self) -> None:
+        """Waits for a checkpoint that is being written, and says if it could not be; the training may go on."""
+        try:
+            self._result()
+        except OSError as error:
+            self.say(f"{error}; training goes on with the earlier checkpoints.")
 
-    def _save_models(self, modules: list[nn.Module], weights: list[Any], folder: str) -> None:
-        weights.clear()  # accelerate must not write them, too: the folders below contain the weights
-        if self.accelerator.is_main_process:
-            for name, model in self.models.items():
-                model.save_pretrained(Path(folder, name))
-            self.averages.save(Path(folder))
+    def finish(self) -> None:
+        """Waits for the last checkpoint; every process must call it.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.processes.from_main(self._result)
+
+    def _result(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
     # ------------------------------------------------------------------------------------------------------------
     # Reading
@@ -164,41 +232,29 @@ class Checkpoints:
             ValueError: the checkpoint is damaged, or other networks or other parts of them were trained.
         """
         try:
-            self.accelerator.load_state(str(folder))
+            self._load(folder)
         except Exception as error:  # a damaged file can raise nearly anything
             raise ValueError(f"{folder} doesn't fit this run or is damaged: {_one_line(error)}") from error
-        self.accelerator.step = 0  # it counts micro-batches, and a step may now have another number of them
 
-    def _load_models(self, modules: list[nn.Module], folder: str) -> None:
-        modules.clear()
-        for name, model in self.models.items():
-            weights = load_file(Path(folder, name, SAFETENSORS_WEIGHTS_NAME))
-            _check_shapes(name, model.state_dict(), weights)
-            model.load_state_dict(weights)
-        self.averages.load(Path(folder))
-
-
-def _check_shapes(name: str, here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
-    for key in sorted(here.keys() | there.keys()):
-        shapes = [tuple(weights[key].shape) if key in weights else None for weights in (here, there)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{key} of the {name} has the shape {shapes[1]}, but this run needs {shapes[0]}")
+    def _load(self, folder: Path) -> None:
+        steps, accelerator = self.steps, self.steps.accelerator
+        for name, model in steps.stage.models.items():
+            weights = read_weights(folder / name)
+            check_shapes(name, model.state_dict(), weights)
+            load_weights(model, weights)
+        steps.averages.load(folder)
+        optimizers, schedulers, rank = [_Fitting(steps.optimizer)], [steps.lr_scheduler], accelerator.process_index
+        load_accelerator_state(str(folder), [], optimizers, schedulers, [], rank, accelerator.scaler)
 
 
-def _together(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Runs `action` on every process; fails on all of them if it fails on any, so that none waits for another.
+class _Fitting:
+    """Takes the state that accelerate reads to an optimiser, with its moments as the weights are."""
 
-    Raises:
-        OSError: a file could not be written, which safetensors and torch report as errors of their own.
-    """
-    failure, cause = "", None
-    try:
-        action()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        failure, cause = _one_line(error), error
-    failures = [text for text in gather_object([failure]) if text]
-    if failures:
-        raise OSError(failures[0]) from cause
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(fitted_state(state, self.optimizer))
 
 
 def _one_line(error: Exception) -> str:

@@ -13,18 +13,27 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from diffusers import ModelMixin
 from PIL import Image
 
 from ul_tokenizer.files import whole_file, write_whole
+from ul_tokenizer.processes import Processes
 from ul_tokenizer.progress import Bar, progress
 from ul_tokenizer.training.arguments import TrainingArguments
-from ul_tokenizer.training.engine.accelerator import make_accelerator, precision_warning
-from ul_tokenizer.training.engine.checkpoints import Checkpoints, find_checkpoint, list_checkpoints, read_state, step_of
+from ul_tokenizer.training.engine.accelerator import (
+    describe_run,
+    global_batch_size,
+    make_accelerator,
+    precision_warning,
+)
+from ul_tokenizer.training.engine.checkpoints import Checkpoints
+from ul_tokenizer.training.engine.lock import OutputLock
 from ul_tokenizer.training.engine.optimization import apply_arguments
 from ul_tokenizer.training.engine.pushing import Pusher
+from ul_tokenizer.training.engine.sharding import cpu_copy, is_sharding, whole_model
 from ul_tokenizer.training.engine.signals import StopSignal
 from ul_tokenizer.training.engine.stage import Stage
+from ul_tokenizer.training.engine.start import Start, agree_on_start
 from ul_tokenizer.training.engine.steps import Stepper
 from ul_tokenizer.training.engine.tracking import JsonLinesTracker, RunningMeans, hyperparameters, log_picture
 
@@ -55,13 +64,21 @@ def run_stage(
         PartialState(cpu=not torch.accelerator.is_available()).print(args.to_yaml() + estimate(args, None))
         return False
     accelerator = make_accelerator(args)
-    if accelerator.is_main_process and (warning := precision_warning(args.mixed_precision, accelerator.device)):
+    warning = precision_warning(accelerator.mixed_precision, accelerator.device)
+    if accelerator.is_main_process and warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-    stage = make_stage(args)
     if args.dry_run:
+        stage = make_stage(args)
         accelerator.print(args.to_yaml() + stage.describe() + "\n" + estimate(args, stage))
         return False
-    return Trainer(args, stage, accelerator).run()
+    processes = Processes.of_accelerator(accelerator)
+    with OutputLock(Path(args.output_dir)) as lock:
+        processes.from_main(lock.take_if_used)
+        start = agree_on_start(args, global_batch_size(args, accelerator), processes)
+        with processes.together():
+            stage = make_stage(args)
+        processes.from_main(lock.take)
+        return Trainer(args, stage, accelerator, start).run()
 
 
 class Trainer:
@@ -71,10 +88,14 @@ class Trainer:
         args: the arguments of the run.
         stage: the stage to train; its models are moved to the accelerator's device.
         accelerator: the result of `make_accelerator`.
+        start: the result of `agree_on_start`; None to find it when the training starts.
     """
 
-    def __init__(self, args: TrainingArguments, stage: Stage, accelerator: Accelerator) -> None:
-        self.args, self.stage, self.accelerator = args, stage, accelerator
+    def __init__(
+        self, args: TrainingArguments, stage: Stage, accelerator: Accelerator, start: Start | None = None
+    ) -> None:
+        self.args, self.stage, self.accelerator, self.start = args, stage, accelerator, start
+        self.processes = Processes.of_accelerator(accelerator)
         self.output_dir = Path(args.output_dir)
         self.max_steps = self._max_steps()
         self.step = 0
@@ -84,7 +105,7 @@ class Trainer:
         self._restart_clock()
         self.steps = Stepper(args, stage, accelerator, self.max_steps, self._say)
         self.checkpoints = Checkpoints(
-            accelerator, stage.models, self.steps.averages, self.output_dir, args.checkpoints_total_limit
+            self.steps, self.output_dir, args.checkpoints_total_limit, args.async_checkpoints, self._say
         )
 
     def _max_steps(self) -> int:
@@ -92,8 +113,7 @@ class Trainer:
             return self.args.max_train_steps
         args = self.args
         assert args.num_train_epochs is not None  # TrainingArguments sets one of the two
-        of_step = args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        return math.ceil(args.num_train_epochs * len(self.stage.dataset) / of_step)
+        return math.ceil(args.num_train_epochs * len(self.stage.dataset) / global_batch_size(args, self.accelerator))
 
     # ------------------------------------------------------------------------------------------------------------
     # The run
@@ -111,16 +131,19 @@ class Trainer:
             OSError: the last checkpoint or the trained model can't be written or pushed.
         """
         try:
-            self._pusher.open()
-            self.stage.prepare(self.accelerator)
+            self.processes.from_main(self._pusher.open)
+            with self.processes.together():
+                self.stage.prepare(self.accelerator)
             self._resume()
             self._start_trackers()
+            self._say(describe_run(self.args, self.accelerator))
             with StopSignal() as stop, self._progress():
                 is_finished = self._train(stop)
                 if is_finished:
                     self._finish()
                 else:
                     self._checkpoint()
+                    self.checkpoints.finish()
                     self._say(f"{stop.name or 'A signal'} received: saved checkpoint-{self.step}, stopping.")
             return is_finished
         finally:
@@ -135,6 +158,7 @@ class Trainer:
 
     def _end(self) -> None:
         """Releases DDP before its process group, and ends the trackers."""
+        self.checkpoints.report()
         self._pusher.wait()
         # If DDP were the last owner of the group, it would hold Python's lock while it waits for gloo's threads to
         # end. Those need the lock to free the tensors of the last exchange, so some runs would hang at their end.
@@ -166,10 +190,10 @@ class Trainer:
 
     def _start_trackers(self) -> None:
         self.accelerator.init_trackers(self.args.tracker_project_name, hyperparameters(self.args.shareable()))
-        tracker = JsonLinesTracker(self.output_dir / "metrics.jsonl", self.step)
+        with self.processes.together():
+            tracker = JsonLinesTracker(self.output_dir / "metrics.jsonl", self.step)
         self.accelerator.trackers.append(tracker)
-        if self.accelerator.is_main_process:
-            write_whole(self.output_dir / "config.yaml", self.args.to_yaml())
+        self.processes.from_main(lambda: write_whole(self.output_dir / "config.yaml", self.args.to_yaml()))
 
     # ------------------------------------------------------------------------------------------------------------
     # Between steps
@@ -207,20 +231,46 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validates the averaged weights on the main process and tells every process the metrics."""
-        metrics: list[dict[str, float]] = [{}]
-        if self.accelerator.is_main_process:
-            self.steps.model.eval()
-            with self.steps.averages.applied():
-                metrics[0], picture = self.stage.validate(self.accelerator, self.step)
-            self.steps.set_train_mode()
-            self._keep_picture(picture)
-            self._track({f"validation/{name}": value for name, value in metrics[0].items()})
-            self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics[0].items()))
-        broadcast_object_list(metrics)
-        warning = self.stage.observe(self.step, metrics[0])
+        with self._averaged():
+            metrics = self.processes.from_main(self._validate_here)
+        warning = self.stage.observe(self.step, metrics)
         if warning:
             self._say(f"warning: {warning}")
         self._restart_clock()
+
+    def _validate_here(self) -> dict[str, float]:
+        self.steps.model.eval()
+        metrics, picture = self.stage.validate(self.accelerator, self.step)
+        self.steps.set_train_mode()
+        self._keep_picture(picture)
+        self._track({f"validation/{name}": value for name, value in metrics.items()})
+        self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        return metrics
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Gives the stage of the main process the averaged weights in a `with` block; every process must enter it."""
+        if is_sharding(self.accelerator):
+            divided = self.stage.models
+            self.stage.models = self._whole_models()
+            try:
+                yield
+            finally:
+                self.stage.models = divided
+        elif self.accelerator.is_main_process:
+            with self.steps.averages.applied():
+                yield
+        else:
+            yield
+
+    def _whole_models(self) -> dict[str, ModelMixin]:
+        """Models that the main process can use alone; on the others, those with the divided weights."""
+        models = {}
+        for name, model in self.stage.models.items():
+            weights = cpu_copy(self.steps.averages.weights(name), self.accelerator, keep=True)
+            is_main = self.accelerator.is_main_process
+            models[name] = whole_model(model, weights, self.accelerator.device) if is_main else model
+        return models
 
     def _keep_picture(self, picture: Image.Image) -> None:
         path = self.output_dir / "samples" / f"step-{self.step:07d}.png"
@@ -263,42 +313,27 @@ class Trainer:
 
     def _finish(self) -> None:
         self._checkpoint()
-        self.checkpoints.save_models(self.stage.save)
+        self.checkpoints.finish()
+        with self._averaged():
+            self.checkpoints.save_models(self.stage.save)
         self._say(f"Trained to step {self.step}: {self.output_dir}")
         self._pusher.wait()
         self._push()
-        self._pusher.finish()
+        self.processes.from_main(self._pusher.finish)
 
     def _push(self) -> None:
-        if self._pusher.is_on:
-            with self.steps.averages.applied():
-                self._pusher.push(self.step, self.stage.save)
+        if self.args.push_to_hub:
+            with self._averaged():
+                self.processes.from_main(lambda: self._pusher.push(self.step, self.stage.save))
 
     def _resume(self) -> None:
-        wanted = self.args.resume_from_checkpoint
-        folder = find_checkpoint(self.output_dir, wanted) if wanted else None
-        state = read_state(folder) if folder else {"step": 0}
-        self._refuse_later_checkpoints(state["step"])
-        if folder is not None:
-            self._load(folder, state)
-            self._say(f"Resumed {folder} at step {self.step}.")
-
-    def _refuse_later_checkpoints(self, start: int) -> None:
-        """Refuses a second run in one folder: checkpoints would mix, and the limit would remove the wrong ones."""
-        later = [path.name for path in list_checkpoints(self.output_dir) if step_of(path) > start]
-        if later:
-            raise ValueError(
-                f"--output_dir {self.output_dir} holds {later[-1]}, but this run would start at step {start}; "
-                "use --resume_from_checkpoint latest or another folder."
-            )
+        start = self.start or agree_on_start(self.args, self.steps.global_batch_size, self.processes)
+        if start.checkpoint is not None:
+            with self.processes.together():
+                self._load(start.checkpoint, start.state)
+            self._say(f"Resumed {start.checkpoint} at step {self.step}.")
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
-        for name, here in (("global_batch_size", self.steps.global_batch_size), ("seed", self.args.seed)):
-            if state[name] != here:
-                raise ValueError(
-                    f"{folder} was made with a {name.replace('_', ' ')} of {state[name]}, got {here}, "
-                    "which would repeat or skip samples."
-                )
         self.checkpoints.load(folder)
         apply_arguments(self.args, self.steps.optimizer, self.steps.lr_scheduler.scheduler)
         self.step = state["step"]

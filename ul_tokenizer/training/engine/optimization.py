@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ul_tokenizer import _compat
 from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.engine.sharding import whole
 
 
 def make_optimizer(args: TrainingArguments, model: nn.Module) -> torch.optim.AdamW:
@@ -43,7 +44,7 @@ def is_trained(part: nn.Module) -> bool:
 def gradient_norm(part: nn.Module) -> Tensor:
     """L2 norm of a trained module's gradients."""
     gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(_compat.norms(gradients)))
+    return whole(torch.linalg.vector_norm(torch.stack(_compat.norms(gradients))))
 
 
 def _hyperparameters(args: TrainingArguments) -> dict[str, Any]:

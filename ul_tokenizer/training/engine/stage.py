@@ -29,7 +29,9 @@ class Stage(Protocol):
     """A stage of the training: its networks, data, loss and validation."""
 
     model: nn.Module  # the module to prepare; a single one, so that DDP reduces every gradient
-    models: dict[str, ModelMixin]  # the parts of it that checkpoints contain, by folder name
+    # The parts of it that checkpoints contain, by folder name. Validation and saving must take them from here: with
+    # FSDP, the loop puts whole models here for that time.
+    models: dict[str, ModelMixin]
 
     @property
     def dataset(self) -> DrawDataset:

@@ -16,9 +16,11 @@ from ul_tokenizer.training.arguments import TrainingArguments
 from ul_tokenizer.training.data import loader_options
 from ul_tokenizer.training.draws.crops import DrawSampler
 from ul_tokenizer.training.draws.noise import Draws
+from ul_tokenizer.training.engine.accelerator import global_batch_size
 from ul_tokenizer.training.engine.averages import Averages
 from ul_tokenizer.training.engine.errors import TrainingError
 from ul_tokenizer.training.engine.optimization import gradient_norm, is_trained, make_lr_scheduler, make_optimizer
+from ul_tokenizer.training.engine.sharding import is_sharding, prepare_for_sharding, whole
 from ul_tokenizer.training.engine.signals import leave_signals_to_the_main_process
 from ul_tokenizer.training.engine.stage import Batch, Stage
 
@@ -50,7 +52,9 @@ class Stepper:
         self._reported: set[str] = set()
         if accelerator.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-        stage.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.model.to(accelerator.device)
+        if not is_sharding(accelerator):  # FSDP divides contiguous weights only
+            stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(args, stage.model)
         lr_scheduler = make_lr_scheduler(args, optimizer, max_steps)
         for model in stage.models.values():
@@ -58,13 +62,14 @@ class Stepper:
                 model.enable_gradient_checkpointing()
             if args.compile:
                 model.compile_repeated_blocks()
+        prepare_for_sharding(accelerator, stage.model, stage.models)
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(stage.model, optimizer, lr_scheduler)
         self.averages = Averages(stage.models, args.ema_decay if args.use_ema else None)
 
     @property
     def global_batch_size(self) -> int:
         """Samples of a step, on all processes together."""
-        return self.args.train_batch_size * self.accelerator.num_processes * self.args.gradient_accumulation_steps
+        return global_batch_size(self.args, self.accelerator)
 
     def batches(self, step: int) -> Iterator[Batch]:
         """The batches of this process, from the first one of a step to the last one of the run."""
@@ -119,7 +124,7 @@ class Stepper:
         accelerator = self.accelerator
         accelerator.unscale_gradients(self.optimizer)
         norms = {f"grad_norm/{name}": gradient_norm(part) for name, part in self._trained_parts()}
-        norms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        norms["grad_norm"] = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm))
         is_finite = bool(torch.isfinite(norms["grad_norm"]))
         if is_finite or accelerator.scaler is not None:  # a scaler skips the step itself and lowers its scale
             self.optimizer.step()
