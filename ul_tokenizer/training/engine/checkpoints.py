@@ -109,8 +109,7 @@ class Checkpoints:
 
         def write(folder: Path) -> None:
             if self.accelerator.is_main_process:
-                with self.averages.applied():
-                    save(folder)
+                self.averages.save_models(folder, save)
 
         self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir))
 
