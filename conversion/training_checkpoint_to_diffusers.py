@@ -2,10 +2,12 @@
 
     python conversion/training_checkpoint_to_diffusers.py runs/my-model/checkpoint-5000 -o my-model [--weights raw]
     python conversion/training_checkpoint_to_diffusers.py runs/base/checkpoint-5000 -o my-base --autoencoder my-model
+    python conversion/training_checkpoint_to_diffusers.py runs/base/checkpoint-5000 -o my-base --ema_std 0.12
     python conversion/training_checkpoint_to_diffusers.py weights/ -o my-model --like ul-photo-f8
 
 A checkpoint of stage 1 becomes an autoencoder with its prior. A checkpoint of stage 2 becomes a pipeline; its
-autoencoder is the one in the run's config.yaml, unless --autoencoder names another. Averaged weights are preferred.
+autoencoder is the one in the run's config.yaml, unless --autoencoder names another. Averaged weights are preferred:
+the first of --ema_decay, or with --ema_std an average of any length, from a run that kept such averages.
 
 Any other source must contain the state dict of the training's module (`encoder.…`, `decoder.…`, `prior.…`, or
 `transformer.…`), and --like must name a model of the same architecture. Such a source is a set of safetensors files
@@ -21,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -35,6 +38,7 @@ from ul_tokenizer.models.repository import AUTOENCODER, PRIOR, MissingPriorError
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
+from ul_tokenizer.training.engine.posthoc import average_of
 
 RECORDS = ("config.yaml", "metrics.jsonl", "class_names.json")
 LOGSNR_MIN = -10.0  # for base models whose run has no config.yaml
@@ -45,6 +49,7 @@ def convert(
     output: Path,
     *,
     weights: str = "auto",
+    ema_std: float | None = None,
     autoencoder: str | None = None,
     like: str | None = None,
     trust_pickle: bool = False,
@@ -54,7 +59,9 @@ def convert(
     Args:
         source: the folder of a checkpoint or of a state dict.
         output: a new folder.
-        weights: "ema", "raw", or "auto" for the averages if there are any.
+        weights: "ema", "raw", "auto" for the averages if there are any, or the name of an average, such as
+            "ema_0.9999".
+        ema_std: relative standard deviation of an average that is made of those which the run kept with --ema_std.
         autoencoder: the autoencoder of a base model (bundled name, folder or hub id); None for the one in the run's
             config.yaml.
         like: a model (bundled name, folder or hub id) with the architecture of a bare state dict.
@@ -67,12 +74,12 @@ def convert(
         raise ValueError(f"--output must be a new folder, got {output}, which exists.")
     if (source / "autoencoder").is_dir():
         _save_stage1(
-            UnifiedLatentsAutoencoder.from_pretrained(_chosen(source, "autoencoder", weights)),
-            UnifiedLatentsTransformer.from_pretrained(_chosen(source, "prior", weights)),
+            _model(UnifiedLatentsAutoencoder, source, "autoencoder", weights, ema_std),
+            _model(UnifiedLatentsTransformer, source, "prior", weights, ema_std),
             output,
         )
     elif (source / "transformer").is_dir():
-        transformer = UnifiedLatentsTransformer.from_pretrained(_chosen(source, "transformer", weights))
+        transformer = _model(UnifiedLatentsTransformer, source, "transformer", weights, ema_std)
         _save_stage2(transformer, _run_config(source), autoencoder, output)
     else:
         _convert_state_dict(source, output, like, autoencoder, trust_pickle)
@@ -81,10 +88,18 @@ def convert(
             shutil.copyfile(source.parent / record, output / record)
 
 
+def _model(cls: type[Any], checkpoint: Path, name: str, weights: str, ema_std: float | None) -> Any:
+    if ema_std is None:
+        return cls.from_pretrained(_chosen(checkpoint, name, weights))
+    model = cls.from_pretrained(checkpoint / name)
+    model.load_state_dict(average_of(checkpoint.resolve(), name, ema_std))
+    return model
+
+
 def _chosen(checkpoint: Path, name: str, weights: str) -> Path:
-    averaged = checkpoint / f"{name}_ema"
-    if weights == "ema" and not averaged.is_dir():
-        raise ValueError(f"{checkpoint} has no averaged weights of its {name}; use --weights raw.")
+    averaged = checkpoint / f"{name}_{weights if weights.startswith('ema') else 'ema'}"
+    if weights.startswith("ema") and not averaged.is_dir():
+        raise ValueError(f"{checkpoint} has no averaged weights {averaged.name}; use --weights raw.")
     return averaged if averaged.is_dir() and weights != "raw" else checkpoint / name
 
 
@@ -199,16 +214,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, help="a new folder")
     parser.add_argument(
         "--weights",
-        choices=("auto", "ema", "raw"),
         default="auto",
-        help="averaged or raw weights",
+        help="auto (averaged if there are averages), ema, raw, or the name of an average, such as ema_0.9999",
     )
+    parser.add_argument("--ema_std", type=float, help="make an average of this relative standard deviation")
     parser.add_argument("--autoencoder", help="autoencoder of a base model (default: the one in the run's config.yaml)")
     parser.add_argument("--like", help="model with the architecture of a bare state dict (name, folder or hub id)")
     parser.add_argument("--trust_pickle", action="store_true", help="unpickle a distributed checkpoint's metadata")
     args = parser.parse_args(argv)
-    options = {name: getattr(args, name) for name in ("weights", "autoencoder", "like", "trust_pickle")}
+    options = {name: getattr(args, name) for name in ("weights", "ema_std", "autoencoder", "like", "trust_pickle")}
     try:
+        if args.weights not in ("auto", "raw") and not args.weights.startswith("ema"):
+            raise ValueError(f"--weights must be auto, raw, ema or the name of an average, got {args.weights}.")
         convert(args.source, args.output, **options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

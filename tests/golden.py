@@ -111,6 +111,7 @@ def steps_of(run: Path, *names: str) -> Figures:
 def train_stage_1(folder: Path) -> Figures:
     """Losses and gradient norms of encoder, decoder and prior."""
     flags = {**COMMON_FLAGS, "--preset": "ul-tiny-f8", "--prior_min_hold_steps": 1, "--prior_ramp_steps": 2}
+    flags |= {"--clip_grad_norm": "global"}
     flags |= {"--train_data_dir": make_photos(folder), "--output_dir": folder / "stage-1"}
     run_script("train_autoencoder.py", *(word for pair in flags.items() for word in pair))
     losses = ("loss", "prior_bits_per_pixel", "terminal_kl_bits_per_pixel", "decoder_loss_bits_per_pixel")

@@ -113,6 +113,49 @@ def test_tensors_are_copied_and_measured_all_at_once() -> None:
     torch.testing.assert_close(measured, torch.tensor([2**0.5, 12**0.5]), msg=lambda _: message)
 
 
+def test_tensors_move_towards_others_all_at_once() -> None:
+    targets, sources = [torch.zeros(2), torch.ones(3)], [torch.ones(2), 2 * torch.ones(3)]
+    pointers = [t.data_ptr() for t in targets]
+    message = taken_away("torch", "_foreach_sub, _foreach_mul_ or _foreach_add_", "move the tensors one by one")
+    _compat.move_towards(targets, sources, torch.tensor(0.0))
+    assert targets[0].eq(0).all() and targets[1].eq(1).all(), message
+    _compat.move_towards(targets, sources, torch.tensor(0.25))
+    assert targets[0].eq(0.25).all() and targets[1].eq(1.25).all(), message
+    assert [t.data_ptr() for t in targets] == pointers, message
+
+
+@pytest.mark.parametrize(("flag", "moves"), [(0.0, True), (1.0, False)])
+def test_a_fused_optimiser_skips_a_step_by_itself(flag: float, moves: bool) -> None:
+    message = taken_away("torch", "AdamW.found_inf", "see what GradScaler.step sets for fused optimisers")
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    for skipped in (torch.tensor(0.0), torch.tensor(flag)):
+        before = {name: value.clone() for name, value in (optimizer.state.get(weight) or {}).items()}
+        start = weight.detach().clone()
+        weight.grad = torch.ones(3) * (torch.nan if skipped else 1.0)
+        assert _compat.skip_steps_where(optimizer, skipped), message
+        optimizer.step()
+    after = optimizer.state[weight]
+    assert (not torch.equal(weight, start)) == moves, message
+    assert all((not torch.equal(before[name], after[name])) == moves for name in before) and before, message
+
+
+def test_an_optimiser_that_is_not_fused_skips_no_step_by_itself() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1.0)
+    assert not _compat.skip_steps_where(optimizer, torch.tensor(1.0))
+
+
+def test_rows_of_noise_have_the_shapes_that_torchs_operator_takes() -> None:
+    device = torch.device("meta")  # no CPU has the operator yet; tests/training/draws/test_noise.py runs it on GPUs
+    if not _compat.draws_normal_by_rows(device):
+        pytest.skip("torch before 2.13 draws the noise of each row by itself")
+    _compat.fill_normal_by_rows(torch.empty(4, 3, 5, 7, device=device), [2**63 - 1, 5, 0, 5], 1)
+    message = taken_away("torch", "aten._philox_normal_", "see torch.func._random for noise with keys")
+    with pytest.raises(RuntimeError, match="key"):
+        torch.ops.aten._philox_normal_(torch.empty(4, 3, device=device), torch.empty(3, 1, 2, device=device), 0.0, 1.0)
+    assert hasattr(torch.ops.aten, "_philox_normal_"), message
+
+
 def test_the_rate_that_a_scheduler_reports_can_be_set() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -129,18 +172,6 @@ def test_a_class_tells_its_config_keys() -> None:
     keys = _compat.init_keys(DDPMScheduler)
     assert {"beta_start", "num_train_timesteps"} <= keys, message
     assert "self" not in keys, message
-
-
-def test_an_average_is_restored_in_place() -> None:
-    layer = nn.Linear(2, 3)
-    average = EMAModel(list(layer.parameters()), decay=0.9)
-    pointers = [weight.data_ptr() for weight in average.shadow_params]
-    _compat.restore_average(average, [torch.ones(3, 2), torch.ones(3)], 7)
-    average.copy_to(layer.parameters())
-    message = taken_away("diffusers", "EMAModel.shadow_params or .optimization_step", "use its new state")
-    assert layer.weight.eq(1).all() and layer.bias.eq(1).all(), message
-    assert [weight.data_ptr() for weight in average.shadow_params] == pointers, message
-    assert average.state_dict()["optimization_step"] == 7, message
 
 
 def test_the_config_of_an_average_has_no_keys_but_the_known_ones(tmp_path: Path) -> None:

@@ -85,6 +85,34 @@ def is_native_on_cpu(precision: str) -> bool | None:
     return None if is_supported is None else bool(is_supported())
 
 
+def draws_normal_by_rows(device: torch.device) -> bool:
+    """Whether `fill_normal_by_rows` works on a device: torch has its operator since 2.13, at first for CUDA only."""
+    import torch
+
+    key = {"cuda": "CUDA", "xpu": "XPU", "meta": "Meta"}.get(device.type)
+    if key is None or not hasattr(torch.ops.aten, "_philox_normal_"):
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("aten::_philox_normal_", key))
+
+
+def fill_normal_by_rows(out: Tensor, seeds: Sequence[int], part: int) -> None:
+    """Fills a tensor with standard normal noise in one launch.
+
+    Args:
+        out: (B, …), floating-point, contiguous; row i becomes a function of seeds[i] and `part` alone.
+        seeds: B seeds, at least 0 and below 2⁶³.
+        part: which of the independent streams of a seed is meant.
+    """
+    import torch
+
+    # A key is a seed and a place in its stream; no row is so long that it reaches the place of the next part.
+    keys = torch.tensor([[seed, part << 40] for seed in seeds], dtype=torch.uint64)
+    if out.device.type == "cuda":  # from memory that isn't pinned, the copy would wait for all work on the GPU
+        keys = keys.pin_memory()
+    keys = keys.to(out.device, non_blocking=True)
+    torch.ops.aten._philox_normal_(out.flatten(1), keys[:, None], 0.0, 1.0)
+
+
 # ---------------------------------------------------------------- torch: modules and optimisers
 
 
@@ -115,6 +143,37 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(list(tensors)))
 
 
+def move_towards(targets: Sequence[Tensor], sources: Sequence[Tensor], fraction: Tensor) -> None:
+    """Moves each target a fraction of the way to its source, in place, with three calls for all of them.
+
+    Args:
+        targets: floating-point tensors, all on one device.
+        sources: tensors of the same shapes.
+        fraction: 0-dimensional, on the device of the targets; at 0 the targets keep their bits.
+    """
+    import torch
+
+    steps = torch._foreach_sub(list(sources), list(targets))
+    torch._foreach_mul_(steps, fraction)
+    torch._foreach_add_(list(targets), steps)
+
+
+def skip_steps_where(optimizer: torch.optim.Optimizer, flag: Tensor) -> bool:
+    """Makes an optimiser skip its next step, state included, where `flag` is 1, without a look at it on the host.
+
+    Args:
+        optimizer: any optimiser.
+        flag: one element, fp32, 0 or 1, on the device of the weights.
+
+    Returns:
+        whether the optimiser can do this, as torch's fused ones can.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    cast("Any", optimizer).found_inf = flag
+    return True
+
+
 def set_last_rates(lr_scheduler: torch.optim.lr_scheduler.LRScheduler, rates: Iterable[float]) -> None:
     """Sets what `get_last_lr()` returns until the next step."""
     lr_scheduler._last_lr = list(rates)
@@ -123,6 +182,7 @@ def set_last_rates(lr_scheduler: torch.optim.lr_scheduler.LRScheduler, rates: It
 # ---------------------------------------------------------------- diffusers: configs and averages
 
 # Keys that diffusers itself writes into a model's config.json: the state of `EMAModel`, and how weights were quantised.
+# Averages of the training have the former, too, so that `EMAModel.from_pretrained` reads them.
 FOREIGN_CONFIG_KEYS = frozenset(
     {
         "decay",
@@ -140,18 +200,6 @@ FOREIGN_CONFIG_KEYS = frozenset(
 def init_keys(cls: type[Any]) -> set[str]:
     """The config keys of a diffusers class: the names of its constructor's arguments."""
     return set(cls._get_init_keys(cls)) - {"self"}
-
-
-def restore_average(average: Any, weights: Sequence[Tensor], optimization_step: int) -> None:
-    """Sets the state of diffusers' `EMAModel` in place, so that its tensors keep their memory layout.
-
-    Args:
-        average: the `EMAModel`.
-        weights: one per averaged parameter, in the parameters' order.
-        optimization_step: steps that the average has seen.
-    """
-    copy_all(average.shadow_params, weights)
-    average.optimization_step = optimization_step
 
 
 # ---------------------------------------------------------------- diffusers: pipelines and loading

@@ -38,6 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     shared |= {"max_train_steps": 3, "num_validation_images": 2, "validation_inference_steps": 1, "lr_warmup_steps": 0}
     shared |= {"validation_fraction": 0.5, "learning_rate": 0.01}
+    shared |= {"ema_decay": "0.999,0.1", "ema_std": "0.05,0.1"}
     stage1 = {**shared, "preset": "ul-tiny-f8", "output_dir": root / "stage1"}
     stage2 = {
         **shared,
@@ -70,6 +71,29 @@ def test_a_checkpoint_of_stage_1_becomes_an_autoencoder_with_its_prior(
         assert all(torch.equal(weight, here[key]) for key, weight in there.items())
         assert not all(torch.equal(weight, here[key]) for key, weight in other.items())
     assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"), [(("--weights", "ema_0.1"), "_ema_0.1"), (("--ema_std", "0.1"), "_ema_std0.1")]
+)
+def test_any_average_of_a_run_can_be_chosen(
+    runs: Path, script: Callable[[str], ModuleType], tmp_path: Path, flags: tuple[str, str], folder: str
+) -> None:
+    checkpoint = runs / "stage1" / "checkpoint-3"
+    convert(script, checkpoint, "-o", tmp_path / "out", *flags)
+    found = UnifiedLatentsTransformer.from_pretrained(tmp_path / "out", subfolder="prior").state_dict()
+    expected, first = (load_file(checkpoint / f"prior{f}" / WEIGHTS) for f in (folder, "_ema"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6)
+    assert not all(torch.allclose(first[name], found[name], rtol=1e-5, atol=1e-6) for name in found)
+
+
+@pytest.mark.parametrize("flags", [("--weights", "ema_0.7"), ("--weights", "mine")])
+def test_an_average_that_is_not_there_is_refused(
+    runs: Path, script: Callable[[str], ModuleType], tmp_path: Path, flags: tuple[str, str]
+) -> None:
+    convert(script, runs / "stage1" / "checkpoint-3", "-o", tmp_path / "out", *flags, status=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_stage_2_becomes_the_pipeline_that_the_run_saved(

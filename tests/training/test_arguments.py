@@ -92,6 +92,20 @@ def test_a_json_object_is_a_flag_and_a_mapping_is_a_key(write: Write) -> None:
     assert parse("--config", write(prior_config={"dropout": 0.5})).prior_config == {"dropout": 0.5}
 
 
+@pytest.mark.parametrize("value", ["0.9,0.99", [0.9, "0.99"], (0.9, 0.99)])
+def test_several_numbers_are_a_text_with_commas_or_a_list(write: Write, value: Any) -> None:
+    assert Stage1Arguments(train_data_dir="x", ema_decay=value).ema_decay == (0.9, 0.99)
+    assert parse("--train_data_dir", "x", "--ema_decay", "0.9,0.99").ema_decay == (0.9, 0.99)
+    args = parse("--config", write(ema_decay=list(value) if isinstance(value, tuple) else value))
+    assert args.ema_decay == (0.9, 0.99)
+    assert yaml.safe_load(args.to_yaml())["ema_decay"] == [0.9, 0.99]
+
+
+def test_one_of_several_numbers_may_stand_alone(write: Write) -> None:
+    assert parse("--config", write(ema_decay=0.5)).ema_decay == (0.5,)
+    assert Stage1Arguments(train_data_dir="x", ema_decay=0.5).ema_decay == (0.5,)  # type: ignore[arg-type]
+
+
 def test_null_turns_an_optional_argument_off(write: Write) -> None:
     assert parse("--train_data_dir", "x", "--decoder_boost_below", "null").decoder_boost_below is None
     assert parse("--config", write(checkpoints_total_limit=None)).checkpoints_total_limit is None
@@ -121,7 +135,7 @@ def test_a_run_writes_to_the_home_folder_when_told_so(
     ("cls", "name"), [(cls, field.name) for cls in (Stage1Arguments, Stage2Arguments) for field in fields(cls)]
 )
 def test_every_flag_may_be_written_in_kebab_case(cls: type[TrainingArguments], name: str) -> None:
-    values: dict[Any, list[str]] = {bool: [], dict: ["{}"], int: ["2"], float: ["0.5"], str: ["x"]}
+    values: dict[Any, list[str]] = {bool: [], dict: ["{}"], int: ["2"], float: ["0.5"], str: ["x"], tuple: ["0.5"]}
     value, choices = values[kinds_of(cls)[name].type], kinds_of(cls)[name].choices
     spellings = (name, name.replace("_", "-"))
     results = [vars(_flags_of(cls, f"--{spelling}", *(choices[:1] if choices else value))) for spelling in spellings]
@@ -234,6 +248,14 @@ def test_data_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
         ("learning_rate: fast", ["learning_rate", "float", "'fast'"]),
         ("output_dir: 7", ["output_dir", "str", "7"]),
         ("prior_config: [1, 2]", ["prior_config", "dict"]),
+        ("ema_decay: 0.9,x", ["ema_decay", "numbers separated by commas", "'0.9,x'"]),
+        ("ema_decay: [0.9, 1.5]", ["--ema_decay", "from 0 to 1", "1.5"]),
+        ("ema_decay: [0.9, 0.9]", ["--ema_decay", "different", "0.9,0.9"]),
+        ("ema_decay: []", ["--ema_decay", "--no-use_ema"]),
+        ("ema_std: 0.5", ["--ema_std", "0.28", "0.5"]),
+        ("lr_rsqrt_steps: 5", ["--lr_rsqrt_steps", "--lr_scheduler rsqrt", "cosine"]),
+        ("lr_decay_steps: 5", ["--lr_decay_steps", "--lr_scheduler warmup_stable_decay", "cosine"]),
+        ("prior_max_hold_steps: 5", ["--prior_max_hold_steps", "--prior_min_hold_steps, 500", "5"]),
         ("lr_scheduler: cosinus", ["lr_scheduler", "constant_with_warmup", "'cosinus'"]),
         ("train_batch_size: 0", ["--train_batch_size", "above 0"]),
         ("max_train_steps: 5\nnum_train_epochs: 5", ["--max_train_steps", "--num_train_epochs", "exclude"]),

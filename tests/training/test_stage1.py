@@ -193,6 +193,18 @@ def test_bf16_and_gradient_checkpointing_train(train: Train, logged: Logged, tmp
     assert load_file(tmp_path / "diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"].dtype == torch.float32
 
 
+def test_a_limit_ends_the_hold_and_a_long_hold_is_warned_of(
+    train: Train, logged: Logged, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"prior_min_hold_steps": 1, "prior_hold_gap_db": 100.0, "prior_ramp_steps": 2, "prior_hold_weight": 0.1}
+    changes |= {"max_train_steps": 8, "validation_steps": 4}
+    assert train(tmp_path / "limited", **changes, prior_max_hold_steps=5) == 0
+    weights = [line["prior_weight"] for line in logged(tmp_path / "limited") if "prior_weight" in line]
+    assert weights == pytest.approx([0.1] * 6 + [0.55, 1.0])
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "the prior's weight is still held" in line]
+    assert len(warnings) == 1 and "at step 4" in warnings[0] and "100 dB" in warnings[0]
+
+
 # ---------------------------------------------------------------- averages
 
 

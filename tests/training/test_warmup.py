@@ -49,6 +49,40 @@ def test_a_hold_ends_once() -> None:
     assert warmup.ramp_start == 200
 
 
+def test_a_hold_ends_at_its_greatest_length_without_the_gap() -> None:
+    warmup = replace(HELD, max_hold_steps=150)
+    weights = []
+    for step in (149, 150, 155, 160):
+        warmup.begin(step)
+        weights.append(warmup.weight(step))
+    assert weights == pytest.approx([0.1, 0.1, 0.55, 1.0])
+    assert warmup.ramp_start == 150
+
+
+def test_a_limit_that_a_resumed_run_is_past_starts_the_ramp_there_and_does_not_jump() -> None:
+    warmup = replace(HELD, max_hold_steps=150)
+    warmup.begin(4000)
+    assert warmup.weight(4000) == pytest.approx(0.1) and warmup.weight(4005) == pytest.approx(0.55)
+
+
+def test_the_gap_ends_a_hold_before_its_greatest_length() -> None:
+    warmup = replace(HELD, max_hold_steps=1000)
+    warmup.observe(120, 7.0)
+    warmup.begin(1000)
+    assert warmup.ramp_start == 120
+
+
+@pytest.mark.parametrize(("ramp_steps", "first"), [(10, 400), (700, 700)])
+def test_a_long_hold_is_warned_of_with_the_gap_that_it_waits_for(ramp_steps: int, first: int) -> None:
+    warmup = replace(HELD, ramp_steps=ramp_steps)
+    assert warmup.warning(first - 1, 3.21) is None
+    warning = warmup.warning(first, 3.21)
+    assert warning is not None
+    assert all(word in warning for word in (f"step {first}", "6 dB", "3.21 dB", "--prior_max_hold_steps"))
+    warmup.observe(first, 6.5)
+    assert warmup.warning(first, 6.5) is None
+
+
 @pytest.mark.parametrize("ramp_steps", [0, 10])
 def test_without_a_warm_up_the_weight_is_1_from_the_first_step(ramp_steps: int) -> None:
     off = replace(HELD, ramp_steps=ramp_steps, ramp_start=-ramp_steps)

@@ -147,28 +147,88 @@ class TrainingArguments:
         None, f"Number of optimiser steps; {DEFAULT_STEPS} if the number of epochs is not given either.", POSITIVE
     )
     num_train_epochs: int | None = arg(None, "Number of epochs, instead of --max_train_steps.", POSITIVE)
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = arg(
+        "adamw",
+        "Optimiser. adamw8bit keeps its state in 8 bits (needs the package bitsandbytes). muon uses Muon for the "
+        "matrices of the transformer blocks and AdamW for all other weights.",
+    )
     learning_rate: float = arg(3e-4, "Highest learning rate.", POSITIVE)
     lr_scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = arg("cosine", "Learning rate schedule of diffusers.")
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "rsqrt",
+        "warmup_stable_decay",
+    ] = arg(
+        "cosine",
+        "Learning rate schedule: one of diffusers, rsqrt (constant, then falling with the inverse square root of the "
+        "step) or warmup_stable_decay (constant, then falling in the last --lr_decay_steps).",
+    )
     lr_warmup_steps: int = arg(200, "Number of steps over which the learning rate rises from 0.", NOT_NEGATIVE)
+    lr_min_ratio: float = arg(
+        0.0, "The learning rate falls to this fraction of its highest value instead of to 0.", FRACTION
+    )
+    lr_num_cycles: int = arg(1, "Number of restarts of cosine_with_restarts.", POSITIVE)
+    lr_power: float = arg(1.0, "Exponent of polynomial.", POSITIVE)
+    lr_rsqrt_steps: int | None = arg(
+        None, "Step after which rsqrt falls. Without it, this is the end of the warm-up.", POSITIVE
+    )
+    lr_decay_steps: int | None = arg(
+        None, "Number of steps over which warmup_stable_decay falls; without it, a fifth of all steps.", POSITIVE
+    )
+    lr_decay_shape: Literal["linear", "cosine", "sqrt"] = arg(
+        "linear", "How warmup_stable_decay falls; sqrt falls fast first, as 1 − √(progress)."
+    )
     adam_beta1: float = arg(0.9, "β₁ of AdamW.", BELOW_1)
     adam_beta2: float = arg(0.99, "β₂ of AdamW.", BELOW_1)
-    adam_weight_decay: float = arg(1e-4, "Weight decay of AdamW.", NOT_NEGATIVE)
+    adam_weight_decay: float = arg(1e-4, "Weight decay of the optimiser.", NOT_NEGATIVE)
     adam_epsilon: float = arg(1e-8, "ε of AdamW.", POSITIVE)
+    muon_momentum: float = arg(0.95, "Momentum of Muon.", BELOW_1)
     max_grad_norm: float = arg(1.0, "Clip the gradient to this norm.", POSITIVE)
+    clip_grad_norm: Literal["parts", "global"] = arg(
+        "parts",
+        "Clip the gradient of each network by its own norm (encoder, decoder and prior in stage 1), or all of them by "
+        "their common norm.",
+    )
     use_ema: bool = arg(
         True, "Keep an exponential moving average of the weights; validate it and save it as the result."
     )
-    ema_decay: float = arg(0.999, "Decay of the moving average per step.", FRACTION)
+    ema_decay: tuple[float, ...] = arg(
+        (0.999,),
+        "Decay of the moving average per step. Several decays, separated by commas, make several averages: the first "
+        "one is validated and saved as the result, the others are saved in subfolders.",
+        FRACTION,
+    )
+    ema_std: tuple[float, ...] = arg(
+        (),
+        "Also keep averages whose length grows with the training (power functions as in EDM2), of these relative "
+        "standard deviations, separated by commas. After the training, "
+        "conversion/training_checkpoint_to_diffusers.py makes an average of any other length out of two or more.",
+        Legal("above 0 and at most 0.28", lambda value: 0 < value <= 0.28),
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = arg(
         None, "Precision in which the networks compute. Without it, that of accelerate's launcher applies, or else no."
     )
     allow_tf32: bool = arg(False, "Allow TF32 in matrix products and convolutions on GPUs that support it.")
+    cudnn_benchmark: bool = arg(
+        False, "Let cuDNN time its convolutions and take the fastest. This pays if all batches have the same size."
+    )
     gradient_checkpointing: bool = arg(
         False, "Save memory by computing activations a second time in the backward pass."
     )
-    compile: bool = arg(False, "Compile the repeated blocks of the networks with torch.compile.")
+    checkpointing_policy: Literal["full", "selective"] = arg(
+        "full",
+        "What --gradient_checkpointing computes a second time: everything in a block, or only what is cheap, so that "
+        "the results of matrix products, convolutions and attention are kept.",
+    )
+    compile: bool | None = arg(
+        None,
+        "Compile the repeated blocks of the networks with torch.compile, which takes minutes at the start and then "
+        "saves time in every step. Without it, they are compiled where we measured a gain: nowhere so far.",
+    )
     max_nonfinite_steps: int = arg(
         10, "Stop after this number of non-finite gradients in a row. Fewer are skipped and counted.", POSITIVE
     )
@@ -254,6 +314,18 @@ class TrainingArguments:
             )
 
         self._check_metrics()
+        self._check_optimisation()
+
+    def _check_optimisation(self) -> None:
+        for option, schedule in (("lr_rsqrt_steps", "rsqrt"), ("lr_decay_steps", "warmup_stable_decay")):
+            if getattr(self, option) is not None and self.lr_scheduler != schedule:
+                raise ValueError(f"--{option} needs --lr_scheduler {schedule}, got {self.lr_scheduler}.")
+        for name in ("ema_decay", "ema_std"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} must be different numbers, got {','.join(map(str, values))}.")
+        if not self.ema_decay:
+            raise ValueError("--ema_decay must have at least one number; --no-use_ema keeps no averages.")
 
     def _check_crops_and_workers(self) -> None:
         if self.aspect_ratio_buckets and self.scaling != "short_side":
@@ -302,8 +374,9 @@ def _checked(spec: dataclasses.Field[Any], kind: Kind, value: Any) -> Any:
     except ValueError as error:
         raise ValueError(f"--{spec.name} {error}.") from error
     legal: Legal | None = spec.metadata.get("legal")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"--{spec.name} must be a finite number, got {value}.")
-    if legal is not None and value is not None and not legal.check(value):
-        raise ValueError(f"--{spec.name} must be {legal.text}, got {value}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"--{spec.name} must be a finite number, got {number}.")
+        if legal is not None and number is not None and not legal.check(number):
+            raise ValueError(f"--{spec.name} must be {legal.text}, got {number}.")
     return value

@@ -15,13 +15,15 @@ from typing import Any, Literal
 class Kind:
     """The values that an argument takes."""
 
-    type: Callable[..., Any]  # bool, int, float, str or dict
+    type: Callable[..., Any]  # bool, int, float, str, dict, or tuple for several numbers
     choices: tuple[str, ...] | None
     optional: bool
 
     @property
     def text(self) -> str:
         """What is legal, for error messages: "must be …"."""
+        if self.type is tuple:
+            return "numbers separated by commas"
         return f"one of {', '.join(self.choices)}" if self.choices else f"of type {self.type.__name__}"
 
     def from_text(self, text: str) -> Any:
@@ -33,6 +35,8 @@ class Kind:
         if self.optional and text == "null":
             return None
         try:
+            if self.type is tuple:
+                return self.checked(text)
             return self.checked(json.loads(text) if self.type is dict else self.type(text))
         except ValueError as error:
             legal = "a JSON object" if self.type is dict else self.text
@@ -41,11 +45,15 @@ class Kind:
     def checked(self, value: Any) -> Any:
         """Returns a value of this kind; for a float also from an integer or a text, as YAML reads 1e-3 as text.
 
+        Several numbers may come as one number, as a text with commas or as a sequence.
+
         Raises:
             ValueError: "must be …, got …".
         """
         if value is None and self.optional:
             return None
+        if self.type is tuple:
+            return self._numbers(value)
         try:
             if self.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
                 value = float(value)
@@ -54,6 +62,14 @@ class Kind:
         if type(value) is not self.type or (self.choices and value not in self.choices):
             raise ValueError(f"must be {self.text}, got {value!r}")
         return value
+
+    def _numbers(self, value: Any) -> tuple[float, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        number = Kind(float, None, False)
+        try:
+            return tuple(number.checked(part) for part in parts)
+        except ValueError as error:
+            raise ValueError(f"must be {self.text}, got {value!r}") from error
 
 
 def kinds_of(cls: type[Any]) -> dict[str, Kind]:

@@ -89,6 +89,7 @@ def _make_parser(
 
 def _add_flag(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any], kind: Kind) -> None:
     default = spec.default if spec.default_factory is MISSING else spec.default_factory()
+    default = (",".join(map(str, default)) or None) if isinstance(default, tuple) else default
     choices = f" Choices: {', '.join(kind.choices)}." if kind.choices else ""
     help = f"{spec.metadata['help']}{choices} (default: {default})".replace("%", "%%")
     if kind.type is bool:

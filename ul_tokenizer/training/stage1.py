@@ -90,6 +90,7 @@ class Stage1:
             args.prior_min_hold_steps,
             args.prior_hold_gap_db,
             args.prior_ramp_steps,
+            args.prior_max_hold_steps,
             ramp_start=None if args.prior_warmup else -args.prior_ramp_steps,
         )
         self._check_resolutions()
@@ -131,6 +132,7 @@ class Stage1:
         """Returns L in bits per pixel, and its terms."""
         pixels = to_float(batch["pixel_values"])
         divisor = bits_per_pixel_divisor(*pixels.shape[-2:]) * (pixels.shape[2] if pixels.ndim == 5 else 1)
+        self.warmup.begin(draws.step)
         progress = self.warmup.progress(draws.step)
         losses = model(pixels, self._noise(pixels, draws), progress)
         weight = self.warmup.weight(draws.step)
@@ -195,9 +197,10 @@ class Stage1:
         return self._validation_pixels
 
     def observe(self, step: int, metrics: dict[str, float]) -> str | None:
-        """Ends the hold of the prior's weight once the decoder uses the latent; warns of a collapse."""
-        self.warmup.observe(step, metrics["latent_gap_db"])
-        return collapse_warning(step, metrics)
+        """Ends the hold of the prior's weight once the decoder uses the latent; warns of a collapse or a long hold."""
+        gap = metrics["latent_gap_db"]
+        self.warmup.observe(step, gap)
+        return collapse_warning(step, metrics) or self.warmup.warning(step, gap)
 
     # ------------------------------------------------------------------------------------------------------------
     # State

@@ -66,6 +66,12 @@ class Stage1Arguments(TrainingArguments):
     )
     prior_hold_weight: float = arg(0.01, "Weight of the prior loss while it is kept low.", FRACTION)
     prior_min_hold_steps: int = arg(500, "Keep the weight low for at least this number of steps.", NOT_NEGATIVE)
+    prior_max_hold_steps: int | None = arg(
+        None,
+        "Keep the weight low for at most this number of steps, even if the decoder does not use the latent by then. "
+        "Without it, there is no limit, and a warning tells when the hold lasts long.",
+        POSITIVE,
+    )
     prior_hold_gap_db: float = arg(
         6.0,
         "Keep the weight low until an image's own latent decodes better than another image's, by this number of dB.",
@@ -119,6 +125,12 @@ class Stage1Arguments(TrainingArguments):
             raise ValueError("--revision needs --pretrained_model_name_or_path.")
         if self.prior_warmup is None:  # the decoder of a trained model uses its latent already
             self.prior_warmup = self.pretrained_model_name_or_path is None
+        longest = self.prior_max_hold_steps
+        if longest is not None and longest < self.prior_min_hold_steps:
+            raise ValueError(
+                f"--prior_max_hold_steps must be at least --prior_min_hold_steps, {self.prior_min_hold_steps}, "
+                f"got {longest}."
+            )
         if (self.train_video_dir or self.validation_video_dir) and self.num_frames is None:
             raise ValueError("--train_video_dir and --validation_video_dir need --num_frames.")
         if not (self.has_images or self.train_video_dir or self.dry_run):

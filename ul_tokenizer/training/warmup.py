@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONG_HOLD = 4  # times the shortest hold
+
 
 @dataclass
 class PriorWarmup:
@@ -18,6 +20,7 @@ class PriorWarmup:
     min_hold_steps: int  # shortest hold
     gap_db: float  # the hold ends once PSNR with the own latent exceeds that with another by this
     ramp_steps: int  # steps from hold_weight to 1
+    max_hold_steps: int | None = None  # longest hold, which ends without this gap; None waits forever
     ramp_start: int | None = None  # step at which the hold ended; the only state
 
     def __post_init__(self) -> None:
@@ -29,10 +32,26 @@ class PriorWarmup:
         """Whether the weight is still held, until the decoder uses the latent."""
         return self.ramp_start is None
 
+    def begin(self, step: int) -> None:
+        """Runs before each step; ends the hold if it has its greatest length."""
+        if self.holding and self.max_hold_steps is not None and step >= self.max_hold_steps:
+            self.ramp_start = step  # not max_hold_steps: a resumed run may have a new limit, and must not jump
+
     def observe(self, step: int, gap_db: float) -> None:
         """Takes the gap of a validation; ends the hold if it lasted long enough and the decoder uses the latent."""
         if self.holding and step >= self.min_hold_steps and gap_db >= self.gap_db:
             self.ramp_start = step
+
+    def warning(self, step: int, gap_db: float) -> str | None:
+        """A warning if the hold still lasts, much longer than its shortest time and than the ramp; otherwise None."""
+        if not self.holding or step < max(LONG_HOLD * self.min_hold_steps, self.ramp_steps, 1):
+            return None
+        end = f" at step {self.max_hold_steps}" if self.max_hold_steps is not None else ""
+        return (
+            f"the prior's weight is still held at step {step}: the hold waits for a latent gap of {self.gap_db:g} dB, "
+            f"and the gap is {gap_db:.2f} dB; raise --loss_factor or --decoder_bias, lower --prior_hold_gap_db, or let "
+            f"--prior_max_hold_steps end the hold{end}."
+        )
 
     def progress(self, step: int) -> float:
         """Progress of the ramp: 0 during the hold, 1 at its end."""

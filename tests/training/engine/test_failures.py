@@ -55,11 +55,18 @@ def last_error(capfd: pytest.CaptureFixture[str]) -> str:
 # ---------------------------------------------------------------- numbers
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_non_finite_step_is_counted_and_leaves_the_weights_as_they_were(
-    smallest_flags: Callable[..., list[str]], train: Train, logged: Logged, weights: Weights, tmp_path: Path
+    smallest_flags: Callable[..., list[str]],
+    train: Train,
+    logged: Logged,
+    weights: Weights,
+    tmp_path: Path,
+    optimizer: str,
 ) -> None:
-    assert train(tmp_path / "clean", max_train_steps=2, logging_steps=3) == 0
-    train_poisoned(smallest_flags(tmp_path / "poisoned", max_train_steps=3, logging_steps=3), range(4, 5))
+    changes = {"logging_steps": 3, "optimizer": optimizer, "ema_std": "0.1"}
+    assert train(tmp_path / "clean", max_train_steps=2, **changes) == 0
+    train_poisoned(smallest_flags(tmp_path / "poisoned", max_train_steps=3, **changes), range(4, 5))
     clean, poisoned = weights(tmp_path / "clean" / "checkpoint-2"), weights(tmp_path / "poisoned" / "checkpoint-3")
     assert [name for name in clean if not torch.equal(clean[name], poisoned[name])] == []
     lines = {name: [line for line in logged(tmp_path / name) if "loss" in line] for name in ("clean", "poisoned")}

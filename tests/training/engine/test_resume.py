@@ -32,6 +32,8 @@ HARD = {
     "prior_min_hold_steps": 0,
     "prior_hold_gap_db": -100.0,
     "prior_ramp_steps": 6,
+    "ema_decay": "0.999,0.5",
+    "ema_std": "0.1",
     "resume_from_checkpoint": "latest",
 }
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ul_tokenizer import _compat
 from ul_tokenizer.randomness import Stream, derived_seed
 
 
@@ -24,12 +25,18 @@ def sample_noise(
         device: Device on which the noise is drawn.
 
     Returns:
-        One fp32 tensor (B, *shape) for each shape. Row i depends on the seed and on draws[i] alone.
+        One fp32 tensor (B, *shape) for each shape. Row i depends on the seed and on draws[i] alone. It differs between
+        types of device.
     """
     noise = [torch.empty(len(draws), *shape, device=device) for shape in shapes]
+    seeds = [derived_seed(seed, Stream.NOISE, draw) for draw in draws]
+    if _compat.draws_normal_by_rows(device):
+        for part, tensor in enumerate(noise):
+            _compat.fill_normal_by_rows(tensor, seeds, part)
+        return noise
     generator = torch.Generator(device)
-    for i, draw in enumerate(draws):
-        generator.manual_seed(derived_seed(seed, Stream.NOISE, draw))
+    for i, row_seed in enumerate(seeds):
+        generator.manual_seed(row_seed)
         for tensor in noise:
             tensor[i].normal_(generator=generator)
     return noise

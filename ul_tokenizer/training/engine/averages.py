@@ -2,98 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from diffusers import ModelMixin
-from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ul_tokenizer import _compat
-from ul_tokenizer.training.engine.optimization import is_trained
 from ul_tokenizer.training.engine.saved import read_extra, read_weights
 from ul_tokenizer.training.engine.sharding import divided, joined, part_of
 
-_WEIGHTS = "shadow_params"  # in the state of diffusers' `EMAModel`; its other entries are numbers
+POWER = 0.75  # n^−0.75 is the share of the newest weights until the decay is reached, as in diffusers
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How an average weighs the weights of the past."""
+
+    name: str  # suffix of its folders
+    decay: float | None = None  # of an exponential average
+    exponent: float | None = None  # γ of a power-function average, t^γ: EDM2 (Karras et al. 2024), Eq. 124
+
+    def newest(self, n: Tensor) -> Tensor:
+        """The share of the newest weights in the average after step n (0-dimensional, n ≥ 1)."""
+        if self.decay is not None:
+            return (n**-POWER).clamp(min=1 - self.decay)
+        assert self.exponent is not None  # one of the two is set
+        return -torch.expm1((self.exponent + 1) * torch.log1p(-1 / n))  # 1 − (1 − 1/n)^(γ+1)
+
+    def config(self, n: int) -> dict[str, Any]:
+        """What the average's config.json holds beside the model's config; diffusers' `EMAModel` reads it."""
+        if self.decay is None:
+            return {"optimization_step": n}
+        return {
+            "decay": self.decay,
+            "min_decay": 0.0,
+            "optimization_step": n,
+            "update_after_step": 0,
+            "use_ema_warmup": True,
+            "inv_gamma": 1.0,
+            "power": POWER,
+        }
+
+
+def profiles(decays: Sequence[float], stds: Sequence[float] = ()) -> list[Profile]:
+    """The profiles of `--ema_decay` and `--ema_std`; the first one is the result of the training."""
+    exponential = [Profile(f"ema_{decay:g}" if i else "ema", decay=decay) for i, decay in enumerate(decays)]
+    return exponential + [Profile(f"ema_std{std:g}", exponent=exponent_of(std)) for std in stds]
+
+
+def exponent_of(std: float) -> float:
+    """γ of the power function whose standard deviation is `std` times the training's length."""
+    # std² = (γ + 1) / ((γ + 2)² (γ + 3)), whose largest root is meant.
+    roots = np.roots([1.0, 7.0, 16.0 - std**-2, 12.0 - std**-2])
+    return float(roots.real.max())
 
 
 class Averages:
-    """An exponential moving average of the weights of each model. With FSDP, each process averages its parts.
+    """Moving averages of the trained weights of several models. Frozen weights are their own average.
+
+    With FSDP, each process averages its parts of the weights.
 
     Args:
         models: name → model, on its final device.
-        decay: decay per step, reached gradually; None keeps no averages.
+        profiles: the averages to keep; none of them if this is empty.
     """
 
-    def __init__(self, models: Mapping[str, ModelMixin], decay: float | None) -> None:
-        self.models, self.decay = models, decay
-        self._averages = {} if decay is None else {name: _average(model, decay) for name, model in models.items()}
+    def __init__(self, models: Mapping[str, ModelMixin], profiles: Sequence[Profile]) -> None:
+        self.models, self.profiles = models, list(profiles)
+        self._weights = {name: _trained(model) for name, model in models.items()} if profiles else {}
+        parts = self._parts()
+        self._averages = [[part.clone() for part in parts] for _ in profiles]
+        self._steps = torch.zeros((), device=parts[0].device if parts else None)  # a float for its powers
 
-    def step(self) -> None:
-        """Updates the averages after an optimiser step."""
-        for name, average in self._averages.items():
-            if is_trained(self.models[name]):
-                average.step(_parts(self.models[name]))
+    def _parts(self) -> list[Tensor]:
+        """This process's parts of all averaged weights."""
+        return [part_of(weight).detach() for weights in self._weights.values() for weight in weights.values()]
+
+    def step(self, is_finite: Tensor | None = None) -> None:
+        """Updates the averages after an optimiser step, without waiting for the device.
+
+        Args:
+            is_finite: 1.0 or 0.0 (0-dimensional, on the device of the weights); at 0 the step was skipped.
+        """
+        parts = self._parts()
+        if not parts:
+            return
+        made = torch.ones_like(self._steps) if is_finite is None else is_finite
+        self._steps += made
+        n = self._steps.clamp(min=1)
+        for profile, average in zip(self.profiles, self._averages, strict=True):
+            _compat.move_towards(average, parts, profile.newest(n) * made)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Replaces the weights of the models by their averages within a `with` block."""
-        for name, average in self._averages.items():
-            average.store(_parts(self.models[name]))
-            average.copy_to(_parts(self.models[name]))
+    def applied(self, number: int = 0) -> Iterator[None]:
+        """Replaces the weights of the models by an average within a `with` block; the first one by default."""
+        self._swap(number)
         try:
             yield
         finally:
-            for name, average in self._averages.items():
-                average.restore(_parts(self.models[name]))
+            self._swap(number)
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """The averaged weights of a model, or its own if there are no averages; divided as its own are."""
+    @torch.no_grad()
+    def _swap(self, number: int) -> None:
+        for part, average in zip(self._parts(), self._averages[number] if self._averages else [], strict=True):
+            kept = part.clone()  # of one tensor at a time, so that no second copy of the networks is needed
+            part.copy_(average)
+            average.copy_(kept)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Files
+    # ------------------------------------------------------------------------------------------------------------
+
+    def weights(self, name: str, number: int = 0) -> dict[str, Tensor]:
+        """The weights of a model with an average in place of the trained ones; divided as its own are."""
         weights: dict[str, Tensor] = self.models[name].state_dict()
-        if name in self._averages:
-            parts = self._averages[name].state_dict()[_WEIGHTS]
-            named = self.models[name].named_parameters()
-            weights |= {key: joined(part, weight) for (key, weight), part in zip(named, parts, strict=True)}
+        if not self.profiles:
+            return weights
+        remaining = iter(self._averages[number])
+        for model, trained in self._weights.items():
+            averages = {key: joined(next(remaining), weight) for key, weight in trained.items()}
+            weights |= averages if model == name else {}
         return weights
 
-    def saved(self) -> dict[str, tuple[str, dict[str, object]]]:
-        """Folder in a checkpoint → name of the model, and what its config holds in addition."""
-        states = {name: average.state_dict() for name, average in self._averages.items()}
+    def saved(self) -> dict[str, tuple[str, int, dict[str, Any]]]:
+        """Folder in a checkpoint → name of the model, number of the average, and what its config holds in addition."""
+        steps = int(self._steps)
         return {
-            f"{name}_ema": (name, {key: value for key, value in state.items() if key != _WEIGHTS})
-            for name, state in states.items()
+            f"{name}_{profile.name}": (name, number, profile.config(steps))
+            for number, profile in enumerate(self.profiles)
+            for name in self.models
         }
 
     def load(self, folder: Path) -> None:
         """Reads the folders that a checkpoint has for the averages.
 
+        An exponential average that is new goes on from the first one.
+
         Raises:
-            ValueError: the checkpoint contains no averages.
+            ValueError: the checkpoint contains no averages, or not the power-function averages of this run.
         """
-        for name, average in self._averages.items():
-            path = folder / f"{name}_ema"
-            if not path.is_dir():
-                raise ValueError(f"{folder} has no averaged weights; resume with --no-use_ema.")
-            tensors = read_weights(path)
-            # In place, and so in the same memory layout: the next steps then round as without a stop.
-            named = self.models[name].named_parameters()
-            parts = [part_of(divided(tensors[key], weight)) for key, weight in named]
-            _compat.restore_average(average, parts, read_extra(path, "optimization_step"))
+        for profile, average in zip(self.profiles, self._averages, strict=True):
+            if profile.decay is not None and not self._is_saved(profile, folder):
+                profile = self.profiles[0]
+            if not self._is_saved(profile, folder):
+                remedy = "resume with --no-use_ema" if profile.decay else "such averages must start with the training"
+                raise ValueError(f"{folder} has no averaged weights {profile.name}; {remedy}.")
+            remaining = iter(average)
+            for name, weights in self._weights.items():
+                if not weights:  # the averages of frozen models count no steps, and there is nothing to read
+                    continue
+                path = folder / f"{name}_{profile.name}"
+                tensors = read_weights(path)
+                # In place, and so in the same memory layout: the next steps then round as without a stop.
+                parts = [part_of(divided(tensors[key], weight)) for key, weight in weights.items()]
+                _compat.copy_all([next(remaining) for _ in parts], parts)
+                self._steps.fill_(read_extra(path, "optimization_step"))
+
+    def _is_saved(self, profile: Profile, folder: Path) -> bool:
+        return all((folder / f"{name}_{profile.name}").is_dir() for name in self._weights)
 
 
-def _parts(model: ModelMixin) -> list[Tensor]:
-    """This process's parts of the weights."""
-    return [part_of(parameter) for parameter in model.parameters()]
-
-
-def _average(model: ModelMixin, decay: float) -> EMAModel:
-    return EMAModel(
-        _parts(model),
-        decay=decay,
-        use_ema_warmup=True,
-        power=0.75,
-        foreach=True,
-        model_cls=type(model),
-        model_config=model.config,
-    )
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -145,8 +145,8 @@ class Checkpoints:
 
         models = steps.stage.models
         snapshot.models = {name: SavedModel.of(model, taken(model.state_dict())) for name, model in models.items()}
-        for folder, (name, extra) in steps.averages.saved().items():
-            snapshot.models[folder] = SavedModel.of(models[name], taken(steps.averages.weights(name)), **extra)
+        for folder, (name, number, extra) in steps.averages.saved().items():
+            snapshot.models[folder] = SavedModel.of(models[name], taken(steps.averages.weights(name, number)), **extra)
         snapshot.files = {
             f"{OPTIMIZER_NAME}.bin": taken(steps.optimizer.state_dict()),
             f"{SCHEDULER_NAME}.bin": taken(steps.lr_scheduler.state_dict()),
@@ -164,8 +164,8 @@ class Checkpoints:
             for old in list_checkpoints(self.output_dir)[: -self.total_limit]:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def save_models(self, save: Callable[[Path], None]) -> None:
-        """Writes the trained models to `output_dir` itself; `save` writes them to any folder.
+    def save_models(self, save: Callable[[Path], None], subfolder: str = "") -> None:
+        """Writes the trained models to `output_dir` itself, or to a subfolder; `save` writes them to any folder.
 
         Raises:
             OSError: the disk is full or read-only; models that existed before are untouched.
@@ -176,7 +176,7 @@ class Checkpoints:
             _flush(folder)
 
         self.processes.from_main(
-            lambda: self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir))
+            lambda: self._write_whole("model", write, lambda folder: _move_files(folder, self.output_dir / subfolder))
         )
 
     def _write_whole(self, name: str, write: Callable[[Path], None], publish: Callable[[Path], Any]) -> None:

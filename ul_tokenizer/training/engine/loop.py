@@ -248,26 +248,30 @@ class Trainer:
         return metrics
 
     @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Gives the stage of the main process the averaged weights in a `with` block; every process must enter it."""
+    def _averaged(self, number: int = 0) -> Iterator[None]:
+        """Gives the stage of the main process averaged weights in a `with` block; every process must enter it."""
         if is_sharding(self.accelerator):
             divided = self.stage.models
-            self.stage.models = self._whole_models()
+            self.stage.models = self._whole_models(number)
             try:
                 yield
             finally:
                 self.stage.models = divided
         elif self.accelerator.is_main_process:
-            with self.steps.averages.applied():
+            with self.steps.averages.applied(number):
                 yield
         else:
             yield
 
-    def _whole_models(self) -> dict[str, ModelMixin]:
+    def _result_folders(self) -> list[str]:
+        """For each average, where the result of the training goes in the output folder: the first one to its top."""
+        return ["", *(profile.name for profile in self.steps.averages.profiles[1:])]
+
+    def _whole_models(self, number: int) -> dict[str, ModelMixin]:
         """Models that the main process can use alone; on the others, those with the divided weights."""
         models = {}
         for name, model in self.stage.models.items():
-            weights = cpu_copy(self.steps.averages.weights(name), self.accelerator, keep=True)
+            weights = cpu_copy(self.steps.averages.weights(name, number), self.accelerator, keep=True)
             is_main = self.accelerator.is_main_process
             models[name] = whole_model(model, weights, self.accelerator.device) if is_main else model
         return models
@@ -314,8 +318,9 @@ class Trainer:
     def _finish(self) -> None:
         self._checkpoint()
         self.checkpoints.finish()
-        with self._averaged():
-            self.checkpoints.save_models(self.stage.save)
+        for number, subfolder in enumerate(self._result_folders()):
+            with self._averaged(number):
+                self.checkpoints.save_models(self.stage.save, subfolder)
         self._say(f"Trained to step {self.step}: {self.output_dir}")
         self._pusher.wait()
         self._push()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ul_tokenizer.training.engine.readback import Readback
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -22,6 +24,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.name: str | None = None
         self._previous: dict[int, Any] = {}
+        self._asked: Readback | None = None  # how many processes had a signal, at the last call
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
@@ -40,11 +43,16 @@ class StopSignal:
         signal.signal(number, self._previous[number])
 
     def received(self, accelerator: Accelerator) -> bool:
-        """Whether any process received a signal; every process gets the same answer."""
+        """Whether any process received a signal; every process gets the same answer.
+
+        With several processes, it answers for the previous call, so that it need not wait for their present step.
+        """
         if accelerator.num_processes == 1:
             return self.name is not None
-        flag = torch.tensor(float(self.name is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum") > 0)
+        before = self._asked
+        flag = torch.full((), float(self.name is not None), device=accelerator.device)
+        self._asked = Readback(accelerator.reduce(flag, reduction="sum"))
+        return before is not None and before.value() > 0
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:

@@ -89,36 +89,45 @@ def log_picture(trackers: Iterable[GeneralTracker], name: str, picture: Image.Im
 
 
 class RunningMeans:
-    """Means of values over steps; the sums stay on their device until they are read."""
+    """Means of values over steps; sums and counts stay on their device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
+        self._sums = self._counts = torch.empty(0)  # one entry per name
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Adds one value per name (0-dimensional tensors)."""
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds one value per name (0-dimensional tensors); NaN, which stands for a skipped step, is not counted.
+
+        The names must be the same in each call.
+        """
+        if not values:
+            return
+        new = torch.stack([value.detach().float() for value in values.values()])
+        counted = ~new.isnan()
+        if not self._names:
+            self._names, self._sums, self._counts = tuple(values), torch.zeros_like(new), torch.zeros_like(new)
+        assert self._names == tuple(values)  # a stage logs the same values in all steps
+        self._sums = self._sums + new.where(counted, 0.0)
+        self._counts = self._counts + counted
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the means over steps and processes, and starts again at zero."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        if not means:
+        """Returns the means over steps and processes, and starts again at zero; names without a value are left out."""
+        if not self._names:
             return {}
-        values = accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
-        return dict(zip(means, values.tolist(), strict=True))
+        means = self._sums / self._counts.clamp(min=1)
+        means, counts = accelerator.reduce(torch.stack([means, self._counts]), reduction="mean").tolist()
+        values = {name: mean for name, mean, n in zip(self._names, means, counts, strict=True) if n}
+        self._names = ()
+        return values
 
-    def state_dict(self, accelerator: Accelerator) -> dict[str, tuple[float, int]]:
+    def state_dict(self, accelerator: Accelerator) -> dict[str, tuple[float, float]]:
         """Returns sums and counts since the last `take`, as means over processes; every process must call it."""
-        if not self._sums:
+        if not self._names:
             return {}
-        sums = accelerator.reduce(torch.stack(list(self._sums.values())), reduction="mean")
-        return dict(zip(self._sums, zip(sums.tolist(), self._counts.values(), strict=True), strict=True))
+        sums, counts = accelerator.reduce(torch.stack([self._sums, self._counts]), reduction="mean").tolist()
+        return dict(zip(self._names, zip(sums, counts, strict=True), strict=True))
 
-    def load_state_dict(self, state: Mapping[str, tuple[float, int]], device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, tuple[float, float]], device: torch.device) -> None:
         """Restores what `state_dict` returned."""
-        self._sums = {name: torch.tensor(total, device=device) for name, (total, _) in state.items()}
-        self._counts = {name: count for name, (_, count) in state.items()}
+        self._names = tuple(state)
+        self._sums, self._counts = torch.tensor(list(state.values()), device=device).reshape(-1, 2).unbind(1)
