@@ -59,9 +59,9 @@ class InFloats(Dataset[CropSample]):
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """JPEGs of noise whose amplitude falls with the frequency, as in photographs, and whose colours are pale."""
+    """JPEGs of noise with the spectrum of photographs: its power falls as the frequency to the power of 2.5."""
     rows, columns = np.fft.fftfreq(size[1])[:, None], np.fft.rfftfreq(size[0])[None]
-    fall = 1 / np.maximum(np.hypot(rows, columns), 1 / max(size))
+    fall = np.maximum(np.hypot(rows, columns), 1 / max(size)) ** -1.25
     for n in range(count):
         noise = np.random.default_rng(n).normal(size=(3, size[1], size[0]))
         waves = np.fft.irfft2(np.fft.rfft2(noise) * fall, s=(size[1], size[0]))
