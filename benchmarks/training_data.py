@@ -3,10 +3,10 @@
     python benchmarks/training_data.py [--images 24] [--crops 96]
 
 One worker process reads, crops and collates batches; the main process takes them. "native" takes windows at the image's
-own scale, "short side" scales the image by its shorter side (--scaling short_side), which covers it from a half or as a
-whole. Each is measured as it would have been done until version 0.13 (the whole JPEG is decoded and copied twice, and
-float32 pixels leave the worker) and as it is done now (no copies, uint8, and JPEGs decoded at half their size where that
-is enough for the short side). The runs take turns, so that a machine that slows down slows all of them.
+own scale. "short side" scales the image by its shorter side (--scaling short_side); a crop then covers it from a half
+on, or as a whole. Each is measured as it would have been done until version 0.13 (the whole JPEG is decoded and copied
+twice, and float32 pixels leave the worker) and as it is done now (no copies, uint8, and for the short side, JPEGs are
+decoded at half their size where that is enough). The runs take turns, so that a slower machine slows all of them.
 """
 
 from __future__ import annotations
