@@ -2,11 +2,11 @@
 
     python benchmarks/training_data.py [--images 24] [--crops 96]
 
-One worker process reads, crops and collates batches; the main process takes them. "before" is how crops were made until
-version 0.13: the whole JPEG is decoded and copied twice, a window is scaled, and float32 pixels leave the worker.
-"native" makes the same crops as uint8 and without the copies. "short side" scales the image by its shorter side
-(--scaling short_side) and decodes JPEGs at half their size where that is enough. The runs take turns, so that a machine
-that slows down slows all of them.
+One worker process reads, crops and collates batches; the main process takes them. "native" takes windows at the image's
+own scale. "short side" scales the image by its shorter side (--scaling short_side); a crop then covers it from a half
+on, or as a whole. Each is measured as it would have been done until version 0.13 (the whole JPEG is decoded and copied
+twice, and float32 pixels leave the worker) and as it is done now (no copies, uint8, and for the short side, JPEGs are
+decoded at half their size where that is enough). The runs take turns, so that a slower machine slows all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ul_tokenizer.sources.folder import FolderSource
 from ul_tokenizer.training.draws.crops import CropSample, DrawSampler, RandomCropDataset, collate_crops
 
 SIDE, BATCH, ROUNDS = 512, 8, 5
+KINDS = {"native": (0.5, "native"), "short side, half": (0.5, "short_side"), "short side, whole": (1.0, "short_side")}
 
 
 class ImagesBefore(DecodedImages):
@@ -92,13 +92,13 @@ def measured(datasets: dict[str, Dataset[CropSample]], count: int) -> dict[str, 
     return rates
 
 
-def report(rates: dict[str, list[float]], say: Callable[[str], None]) -> None:
-    before = rates["before"]
-    for name, values in rates.items():
-        ratios: Sequence[float] = [value / other for value, other in zip(values, before, strict=True)]
-        say(
-            f"  {name:24}{statistics.median(values):8.1f} crops/s   × {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
+def report(rates: dict[str, list[float]]) -> None:
+    for kind in KINDS:
+        before, now = rates[f"{kind}, before"], rates[f"{kind}, now"]
+        ratios = [new / old for new, old in zip(now, before, strict=True)]
+        print(
+            f"  {kind:20}{statistics.median(before):8.1f} → {statistics.median(now):6.1f} crops/s   "
+            f"× {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
 
 
@@ -114,22 +114,17 @@ def main() -> None:
             write_photographs(Path(folder), args.images, size)
             source = FolderSource(folder, keep_duplicates=True)
             images = DecodedImages(source)
-            options: dict[str, Any] = {"scale": (0.5, 1.0), "random_flip": True}
-            before = InFloats(RandomCropDataset(ImagesBefore(source), SIDE, **options))
-            datasets: dict[str, Dataset[CropSample]] = {
-                "before": before,
-                "native": RandomCropDataset(images, SIDE, **options),
-            }
-            for lowest in (0.5, 1.0):
-                datasets[f"short side, scale {lowest:g}"] = RandomCropDataset(
-                    images, SIDE, scale=(lowest, 1.0), random_flip=True, scaling="short_side"
-                )
+            datasets: dict[str, Dataset[CropSample]] = {}
+            for name, (lowest, scaling) in KINDS.items():
+                options: dict[str, Any] = {"scale": (lowest, 1.0), "random_flip": True, "scaling": scaling}
+                datasets[f"{name}, before"] = InFloats(RandomCropDataset(ImagesBefore(source), SIDE, **options))
+                datasets[f"{name}, now"] = RandomCropDataset(images, SIDE, **options)
             kilobytes = sum(path.stat().st_size for path in Path(folder).iterdir()) / args.images / 1000
             print(
                 f"{size[0]}×{size[1]}, {kilobytes:.0f} kB, to {SIDE}×{SIDE}: one worker, median of {ROUNDS} rounds "
                 "(lowest to highest)"
             )
-            report(measured(datasets, args.crops), print)
+            report(measured(datasets, args.crops))
 
 
 if __name__ == "__main__":
