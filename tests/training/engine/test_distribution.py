@@ -212,6 +212,7 @@ def test_processes_agree_on_the_start_share_errors_and_leave_decisions_to_the_fi
     assert kinds == ["KeyError", "RuntimeError"] and "no such net" in outcomes["validation"][1].status
 
 
+@pytest.mark.slow
 def test_the_timeout_of_the_group_is_a_flag(smallest_flags: Flags, tmp_path: Path) -> None:
     flags = [smallest_flags(tmp_path / str(n), max_train_steps=1, process_group_timeout_minutes=n) for n in (2, 0.05)]
     long, short = train_together(tmp_path / "group", 2, *(Run(each, SLOW_VALIDATION) for each in flags))

@@ -19,7 +19,7 @@ Flags = Callable[..., list[str]]
 Logged = Callable[[Path], list[dict[str, Any]]]
 Weights = Callable[[Path], dict[str, Tensor]]
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 STEPS = 20
 # With a large ε, AdamW's step is a smooth function of the gradient: rounding is not blown up where it is near zero.
 RUN = {
