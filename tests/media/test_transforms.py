@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ul_tokenizer.media.images import UnreadableImageError, read_image
+from ul_tokenizer.media.images import UnreadableImageError, image_size, read_image, reduction_of
 from ul_tokenizer.media.transforms import Preprocessing
 
 
@@ -54,6 +54,31 @@ def test_a_large_jpeg_is_decoded_small_with_nearly_the_same_result() -> None:
     whole = read_image(content).resize((85, 64), Image.Resampling.LANCZOS)
     exact = np.asarray(whole.crop((10, 0, 74, 64)), dtype=float).transpose(2, 0, 1)
     assert np.abs(pixels.numpy() - exact).mean() < 3
+
+
+def test_it_is_known_in_advance_how_small_a_jpeg_is_decoded() -> None:
+    for size in ((101, 80), (80, 203), (640, 480)):
+        content = encoded(*size, "JPEG")
+        for side in (1, 4, 9, 10, 20, 40, 60, 500, None):
+            factor = reduction_of(size, side)
+            reduced = read_image(content, shorter_side=side)
+            assert reduced.size == tuple(-(-length // factor) for length in size)
+            assert reduced.info["whole_size"] == size
+
+
+def test_a_header_gives_the_size_that_reading_gives() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    for content in (
+        encoded(30, 20),
+        encoded(30, 20, exif=turned),
+        encoded(30, 20, "JPEG", exif=turned),
+        encoded(30, 20, "WEBP", exif=turned),
+        encoded(30, 20, "JPEG"),
+    ):
+        assert image_size(content) == read_image(content).size
+    with pytest.raises(UnreadableImageError, match="more than the 599 pixels"):
+        image_size(encoded(30, 20), max_pixels=599)
 
 
 def test_a_small_jpeg_and_other_formats_are_decoded_whole() -> None:

@@ -287,7 +287,9 @@ def test_two_processes_draw_the_same_sizes_as_one(
     process = start(tmp_path / "two", *torchrun, **flags, train_batch_size=1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    for line, other in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
+    lines = [[line for line in logged(tmp_path / run) if "loss" in line] for run in ("one", "two")]
+    assert len(lines[0]) == 4  # steps; the noise of a validation depends on the size of its batches
+    for line, other in zip(*lines, strict=True):
         assert line == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 

@@ -337,7 +337,7 @@ def test_held_out_images_are_never_drawn_in_training(
         source = dataset.source
         original = source.read
         with monkeypatch.context() as patch:
-            patch.setattr(source, "read", lambda i, s=source, o=original, r=read: (r.append(s.id(i)), o(i))[1])
+            patch.setattr(source, "read", lambda i, _=None, s=source, o=original, r=read: (r.append(s.id(i)), o(i))[1])
             for n in range(3 * len(source)):
                 dataset[n]
         names[kind] = set(read)

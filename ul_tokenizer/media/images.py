@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, TypeVar
 
@@ -226,10 +227,9 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the EXIF data are damaged, but the pixels have been decoded already
-        return image
+    with suppress(Exception):  # the EXIF data are damaged, but the pixels have been decoded already
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies all images
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -240,7 +240,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

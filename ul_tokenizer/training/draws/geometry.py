@@ -11,7 +11,9 @@ from PIL import Image
 Size = tuple[int, int]
 """Width and height, in pixels."""
 Scaling = Literal["native", "short_side"]
-DECODED_GAP = 1.0  # JPEGs are decoded at no less than this times the size to which they are then scaled
+# JPEGs are decoded at no less than this times the size to which they are then scaled. `encode-dataset` leaves twice
+# the size; the difference between the two was 41 dB for noise with the spectrum of photographs.
+DECODED_GAP = 1.0
 
 
 class Chance(NamedTuple):
@@ -53,7 +55,7 @@ def short_side_crop(image: Image.Image, size: Size, lowest: float, chance: Chanc
     """A part of the image, which is scaled so that the crop covers a fraction s of what it could cover at most.
 
     With s = 1, the crop of a square has the whole shorter side of the image, and its pixels are those that
-    `encode-dataset` encodes.
+    `encode-dataset` encodes, unless the image is a JPEG of at least twice the size; see `decoded_side`.
 
     Args:
         image: The image, which may be reduced already.
