@@ -61,7 +61,7 @@ def encode_all(
         OSError: the disk is full or can't be written.
     """
     processes, folder = Processes.of(), Path(args.output_dir) / FOLDER
-    with processes.together():
+    with processes.apart():  # some may have more to encode than others
         header = _header(args, images, autoencoder, latent_logsnr)
         try:
             writer = LatentWriter(folder, header, processes.rank, processes.world_size)

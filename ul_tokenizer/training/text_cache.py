@@ -183,7 +183,7 @@ def fill_cache(folder: Path, encoder: TextEncoder, captions: Iterable[str | None
     with processes.together():
         cache = TextCache(folder, encoder)
         missing = cache.missing(captions)  # before any process writes, so that all find the same
-    with processes.together():
+    with processes.apart():
         mine = missing[processes.rank :: processes.world_size]
         with progress("encoding", len(mine), "captions", shown=processes.is_main) as bar:
             cache.add(mine, encoder, batch_size, bar.update)

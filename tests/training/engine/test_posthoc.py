@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.training.engine.saving import save_averages
 from ul_tokenizer import UnifiedLatentsTransformer
 from ul_tokenizer.models.presets import build_prior
 from ul_tokenizer.training.engine.averages import Averages, exponent_of, profiles
@@ -45,7 +46,7 @@ def run(folder: Path) -> dict[str, Tensor]:
         kept.step()
         wanted.step()
         if step % 8 == 0:
-            kept.save(folder / f"checkpoint-{step}")
+            save_averages(kept, folder / f"checkpoint-{step}")
     with wanted.applied(1):
         return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
