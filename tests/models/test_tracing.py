@@ -109,7 +109,7 @@ def test_clips_of_other_lengths_share_the_graph_of_the_second(kind: str) -> None
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(network, fullgraph=True, backend=counter)
     graphs = []
-    for frames in (5, 6, 11):
+    for frames in (5, 9, 11):
         x, noise = torch.rand(1, 3, frames, 16, 24) * 2 - 1, torch.randn(1, 3, frames, 16, 24)
         assert_same(compiled(x, noise=noise).sample, network(x, noise=noise).sample)
         graphs.append(counter.frame_count)
