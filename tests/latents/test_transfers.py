@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ul_tokenizer.latents import encode as encode_module
@@ -24,13 +25,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 class Grey:
     """Six grey images of 8×8 pixels."""
 
-    class_names: tuple[str, ...] = ()
-    skipped: Sequence[SkippedSample] = ()
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        from PIL import Image
-
+        self.class_names: tuple[str, ...] = ()
+        self.skipped: list[SkippedSample] = []
         for n in range(len(self)):
             Image.new("RGB", (8, 8), (40 * n,) * 3).save(self.open(n))
 
@@ -81,7 +79,12 @@ def test_pixels_travel_as_bytes_and_become_floats_on_the_encoders_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted: list[Tensor] = []
-    monkeypatch.setattr(encode_module, "to_float", lambda pixels: converted.append(pixels) or to_float(pixels))
+
+    def noted(pixels: Tensor) -> Tensor:
+        converted.append(pixels)
+        return to_float(pixels)
+
+    monkeypatch.setattr(encode_module, "to_float", noted)
     encode = OnDevice("meta")
     job(tmp_path, encode, batch_size=4).run(Kept())
     assert [(pixels.dtype, pixels.device.type) for pixels in converted] == [(torch.uint8, "meta")] * 2
@@ -91,7 +94,12 @@ def test_pixels_travel_as_bytes_and_become_floats_on_the_encoders_device(
 def test_an_encoder_without_a_device_gets_pixels_on_the_cpu_and_a_full_batch() -> None:
     pixels = [torch.full((3, 8, 8), value, dtype=torch.uint8) for value in (0, 255)]
     seen: list[Tensor] = []
-    latents = encode_batch(lambda x: seen.append(x) or means(x).double(), pixels, 3)
+
+    def encode(x: Tensor) -> Tensor:
+        seen.append(x)
+        return means(x).double()
+
+    latents = encode_batch(encode, pixels, 3)
     assert (seen[0].device.type, seen[0].dtype) == ("cpu", torch.float32)
     assert torch.equal(seen[0][1:], torch.ones(2, 3, 8, 8))
     assert torch.equal(latents, torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)) and latents.dtype == torch.float32

@@ -98,7 +98,7 @@ class Elsewhere(Tensor):
     """A tensor that claims to be on a GPU, so that the code for GPUs runs on a CPU."""
 
     @property
-    def device(self) -> Any:
+    def device(self) -> Any:  # type: ignore[override]
         return SimpleNamespace(type="cuda")
 
 

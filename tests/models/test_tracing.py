@@ -104,12 +104,12 @@ def test_the_second_size_makes_a_graph_for_all_others(kind: str, job: str) -> No
 
 @pytest.mark.parametrize("kind", ["clip", "clip with folded latents"])
 def test_clips_of_other_lengths_share_the_graph_of_the_second(kind: str) -> None:
-    """The clips are short since convolutions on CPUs take another kernel, and so another graph, from 16 frames on."""
+    """Two things make a further graph: a padding of a single frame, and on CPUs convolutions of 16 pictures or more."""
     network, _ = network_and_inputs(kind)
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(network, fullgraph=True, backend=counter)
     graphs = []
-    for frames in (5, 9, 11):
+    for frames in (5, 9, 10):
         x, noise = torch.rand(1, 3, frames, 16, 24) * 2 - 1, torch.randn(1, 3, frames, 16, 24)
         assert_same(compiled(x, noise=noise).sample, network(x, noise=noise).sample)
         graphs.append(counter.frame_count)
@@ -181,7 +181,8 @@ def test_inductor_gives_the_same_pictures(kind: str) -> None:
 def test_inductor_fuses_what_lies_between_two_convolutions(dtype: torch.dtype) -> None:
     """Norm in fp32, modulation, activation and casts are one kernel."""
     torch.manual_seed(0)
-    block = DecoderResidualBlock(32, 16).eval().to(memory_format=torch.channels_last)
+    block = DecoderResidualBlock(32, 16).eval()
+    block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, embedding = torch.randn(2, 32, 16, 16).to(dtype, memory_format=torch.channels_last), torch.randn(2, 16)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         result, (code,) = run_and_get_code(torch.compile(block, fullgraph=True), x, embedding)

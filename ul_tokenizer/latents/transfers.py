@@ -40,7 +40,9 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def batch(self, pixels: Sequence[Tensor], batch_size: int) -> Tensor:
         """Pixels of one shape, uint8 each → a batch of `batch_size` rows on the device, uint8.
@@ -66,6 +68,6 @@ class Transfers:
             return Arriving(latents.float().cpu())
         pinned = torch.empty(latents.shape, dtype=torch.float32, pin_memory=True)
         pinned.copy_(latents.float(), non_blocking=True)
-        arrived = torch.cuda.Event(blocking=True)
+        arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self.device))
         return Arriving(pinned, arrived)
