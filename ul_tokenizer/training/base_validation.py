@@ -24,7 +24,7 @@ from ul_tokenizer.training.text import TextStates
 NUM_LEVELS = 5  # noise levels at which the error is measured, spread evenly over the schedule
 GRID_COLUMNS = 10
 GRID_ROWS = 4
-_HELD_OUT_NOISE = 1_000_000  # first seed; samples have the seeds from 0 on
+_HELD_OUT_NOISE, _BITS_NOISE = 1_000_000, 2_000_000  # first seeds; samples have the seeds from 0 on
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,16 @@ def validate_base(
     """
     base = pipeline.transformer
     metrics = _errors(base, held_out, schedule, weighting, batch_size)
-    generator = torch.Generator(held_out.latents.device).manual_seed(0)
-    bits = [latent_bits(z, base, schedule, 8, generator) for z in held_out.latents.split(batch_size)]
-    metrics["bits_per_latent_dim"] = float(torch.cat(bits).mean()) / held_out.latents[0].numel()
+    metrics["bits_per_latent_dim"] = _bits(base, held_out.latents, schedule, batch_size) / held_out.latents[0].numel()
     return metrics, sample_grid(pipeline, num_inference_steps, guidance_scale, held_out.context, held_out.text)
+
+
+def _bits(base: UnifiedLatentsTransformer, latents: Tensor, schedule: LogSNRSchedule, batch_size: int) -> float:
+    """Mean bits of a latent; its noise is its own, whatever the batches."""
+    generators = _generators(latents.device, range(len(latents)), _BITS_NOISE)
+    parts = range(0, len(latents), batch_size)
+    bits = [latent_bits(latents[i : i + batch_size], base, schedule, 8, generators[i : i + batch_size]) for i in parts]
+    return float(torch.cat(bits).mean())
 
 
 def _errors(

@@ -15,7 +15,7 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.validation_metrics import ValidationMetrics
 
 COLLAPSED_GAP_DB, COLLAPSED_BITS_PER_PIXEL = 1.0, 0.01  # below both, the latent carries no information
-_LATENT_NOISE, _DECODER_NOISE = 0, 1000  # first seeds
+_LATENT_NOISE, _DECODER_NOISE, _BITS = 0, 1000, 1_000_000  # first seeds
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def validate_autoencoder(
         autoencoder: the autoencoder, in evaluation mode, on `device`.
         prior: its prior, likewise.
         pixels: (B, 3, [T,] H, W) in [−1, 1], B ≥ 2; neighbours must show different things.
-        batch_size: number of images in each batch; PSNRs don't depend on it.
+        batch_size: number of images in each batch; no metric depends on it.
         num_inference_steps: number of decoding steps for the second PSNR.
         device: the device of the models.
         metrics: further metrics; without them, PSNR alone.
@@ -63,8 +63,7 @@ def validate_autoencoder(
 
     z = in_batches(encode, pixels)
     one_step, more_steps, swapped = decode(z, 1), decode(z, num_inference_steps), decode(z.roll(1, 0), 1)
-    generator = torch.Generator(device).manual_seed(0)
-    bits = in_batches(lambda x, _: autoencoder.bits(x, prior, generator=generator), pixels)
+    bits = in_batches(lambda x, first: autoencoder.bits(x, prior, generator=_generators(x, _BITS + first)), pixels)
     psnr, several = psnr_of_mean_mse(pixels, one_step), f"{num_inference_steps}_steps"
     values = {
         "psnr_1_step": psnr,
