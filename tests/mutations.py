@@ -245,8 +245,8 @@ MUTATIONS = [
     Mutation(
         "a text's padding is read",
         "ul_tokenizer/models/conditioning.py",
-        "mask = mask.bool()",
-        "mask = torch.ones_like(mask).bool()",
+        "if mask is None else mask.bool()",
+        "if mask is None else torch.ones_like(mask).bool()",
         "tests/models/test_conditioning.py",
     ),
     Mutation(
@@ -516,6 +516,48 @@ MUTATIONS = [
         "compared = pixels[:, :, self.first_frame :], again.pixels[:, :, self.first_frame :]",
         "compared = pixels, again.pixels",
         "tests/evaluation/test_prediction.py",
+    ),
+    Mutation(
+        "every network's gradient is clipped by the norm of all",
+        "ul_tokenizer/training/engine/clipping.py",
+        'limited = norm if clip == "parts" else total',
+        "limited = total",
+        "tests/training/engine/test_clipping.py",
+    ),
+    Mutation(
+        "a skipped step moves the averages",
+        "ul_tokenizer/training/engine/averages.py",
+        "profile.newest(n) * made",
+        "profile.newest(n)",
+        "tests/training/engine/test_averages.py",
+    ),
+    Mutation(
+        "processes resume from different checkpoints",
+        "ul_tokenizer/training/engine/start.py",
+        "if seen != views[0]:",
+        "if seen is Ellipsis:",
+        "tests/training/engine/test_distribution.py",
+    ),
+    Mutation(
+        "a resumed optimiser's moments keep the layout of the checkpoint",
+        "ul_tokenizer/training/engine/sharding.py",
+        "laid_out = torch.empty_like(part_of(parameter), dtype=value.dtype)",
+        "laid_out = torch.empty(part_of(parameter).shape, dtype=value.dtype)",
+        "tests/training/engine/test_sharding.py",
+    ),
+    Mutation(
+        "a global batch that the processes don't divide is rounded down",
+        "ul_tokenizer/training/engine/accelerator.py",
+        "if args.global_batch_size % at_once:",
+        "if args.global_batch_size < at_once:",
+        "tests/training/engine/test_distribution.py",
+    ),
+    Mutation(
+        "a step takes samples of several buckets",
+        "ul_tokenizer/training/draws/buckets.py",
+        "np.concatenate([groups[k] for k in random.permutation(len(groups))])",
+        "random.permutation(np.concatenate(groups))",
+        "tests/training/draws/test_buckets.py",
     ),
 ]
 

@@ -226,8 +226,8 @@ class TrainingArguments:
     )
     compile: bool | None = arg(
         None,
-        "Compile the repeated blocks of the networks with torch.compile, which takes minutes at the start and then "
-        "saves time in every step. Without it, they are compiled where we measured a gain: nowhere so far.",
+        "Compile networks and loss with torch.compile, which takes minutes at the start and then saves time in every "
+        "step. Without it, they are compiled where we measured a gain: nowhere so far.",
     )
     max_nonfinite_steps: int = arg(
         10, "Stop after this number of non-finite gradients in a row. Fewer are skipped and counted.", POSITIVE

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ul_tokenizer.training.engine.accelerator import make_accelerator
@@ -94,19 +94,25 @@ def test_too_many_non_finite_steps_end_the_run_one_step_later_at_most(
         other.state_dict()  # before a checkpoint is written
 
 
-def test_blocks_are_compiled_only_if_asked_for_on_a_cpu(
+def test_networks_are_compiled_only_if_asked_for_on_a_cpu(
     smallest_flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[str] = []
-    for name in ("UnifiedLatentsAutoencoder", "UnifiedLatentsTransformer"):
-        monkeypatch.setattr(
-            f"ul_tokenizer.models.{'autoencoder' if 'Auto' in name else 'transformer'}.{name}.compile_repeated_blocks",
-            lambda model: compiled.append(type(model).__name__),
-        )
-    for changes, expected in (({}, 0), ({"compile": False}, 0), ({"compile": True}, 2)):
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    for changes, expected in (({}, []), ({"compile": False}, []), ({"compile": True}, ["Stage1Model"])):
         compiled.clear()
         make_stepper(smallest_flags(tmp_path, **changes))
-        assert len(compiled) == expected
+        assert compiled == expected
+
+
+@pytest.mark.slow
+def test_compiled_steps_have_the_losses_of_others(smallest_flags: Flags, tmp_path: Path) -> None:
+    losses: dict[bool, list[float]] = {}
+    for is_compiled in (False, True):
+        stepper = make_stepper(smallest_flags(tmp_path, compile=is_compiled, max_train_steps=4))
+        batches = stepper.batches(0)
+        losses[is_compiled] = [float(stepper.step(number, batches)["loss"]) for number in range(3)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
 # ---------------------------------------------------------------- means and signals

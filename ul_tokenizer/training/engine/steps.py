@@ -32,7 +32,7 @@ from ul_tokenizer.training.engine.sharding import is_sharding, prepare_for_shard
 from ul_tokenizer.training.engine.signals import leave_signals_to_the_main_process
 from ul_tokenizer.training.engine.stage import Batch, Stage
 
-# Types of device on which blocks are compiled unless --no-compile is given: those where a run showed that it pays.
+# Types of device on which networks are compiled unless --no-compile is given: those where a run showed that it pays.
 COMPILED_BY_DEFAULT: frozenset[str] = frozenset()
 
 
@@ -81,8 +81,8 @@ class Stepper:
         for model in self.stage.models.values():
             if args.gradient_checkpointing:
                 model.enable_gradient_checkpointing(checkpointing_function(args.checkpointing_policy))
-            if compiles:
-                model.compile_repeated_blocks()
+        if compiles:  # with the loss, so that what lies between convolutions becomes one kernel as well
+            self.stage.model.compile()
 
     @property
     def global_batch_size(self) -> int:
