@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.any_autoencoder import (
@@ -16,7 +16,6 @@ from ul_tokenizer.models.any_autoencoder import (
     is_ours,
     latent_channels,
     spatial_ratio,
-    takes_clips_only,
 )
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
 from ul_tokenizer.models.repository import MissingPriorError, load_autoencoder, load_prior
@@ -41,11 +40,13 @@ class FrozenAutoencoder:
         self.passes = 0  # number of images encoded so far
 
     def to(self, device: torch.device) -> None:
-        """Moves the autoencoder to a device, with its convolutions of images in channels-last memory."""
-        if takes_clips_only(self.vae):
-            self.vae.to(device)
-        else:
-            self.vae.to(device, memory_format=torch.channels_last)
+        """Moves the autoencoder to a device, with its convolutions in channels-last memory."""
+        self.vae.to(device)
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            elif isinstance(module, nn.Conv3d) and device.type == "cuda":  # on CPUs it gains nothing
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, [T,] H, W), as `encode_clean` takes them → normalised z_clean (B, c, [t,] h, w) in fp32."""
