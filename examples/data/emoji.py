@@ -18,8 +18,9 @@ CACHE/{train,validation}/VENDOR/CODE.png with a metadata.jsonl in each split, in
     group, subgroup, vendor, code
 
 All pictures of one emoji are in the same split, and so are an emoji's women, men and persons, and its mirror images:
-the split depends on a hash of the code points without those that say so. Of equal pictures (France and Saint Martin
-have one flag) the first one stays. Run again, the script does nothing; a run that was killed starts anew.
+the split depends on a hash of the code points without those that say so. Of equal pictures the one with the shortest
+name stays: Norway's flag is Bouvet Island's as well. Run again, the script does nothing; a run that was killed starts
+anew.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import shutil
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +132,7 @@ def read_table(content: bytes) -> list[Emoji]:
 def emoji_of(row: Mapping[str, Any]) -> Emoji:
     """One row of the table."""
     short_names = list(map(plain, row["short_names"]))
-    name = without_print_colours(plain(row["name"]), short_names)
+    name = without_print_terms(plain(row["name"]), short_names)
     if row["subcategory"] == "country-flag":
         short_names = []  # they are country codes
     keywords: list[str] = []
@@ -147,13 +148,13 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[-_]+", " ", text).lower().split())
 
 
-def without_print_colours(name: str, short_names: list[str]) -> str:
-    """The name without "black" and "white" where they mean filled and outlined: the heavy black heart is red.
+def without_print_terms(name: str, short_names: list[str]) -> str:
+    """The name without "black", "white" and "heavy" where they speak of print: the heavy black heart is red.
 
-    Where they are colours, as in "black cat", a short name has them as well.
+    Where they describe the picture, as in "black cat", a short name has them as well.
     """
-    coloured = set(" ".join(short_names).split())
-    return " ".join(word for word in name.split() if word not in {"black", "white"} - coloured)
+    descriptive = set(" ".join(short_names).split())
+    return " ".join(word for word in name.split() if word not in {"black", "white", "heavy"} - descriptive)
 
 
 def kind_of(code: str) -> str:
@@ -205,19 +206,17 @@ def on_white(content: bytes) -> Image.Image:
     return square.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
-def pictures_of(vendor: Vendor, archive: Path, table: list[Emoji]) -> Iterator[tuple[Emoji, Image.Image]]:
+def pictures_of(vendor: Vendor, archive: Path, table: list[Emoji]) -> list[tuple[Emoji, Image.Image]]:
     """Every emoji that the vendor has drawn, each picture once."""
-    paths = {emoji.code: vendor.pictures.format(code=emoji.code) for emoji in table}
+    paths = {emoji: vendor.pictures.format(code=emoji.code) for emoji in table}
     contents = read_archive(archive, set(paths.values()))
-    seen: set[bytes] = set()
-    for emoji in table:
-        if (content := contents.get(paths[emoji.code])) is None:
-            continue
-        picture = on_white(content)
-        digest = hashlib.sha256(picture.tobytes()).digest()
-        if digest not in seen:
-            seen.add(digest)
-            yield emoji, picture
+    drawn = [(emoji, on_white(contents[path])) for emoji, path in paths.items() if path in contents]
+    shortest: dict[bytes, Emoji] = {}
+    for emoji, picture in drawn:
+        pixels = picture.tobytes()
+        shortest[pixels] = min(shortest.get(pixels, emoji), emoji, key=lambda one: len(one.name))
+    kept = set(shortest.values())
+    return [(emoji, picture) for emoji, picture in drawn if emoji in kept]
 
 
 # ---------------------------------------------------------------- the cache
