@@ -200,7 +200,8 @@ def test_every_package_is_asked_for_in_its_release(
 
     def fetch_package(package: str, folder: Path, suite: str) -> Path:
         asked.append((package, folder.name, suite))
-        return fetch(package, folder, suite)  # type: ignore[no-any-return]
+        deb: Path = fetch(package, folder, suite)
+        return deb
 
     monkeypatch.setattr(recipe, "fetch_package", fetch_package)
     offline.run("--write-list")

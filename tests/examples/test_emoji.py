@@ -139,7 +139,7 @@ def test_what_is_transparent_becomes_white_and_every_picture_has_64_pixels(offli
 
 def test_the_librarys_folder_source_finds_the_classes_and_captions(offline: SimpleNamespace) -> None:
     offline.run()
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for split in ("train", "validation"):
         if any((offline.cache / split).rglob("*.png")):
             source = FolderSource(offline.cache / split)
