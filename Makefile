@@ -7,6 +7,7 @@ TEST_ENV := .venv-test
 PHOTOS ?= $(HOME)/.cache/ul_tokenizer/debian-photos
 CLIPS ?= $(HOME)/.cache/ul_tokenizer/clips
 FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
+EMOJI ?= $(HOME)/.cache/ul_tokenizer/emoji
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
 # Neither inserts figures nor needs an environment of its own.
 BENCHMARKS ?= $(filter-out benchmarks/quote_figures.py benchmarks/fidelity_check.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
@@ -19,7 +20,7 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench figures photos train-photo fashion train-fashion clips train-video clean
+.PHONY: help demo test test-all lint format bench figures photos pack-photos train-photo emoji fashion train-fashion clips train-video clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -61,6 +62,12 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)
+
+pack-photos: photos ## pack the photos into photos.tar, about 42 MB, to be taken to a machine without Debian
+	$(TEST_ENV)/bin/python examples/data/pack_photos.py $(PHOTOS) -o photos.tar
+
+emoji: $(TEST_ENV)/.installed ## fetch 64x64 emoji of three vendors with captions from npm packages into EMOJI (needs npm)
+	$(TEST_ENV)/bin/python examples/data/emoji.py --cache $(EMOJI)
 
 train-photo: photos ## train ul-photo-f8 as it was trained, in three phases; run again, it resumes
 	@set -e; for config in $(PHOTO_CONFIGS); do \

@@ -4,12 +4,16 @@
 
 Nothing is installed: `apt-get download` and `dpkg-deb -x` into a temporary folder. CACHE/train and CACHE/validation
 hold the result; run again, it does nothing, and a run that was killed goes on where it stopped. The photos have mixed
-free licences: train on them, don't redistribute them.
+free licences: train on them, don't redistribute them. `pack_photos.py` packs them for a machine without Debian.
 
-What counts as a photograph: a raster picture with a short side of at least 256 pixels that is (almost) opaque, not
-mostly flat, and not on SKIP, which lists what was seen on contact sheets to be drawn, rendered, masked or a texture.
-Paintings stay: they are photographed. Of near-duplicates (one wallpaper in several sizes) the largest stays, and the
-validation split keeps its copy. The two photos of `examples/images` that come from training packages are in neither
+The packages come from three releases of Debian, whatever this machine runs: GCompris, for instance, replaced most of
+its photos between bullseye and bookworm. apt checks their signatures with the keys of `debian-archive-keyring`.
+
+What counts as a photograph: a raster picture with a short side of at least 192 pixels (256 for validation) that is
+(almost) opaque, not mostly flat, and not on SKIP, which lists what was seen on contact sheets to be drawn, rendered,
+masked or a texture. Paintings stay: they are photographed. Of near-duplicates (one wallpaper in several sizes, one
+photo in two releases) the largest of the first package stays, and validation packages come first. Near-duplicates of
+pictures on SKIP go with them. The two photos of `examples/images` that come from training packages are in neither
 split.
 """
 
@@ -28,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from debian_packages import (  # type: ignore[import-not-found, unused-ignore]  # beside this script
@@ -38,24 +43,49 @@ from debian_packages import (  # type: ignore[import-not-found, unused-ignore]  
 from PIL import Image, ImageFilter, ImageOps
 from qt_resources import read_resources  # type: ignore[import-not-found, unused-ignore]  # beside this script
 
-VALIDATION_PACKAGES = ("lxqt-themes", "palapeli-data", "libjs-jquery-backstretch")
-TRAIN_PACKAGES = (
-    "gcompris-qt-data",
-    "mate-backgrounds",
-    "plasma-workspace-wallpapers",
-    "lomiri-wallpapers-20.04",
+
+class Source(NamedTuple):
+    """A package of a release of Debian."""
+
+    package: str
+    suite: str = "bookworm"
+
+    @property
+    def prefix(self) -> str:
+        """Begins the names of its files."""
+        return self.package if self.suite == "bookworm" else f"{self.package}-{self.suite}"
+
+
+VALIDATION = (Source("lxqt-themes"), Source("palapeli-data"), Source("libjs-jquery-backstretch"))
+TRAIN = (
+    Source("gcompris-qt-data"),
+    Source("mate-backgrounds"),
+    Source("plasma-workspace-wallpapers"),
+    Source("lomiri-wallpapers-20.04"),
+    Source("gcompris-qt-data", "bullseye"),
+    Source("gnome-backgrounds", "bullseye"),
+    Source("budgie-backgrounds", "trixie"),
 )
 DEMO = (  # bundled in examples/images, where the demo must show photos that training never saw
-    "gcompris-qt-data/*/explore_world_animals/resource/animals/moose.webp",
+    "gcompris-qt-data/*/explore_world_animals/resource/animals/moose.*",
     "lomiri-wallpapers-20.04/*/Kleiber_*",
 )
 SKIP = (  # patterns over "package/member"
     *DEMO,
     "gcompris-qt-data/usr/share/doc/*",  # screenshots
     "gcompris-qt-data/*/lang.rcc/*",  # cartoons
+    "gcompris-qt-data/*/louis-braille/*/chart.*",
+    "gcompris-qt-data/*/louis-braille/*/night_printing.*",
+    "gcompris-qt-data/*/n?00e.png",  # banknotes
+    "gcompris-qt-data/*/kutubMinar.jpg",  # near-duplicates beyond the fingerprint's reach: the .webp stays
+    "gcompris-qt-data/*/cat.jpg",
     "gcompris-qt-data/*/babyshapes.rcc/*",  # pictures with shapes cut out of them
-    "gcompris-qt-data/*/texture0?.webp",  # cork
+    "gcompris-qt-data/*/texture0?.*",  # cork
     "gcompris-qt-data/*/tools/spray.webp",
+    *(
+        f"gnome-backgrounds/*/{name}.jpg"
+        for name in ("adwaita-*", "Acrylic", "Endless-shapes", "Stripes", "Symbolics-?", "Wood")
+    ),
     "libjs-jquery-backstretch/*/sample?_480.jpg",  # the same in small
     "lomiri-wallpapers-20.04/*/Fossa_*",
     "lomiri-wallpapers-20.04/*/Infinite-Sea_*",
@@ -77,9 +107,10 @@ SKIP = (  # patterns over "package/member"
         )
     ),
 )
-RECIPE = 1  # to be raised with any change of the rules, so that older caches are made anew
+RECIPE = 2  # to be raised with any change of the rules, so that older caches are made anew
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-SHORT_SIDE, LONG_SIDE, SMALLEST = 512, 1024, 256
+SHORT_SIDE, LONG_SIDE = 512, 1024
+SMALLEST = {"validation": 256, "train": 192}  # short side
 NEAR_DUPLICATE_BITS = 26  # of 256; unrelated photos differ in about 128
 CHECKSUMS = Path(__file__).with_suffix(".sha256")
 
@@ -88,7 +119,7 @@ CHECKSUMS = Path(__file__).with_suffix(".sha256")
 class Photo:
     """One photograph taken from a package; `member` is its path there, through the `.rcc` if it lies in one."""
 
-    package: str
+    source: Source
     version: str
     member: str
     sha256: str  # of the file in the package
@@ -96,24 +127,30 @@ class Photo:
     @property
     def split(self) -> str:
         """`validation` or `train`, decided by the package alone."""
-        return "validation" if self.package in VALIDATION_PACKAGES else "train"
+        return split_of(self.source)
 
     @property
     def file(self) -> str:
         """Path of the PNG below the cache."""
         member = re.sub(r"^usr/share/(gcompris-qt/rcc/)?|gcompris/src/activities/", "", self.member)
-        slug = re.sub("[^A-Za-z0-9_]+", "-", Path(member).with_suffix("").as_posix())
-        return f"{self.split}/{self.package}--{slug}.png"
+        stem = member if member.endswith(".jpeg") else Path(member).with_suffix("").as_posix()  # beside a .jpg
+        slug = re.sub("[^A-Za-z0-9_]+", "-", stem)
+        return f"{self.split}/{self.source.prefix}--{slug}.png"
 
     @property
     def release(self) -> str:
         """Package and version, as apt writes them."""
-        return f"{self.package}={self.version}"
+        return f"{self.source.package}={self.version}"
 
     @property
     def line(self) -> str:
         """Its line in the checksummed list."""
         return f"{self.sha256}  {self.split}  {self.release}  {self.member}"
+
+
+def split_of(source: Source) -> str:
+    """`validation` or `train`."""
+    return "validation" if source in VALIDATION else "train"
 
 
 # ---------------------------------------------------------------- packages
@@ -187,31 +224,29 @@ class Collector:
         self.photos: list[Photo] = []
         self._fingerprints: list[np.ndarray[tuple[int], np.dtype[np.bool_]]] = []
 
-    def add_package(self, package: str, deb: Path) -> None:
+    def add_package(self, source: Source, deb: Path) -> None:
         """Adds every photograph of the `.deb`, largest first, so that of near-duplicates the largest stays."""
         version = version_of(deb)
         before = len(self.photos)
-        pictures = [
-            picture
-            for picture in read_package(deb)
-            if not is_skipped(package, picture[0]) and min(_size(picture[1])) >= SMALLEST
-        ]
+        pictures = [picture for picture in read_package(deb) if min(_size(picture[1])) >= SMALLEST[split_of(source)]]
         for member, content in sorted(pictures, key=lambda picture: (-np.prod(_size(picture[1])), picture[0])):
-            self._add(Photo(package, version, member, hashlib.sha256(content).hexdigest()), content)
-        print(f"{package} {version}: {len(self.photos) - before} photos")
+            self._add(Photo(source, version, member, hashlib.sha256(content).hexdigest()), content)
+        print(f"{source.package} {version}: {len(self.photos) - before} photos")
 
     def _add(self, photo: Photo, content: bytes) -> None:
         target = self.cache / photo.file
-        image = self._made_before(target) or self._make(content)
+        is_wanted = not is_skipped(photo.source.package, photo.member)
+        image = (self._made_before(target) if is_wanted else None) or self._make(content)
         if image is None:
             return
         mark = fingerprint(image)
         if any((mark != other).sum() <= NEAR_DUPLICATE_BITS for other in self._fingerprints):
             return
-        if not target.exists():
-            _write_png(image, target)
-        self.photos.append(photo)
-        self._fingerprints.append(mark)
+        self._fingerprints.append(mark)  # of skipped pictures too: what is held out may come again in another release
+        if is_wanted:
+            if not target.exists():
+                _write_png(image, target)
+            self.photos.append(photo)
 
     @staticmethod
     def _made_before(target: Path) -> Image.Image | None:
@@ -246,8 +281,8 @@ def is_complete(cache: Path) -> bool:
 def finish(cache: Path, photos: list[Photo]) -> None:
     """Removes what earlier recipes or killed runs left, then says that the cache is complete."""
     wanted = {cache / photo.file for photo in photos}
-    for package in (*VALIDATION_PACKAGES, *TRAIN_PACKAGES):
-        for path in {*cache.glob(f"train/{package}--*"), *cache.glob(f"validation/{package}--*")} - wanted:
+    for source in (*VALIDATION, *TRAIN):
+        for path in {*cache.glob(f"train/{source.prefix}--*"), *cache.glob(f"validation/{source.prefix}--*")} - wanted:
             path.unlink()
     partial = cache / "complete.part"
     partial.write_text(json.dumps({"recipe": RECIPE, "files": [photo.file for photo in photos]}, indent=1))
@@ -277,7 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ul_tokenizer/debian-photos"), help="where to")
-    parser.add_argument("--debs", type=Path, help="a folder with .deb files, instead of downloading them")
+    parser.add_argument("--debs", type=Path, help="folder with .deb files in DEBS/RELEASE; missing ones are fetched")
     parser.add_argument("--write-list", action="store_true", help=f"write {CHECKSUMS.name} anew (for maintainers)")
     options = parser.parse_args(arguments)
     cache = options.cache.expanduser()
@@ -285,8 +320,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{cache} is complete")
         return
     collector = Collector(cache)
-    for package in (*VALIDATION_PACKAGES, *TRAIN_PACKAGES):
-        collector.add_package(package, fetch_package(package, options.debs or cache / "debs"))
+    debs = options.debs or cache / "debs"
+    for source in (*VALIDATION, *TRAIN):
+        collector.add_package(source, fetch_package(source.package, debs / source.suite, source.suite))
     if options.write_list:
         header = "# sha256 of the file in the package, split, package=version, member\n"
         CHECKSUMS.write_text(header + "".join(f"{photo.line}\n" for photo in collector.photos))

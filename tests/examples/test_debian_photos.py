@@ -134,12 +134,19 @@ def encode(image: Image.Image) -> bytes:
 
 PACKAGES: dict[str, list[tuple[str, bytes]]] = {
     "lxqt-themes": [("w/a.png", encode(photo(0))), ("w/triangles.png", encode(photo(1)))],
-    "palapeli-data": [("w/b.png", encode(photo(2)))],
+    "palapeli-data": [("w/b.png", encode(photo(2))), ("w/small.png", encode(photo(9, (600, 255))))],
     "libjs-jquery-backstretch": [("w/a-small.png", encode(photo(0).resize((480, 300))))],
     "gcompris-qt-data": [("w/a-in-train.png", encode(photo(0, (960, 600)))), ("w/c.png", encode(photo(3)))],
-    "mate-backgrounds": [("w/icon.png", encode(photo(4, (255, 600)))), ("w/d.png", encode(photo(5)))],
+    "mate-backgrounds": [("w/icon.png", encode(photo(4, (191, 600)))), ("w/d.png", encode(photo(5)))],
     "plasma-workspace-wallpapers": [("w/d-small.png", encode(photo(5).resize((480, 300))))],
-    "lomiri-wallpapers-20.04": [("w/e.png", encode(photo(6)))],
+    "lomiri-wallpapers-20.04": [("w/e.png", encode(photo(6))), ("w/Kleiber_1.png", encode(photo(7)))],
+    "gcompris-qt-data-bullseye": [
+        ("w/c.png", encode(photo(8, (320, 192)))),  # another photo under the name of one in bookworm
+        ("w/c.jpeg", encode(photo(10))),
+        ("w/held-out-under-another-name.png", encode(photo(7, (480, 300)))),
+    ],
+    "gnome-backgrounds-bullseye": [("w/Symbolics-1.jpg", encode(photo(11)))],
+    "budgie-backgrounds-trixie": [("w/c-of-bookworm.png", encode(photo(3, (960, 600))))],
 }
 
 
@@ -152,7 +159,9 @@ def offline(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         state.read.append(deb.name)
         return PACKAGES[deb.name]
 
-    monkeypatch.setattr(recipe, "fetch_package", lambda package, folder: folder / package)
+    monkeypatch.setattr(
+        recipe, "fetch_package", lambda package, folder, suite: folder / recipe.Source(package, suite).prefix
+    )
     monkeypatch.setattr(recipe, "read_package", read_package)
     monkeypatch.setattr(recipe, "version_of", lambda deb: state.version)
     monkeypatch.setattr(recipe, "CHECKSUMS", state.list)
@@ -163,6 +172,8 @@ def offline(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 EXPECTED = [
     "train/gcompris-qt-data--w-c.png",
+    "train/gcompris-qt-data-bullseye--w-c-jpeg.png",
+    "train/gcompris-qt-data-bullseye--w-c.png",
     "train/lomiri-wallpapers-20.04--w-e.png",
     "train/mate-backgrounds--w-d.png",
     "validation/lxqt-themes--w-a.png",
@@ -173,6 +184,36 @@ EXPECTED = [
 def test_near_duplicates_stay_in_validation_only_and_small_or_listed_pictures_nowhere(offline: SimpleNamespace) -> None:
     offline.run("--write-list")
     assert offline.files() == EXPECTED
+
+
+def test_photos_of_two_releases_under_one_name_are_both_kept(offline: SimpleNamespace) -> None:
+    offline.run("--write-list")
+    names = (f"gcompris-qt-data{suite}--w-c.png" for suite in ("", "-bullseye"))
+    for name, original in zip(names, (photo(3), photo(8, (320, 192))), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(offline.cache / "train" / name)), np.asarray(original))
+
+
+def test_every_package_is_asked_for_in_its_release(
+    offline: SimpleNamespace, recipe: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, fetch = [], recipe.fetch_package
+
+    def fetch_package(package: str, folder: Path, suite: str) -> Path:
+        asked.append((package, folder.name, suite))
+        deb: Path = fetch(package, folder, suite)
+        return deb
+
+    monkeypatch.setattr(recipe, "fetch_package", fetch_package)
+    offline.run("--write-list")
+    assert ("gcompris-qt-data", "bookworm", "bookworm") in asked
+    assert ("gcompris-qt-data", "bullseye", "bullseye") in asked
+    assert ("budgie-backgrounds", "trixie", "trixie") in asked
+    assert len(set(asked)) == len(asked) == len(PACKAGES)
+
+
+def test_the_collector_takes_validation_first(recipe: ModuleType, offline: SimpleNamespace) -> None:
+    offline.run("--write-list")
+    assert offline.read[:3] == [source.prefix for source in recipe.VALIDATION]
 
 
 def test_the_list_names_the_source_files(offline: SimpleNamespace) -> None:
@@ -249,7 +290,12 @@ def test_the_shipped_list_keeps_the_splits_apart(recipe: ModuleType) -> None:
         "palapeli-data",
         "libjs-jquery-backstretch",
     }
-    assert len({checksum for checksum, *_ in lines}) == len(lines) > 150
+    assert len({checksum for checksum, *_ in lines}) == len(lines) == 569
+    assert {package for _, _, package, _ in lines if package.startswith("gcompris")} == {
+        "gcompris-qt-data=3.1-2",
+        "gcompris-qt-data=1.0-1",
+    }
+    assert not any("moose" in member or "Kleiber" in member for *_, member in lines)  # the demo's
     assert not any(recipe.is_skipped(package.split("=")[0], member) for _, _, package, member in lines)
 
 
