@@ -1,4 +1,4 @@
-"""Training: `train_autoencoder` (stage 1), `train_base_model` (stage 2), `distill_decoder`, and their arguments."""
+"""Training: an autoencoder (stage 1), a base model (stage 2) and a distilled decoder, and their arguments."""
 
 from __future__ import annotations
 
