@@ -4,8 +4,8 @@
     python conversion/bundle_weights.py runs/base ul-fashion --autoencoder runs/stage-1 --earlier runs/stage-1
 
 SRC is the folder of an autoencoder, with its prior in `prior/`, or of a pipeline, with the autoencoder in `vae/` and
-the prior in `vae/prior/`. If the decoder was distilled, its teacher in `teacher/` is bundled, too. Use `--autoencoder` to take both from another folder, if the pipeline has no prior or its
-decoder was trained further.
+the prior in `vae/prior/`. If the decoder was distilled, its teacher in `teacher/` is bundled, too. Use `--autoencoder`
+to take all of them from another folder, if the pipeline has no prior or its decoder was trained further.
 
 The script also keeps the configurations and the training curve of SRC and of the earlier phases of its training,
 without the names of folders. It replaces the model that was bundled as NAME before, except for its cards and figures

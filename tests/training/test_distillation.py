@@ -9,6 +9,7 @@ from torch import Tensor
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, eps_squared_error
 from ul_tokenizer.diffusion.solver import level_at, posterior_mean, posterior_std
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.decoder import Decoder
 from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.training.distillation import (
     ErrorWeighting,
@@ -35,6 +36,12 @@ def copy_of(network: UnifiedLatentsAutoencoder) -> UnifiedLatentsAutoencoder:
     copy = UnifiedLatentsAutoencoder.from_config(network.config)
     copy.load_state_dict(network.state_dict())
     return copy
+
+
+def bias_of(decoder: Decoder) -> Tensor:
+    """The last bias, which decides on brightness."""
+    assert decoder.conv_out.bias is not None
+    return decoder.conv_out.bias
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -173,7 +180,7 @@ def test_the_losses_of_moments_train_each_its_own_network_only() -> None:
     for name in ("student", "auxiliary"):
         model, _, teacher = moments_model(student_seed=1)
         with torch.no_grad():
-            model.auxiliary.conv_out.bias.add_(0.1)
+            bias_of(model.auxiliary).add_(0.1)
         getattr(model(*inputs(), torch.tensor([0.0, 2.0])), name).sum().backward()
         parts = {"student": model.decoder, "auxiliary": model.auxiliary, "teacher": teacher.autoencoder}
         moved = {part for part, network in parts.items() if any(p.grad is not None for p in network.parameters())}
@@ -185,10 +192,10 @@ def test_matching_moments_brings_the_brightness_of_a_student_to_that_of_its_teac
     original = make_autoencoder()
     teacher, student = Teacher(copy_of(original), 4), copy_of(original)
     with torch.no_grad():  # v = α ε − σ x: the student's images become lighter
-        student.decoder.conv_out.bias.sub_(0.5)
+        bias_of(student.decoder).sub_(0.5)
     model = MomentsModel(student, copy_of(original), teacher, ErrorWeighting())
     optimizer = torch.optim.Adam(
-        [{"params": model.decoder.conv_out.bias, "lr": 0.01}, {"params": model.auxiliary.conv_out.bias, "lr": 0.05}]
+        [{"params": bias_of(model.decoder), "lr": 0.01}, {"params": bias_of(model.auxiliary), "lr": 0.05}]
     )
     z, level = noise(8, 4, 2, 2, seed=9), torch.full((8,), -5.0)
 
