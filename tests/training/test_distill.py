@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from ul_tokenizer.training.distill_arguments import DistillArguments
 from ul_tokenizer.training.engine.accelerator import make_accelerator
 from ul_tokenizer.training.estimate.stages import plan_distillation
 from ul_tokenizer.training.parsing import parse_arguments
+from ul_tokenizer.training.recipes import find_config
 
 Distill = Callable[..., int]
 Flags = Callable[..., list[str]]
@@ -238,6 +240,20 @@ def test_levels_and_noise_do_not_depend_on_the_number_of_micro_batches(
     assert distill(tmp_path / "two", train_batch_size=2, gradient_accumulation_steps=2, **changes) == 0
     one, two = (last(logged(tmp_path / name), "loss") for name in ("one", "two"))
     assert one > 0 and one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ul-photo-f8-distilled", "ul-photo-f8-moments"])
+def test_a_scaled_down_twin_of_each_recipe_trains(distill: Distill, tmp_path: Path, name: str) -> None:
+    """The recipes themselves, for two steps of the bundled model at a small resolution."""
+    small = {"resolution": 16, "validation_resolution": 16, "num_validation_images": 2, "train_batch_size": 2}
+    recipe = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    changes = {**recipe, **small, "max_train_steps": 2, "pretrained_model_name_or_path": "ul-photo-f8"}
+    changes.pop("output_dir")
+    assert distill(tmp_path / "run", **changes) == 0
+    student = UnifiedLatentsAutoencoder.from_pretrained(tmp_path / "run")
+    assert student.config.num_inference_steps == recipe["num_inference_steps"]
+    assert same_weights(tmp_path / "run", tmp_path / "run" / "teacher", "encoder")
+    assert (tmp_path / "run" / "teacher").is_dir() and (tmp_path / "run" / "prior").is_dir()
 
 
 # ---------------------------------------------------------------- what is refused
