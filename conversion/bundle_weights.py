@@ -4,8 +4,8 @@
     python conversion/bundle_weights.py runs/base ul-fashion --autoencoder runs/stage-1 --earlier runs/stage-1
 
 SRC is the folder of an autoencoder, with its prior in `prior/`, or of a pipeline, with the autoencoder in `vae/` and
-the prior in `vae/prior/`. Use `--autoencoder` to take both from another folder, if the pipeline has no prior or its
-decoder was trained further.
+the prior in `vae/prior/`. If the decoder was distilled, its teacher in `teacher/` is bundled, too. Use `--autoencoder`
+to take all of them from another folder, if the pipeline has no prior or its decoder was trained further.
 
 The script also keeps the configurations and the training curve of SRC and of the earlier phases of its training,
 without the names of folders. It replaces the model that was bundled as NAME before, except for its cards and figures
@@ -19,6 +19,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,15 @@ import yaml
 from diffusers import ModelMixin
 
 from ul_tokenizer import pretrained
-from ul_tokenizer.models.repository import PRIOR, autoencoder_subfolder, load_autoencoder, load_prior
+from ul_tokenizer.models.repository import (
+    PRIOR,
+    TEACHER,
+    MissingTeacherError,
+    autoencoder_subfolder,
+    load_autoencoder,
+    load_prior,
+    load_teacher,
+)
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments
@@ -108,6 +117,8 @@ def _load_models(source: Path, dtype: torch.dtype, autoencoder: Path | None) -> 
         where: load_autoencoder(str(autoencoder or source), torch_dtype=dtype),
         where + PRIOR: load_prior(str(autoencoder or source), torch_dtype=dtype),
     }
+    with suppress(MissingTeacherError):
+        models[where + TEACHER] = load_teacher(str(autoencoder or source), torch_dtype=dtype)
     if where:  # a pipeline
         models["transformer"] = UnifiedLatentsTransformer.from_pretrained(source, torch_dtype=dtype)
     return models

@@ -26,6 +26,7 @@ import torch.distributed.run
 import typer
 from accelerate.commands.launch import launch_command_parser
 
+from ul_tokenizer.training.distill import DistillArguments
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments
@@ -42,6 +43,7 @@ FOREIGN = {"cd", "git", "hf", "make", "pip", "pre-commit", "python3", "source"} 
 TRAINING: dict[str, Any] = {
     "autoencoder": Stage1Arguments,
     "base": Stage2Arguments,
+    "distill": DistillArguments,
     "train_autoencoder.py": Stage1Arguments,
     "train_base_model.py": Stage2Arguments,
 }

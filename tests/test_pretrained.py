@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from ul_tokenizer import LogSNRScheduler, UnifiedLatentsAutoencoder, UnifiedLatentsPipeline, pretrained
 from ul_tokenizer.models.presets import build_autoencoder, build_base, build_prior
-from ul_tokenizer.models.repository import load_autoencoder, load_prior, locate
+from ul_tokenizer.models.repository import load_autoencoder, load_prior, load_teacher, locate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -191,6 +192,22 @@ def test_a_source_without_a_prior_is_refused(
 
 
 # ---------------------------------------------------------------- pipelines
+
+
+def test_the_teacher_of_a_distilled_decoder_is_bundled_with_it(
+    bundled: Path, repository: Path, bundle_weights: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(repository, tmp_path / "distilled")
+    teacher = load_autoencoder(str(repository), num_inference_steps=3)
+    with torch.no_grad():
+        teacher.decoder.conv_out.weight.add_(1.0)
+    teacher.save_pretrained(tmp_path / "distilled" / "teacher")
+    assert bundle_weights.main([str(tmp_path / "distilled"), "ul-tiny"]) == 0
+    found = load_teacher("ul-tiny")
+    assert found.config.num_inference_steps == 3
+    torch.testing.assert_close(found.decoder.conv_out.weight, teacher.decoder.conv_out.weight, atol=1e-3, rtol=0)
+    student = load_autoencoder("ul-tiny").decoder.conv_out.weight
+    torch.testing.assert_close(student + 1, found.decoder.conv_out.weight, atol=1e-3, rtol=0)
 
 
 @pytest.fixture

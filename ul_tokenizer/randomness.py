@@ -28,6 +28,8 @@ class Stream(enum.IntEnum):
     CONTEXT_DROPOUT = 6
     CLIP_KIND = 7  # whether a step has clips or single images
     CLIP = 8  # which part of which video, or which pan
+    DISTILLATION_STARTS = 12  # the levels at which the student of a distillation starts
+    DISTILLATION_LEVELS = 13  # the levels at which its samples are judged
     HELD_OUT = 20  # which samples of a latent data set are held out
 
 

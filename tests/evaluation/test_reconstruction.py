@@ -104,6 +104,8 @@ def test_figures_are_those_of_the_pixels(photos: Path, ours: Path) -> None:
     assert metrics["psnr_of_mean_mse"]["value"] == pytest.approx(float(10 * torch.log10(255**2 / mse.mean())))
     assert metrics["mean_psnr"]["value"] == pytest.approx(float((10 * torch.log10(255**2 / mse)).mean()))
     assert metrics["mean_psnr"]["low"] < metrics["mean_psnr"]["value"] < metrics["mean_psnr"]["high"]
+    energies = [sum(x.double().diff(dim=dim).square().mean() for dim in (2, 3)) for x in (again, originals)]
+    assert metrics["sharpness"]["value"] == pytest.approx(float(energies[0] / energies[1]))
     bits = torch.cat([part.bits for part in parts]) / 24**2
     assert metrics["bits_per_pixel"]["value"] == pytest.approx(float(bits.mean()))
     assert metrics["bits_per_pixel"]["kind"] == "bound by the prior"

@@ -16,11 +16,11 @@ import yaml
 from ul_tokenizer.pretrained import ROOT as PRETRAINED
 from ul_tokenizer.training import train_autoencoder, train_base_model
 from ul_tokenizer.training.arguments import TrainingArguments
-from ul_tokenizer.training.command import run_command
+from ul_tokenizer.training.command import ARGUMENTS, run_command
 from ul_tokenizer.training.engine.accelerator import precision_warning
 from ul_tokenizer.training.kinds import kinds_of
 from ul_tokenizer.training.parsing import _make_parser, _snake_case, parse_arguments
-from ul_tokenizer.training.recipes import RECIPES, describe_recipes, find_config, recipe_names
+from ul_tokenizer.training.recipes import RECIPES, describe_recipes, find_config, recipe_names, stage_of
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
@@ -278,7 +278,7 @@ def test_a_wrong_key_is_one_sentence_that_names_it(
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_legal(name: str) -> None:
-    kind = Stage2Arguments if "pretrained_autoencoder" in find_config(name).read_text() else Stage1Arguments
+    kind = ARGUMENTS[stage_of(yaml.safe_load(find_config(name).read_text()))]
     args = parse_arguments(kind, ["--config", name, "--train_data_dir", "photos"])
     assert args.output_dir.startswith("runs/")
 
@@ -286,7 +286,8 @@ def test_every_recipe_is_legal(name: str) -> None:
 def test_the_recipes_of_all_bundled_models_are_listed_with_what_they_train() -> None:
     lines = {line.split()[0]: line.split()[1] for line in describe_recipes().splitlines()}
     assert {"ul-fashion", "ul-photo-f8", "ul-video"} <= set(lines) == set(recipe_names())
-    assert (lines["ul-fashion"], lines["ul-fashion-base"]) == ("autoencoder", "base")
+    stages = (lines["ul-fashion"], lines["ul-fashion-base"], lines["ul-photo-f8-distilled"])
+    assert stages == ("autoencoder", "base", "distill")
 
 
 def test_a_file_wins_over_the_recipe_of_its_name_and_a_folder_does_not(

@@ -55,7 +55,7 @@ def test_the_recipes_are_listed() -> None:
     assert status == 0 and "ul-photo-f8 " in shown and "ul-fashion-base " in shown
 
 
-@pytest.mark.parametrize("target", ["autoencoder", "base"])
+@pytest.mark.parametrize("target", ["autoencoder", "base", "distill"])
 def test_all_words_reach_the_trainings_own_parser_unchanged(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, list[str], str]] = []
 
@@ -92,15 +92,16 @@ def test_the_command_trains(smallest_flags: Callable[..., list[str]], tmp_path: 
 
 def test_the_classes_of_arguments_have_a_home_that_imports_no_networks() -> None:
     code = (
-        "import sys; from ul_tokenizer.training import Stage1Arguments, Stage2Arguments; print('torch' in sys.modules)"
+        "import sys; from ul_tokenizer.training import DistillArguments, Stage1Arguments; print('torch' in sys.modules)"
     )
     assert python("-c", code) == "False\n"
     from ul_tokenizer import training
-    from ul_tokenizer.training import stage1, stage2
+    from ul_tokenizer.training import distill, stage1, stage2
 
     assert training.Stage1Arguments is Stage1Arguments is stage1.Stage1Arguments
     assert training.Stage2Arguments is stage2.Stage2Arguments
     assert training.train_base_model is stage2.train_base_model
+    assert (training.DistillArguments, training.distill_decoder) == (distill.DistillArguments, distill.distill_decoder)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,12 @@ def test_the_classes_of_arguments_have_a_home_that_imports_no_networks() -> None
     [
         ("autoencoder", "sigmoid_bias: 2.0", "is a config for `train base`: it has the key 'sigmoid_bias'"),
         ("base", "loss_factor: 1.5", "is a config for `train autoencoder`: it has the key 'loss_factor'"),
+        (
+            "distill",
+            "preset: ul-base-tiny\nlabel_dropout: 0.1",
+            "is a config for `train base`: it has the key 'preset'",
+        ),
+        ("autoencoder", "objective: pairs", "is a config for `train distill`: it has the key 'objective'"),
         ("base", "colour: red", "has an unknown key 'colour'"),
     ],
 )

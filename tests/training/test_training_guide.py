@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ul_tokenizer.models.presets import PRESETS, noisiest_level
 from ul_tokenizer.pretrained import ROOT as PRETRAINED
+from ul_tokenizer.training.command import ARGUMENTS
 from ul_tokenizer.training.kinds import kinds_of
-from ul_tokenizer.training.stage1_arguments import Stage1Arguments
-from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = {"multi_gpu", "use_fsdp", "fsdp_sharding_strategy"}  # flags of `accelerate launch`
@@ -39,7 +38,7 @@ def test_every_recipe_in_the_guide_exists_and_every_recipe_is_in_it() -> None:
 
 def test_every_flag_of_training_in_the_guide_exists() -> None:
     flags = set(re.findall(r"--([a-z]+_[a-z0-9_]+)", re.sub(r"--(nproc|rdzv)_\w+|--num_processes", "", GUIDE)))
-    known = {*kinds_of(Stage1Arguments), *kinds_of(Stage2Arguments)}
+    known = {name for arguments in ARGUMENTS.values() for name in kinds_of(arguments)}
     assert flags > LAUNCHER and flags - LAUNCHER <= known, flags - LAUNCHER - known
 
 

@@ -98,6 +98,7 @@ _FIDELITY: dict[str, Column] = {
     "SSIM": _figure("ssim", ".4f"),
     "MS-SSIM": _figure("ms_ssim", ".4f"),
     "LPIPS": _figure("lpips", ".4f"),
+    "sharpness": _figure("sharpness", ".3f"),
     "flicker": _figure("flicker", ".4f"),
     "source's change": _figure("source_change", ".4f"),
     "precision": _figure("precision", ".3f"),

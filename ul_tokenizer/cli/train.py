@@ -33,7 +33,7 @@ def _root(
         typer.Option("--list-recipes", callback=_list_recipes, is_eager=True, help="List the recipes for --config."),
     ] = False,
 ) -> None:
-    """Train an autoencoder or a base model.
+    """Train an autoencoder or a base model, or distil a decoder.
 
     Flags may be written in snake_case or in kebab-case. To train in several processes, use
     `accelerate launch -m ul_tokenizer.train` or `torchrun -m ul_tokenizer.train` instead of `ul-tokenizer train`.
@@ -48,3 +48,4 @@ def _register(target: Target) -> None:
 
 _register("autoencoder")
 _register("base")
+_register("distill")

@@ -51,6 +51,8 @@ def pixel_figures(columns: Columns, groups: Array) -> dict[str, Figure]:
         "psnr_of_mean_mse": mean_figure(columns["mse"], groups, "dB", psnr),
         "mean_psnr": mean_figure(columns["psnr"], groups, "dB"),
     }
+    if "gradient_energy" in columns:
+        figures["sharpness"] = ratio_figure(columns["gradient_energy"], columns["source_gradient_energy"], groups)
     figures |= {name: mean_figure(columns[name], groups, unit) for name, unit in plain.items() if name in columns}
     if "mse_per_frame" in columns:
         means = psnr(torch.from_numpy(columns["mse_per_frame"].mean(0)))
@@ -61,6 +63,19 @@ def pixel_figures(columns: Columns, groups: Array) -> dict[str, Figure]:
 def rate_figure(bits: Array, pixels: Array, groups: Array, kind: str) -> Figure:
     """Bits per pixel: all bits by all pixels, so that large images count more."""
     return {**mean_figure(bits / pixels.mean(), groups, "bits/pixel"), "kind": kind}
+
+
+def ratio_figure(values: Array, sources: Array, groups: Array) -> Figure:
+    """The mean of a column over the mean of another one, with an interval; null if the latter is 0.
+
+    Both means vary together from resample to resample. Near R = ȳ / x̄ the ratio of two means is R + mean(y − R x) / x̄,
+    which is a mean again, and so has an interval like any other.
+    """
+    mean = sources.mean()
+    if not mean > 0 and not np.isnan(values).any():
+        return {"value": None, "low": None, "high": None, "unit": "", "reason": "the originals are flat."}
+    ratio = values.mean() / mean
+    return mean_figure(ratio + (values - ratio * sources) / mean, groups)
 
 
 def _finite(value: float) -> float | None:

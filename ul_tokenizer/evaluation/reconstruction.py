@@ -233,7 +233,7 @@ class ReconstructionEvaluation:
 
 
 def frame_figures(pixels: Tensor, again: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
-    """MSE, PSNR, SSIM, MS-SSIM and LPIPS of each sample, (B,) float64; for clips means over their frames.
+    """MSE, PSNR, SSIM, MS-SSIM, LPIPS and gradient energies of each sample, (B,) float64; for clips means over frames.
 
     Args:
         pixels: uint8, (B, 3, H, W) or (B, 3, T, H, W).
@@ -245,6 +245,8 @@ def frame_figures(pixels: Tensor, again: Tensor, lpips: LPIPS | None) -> dict[st
         pixels, again = (clip.transpose(1, 2).flatten(0, 1) for clip in (pixels, again))
     figures = {"mse": metrics.squared_errors(pixels, again)}
     figures["psnr"] = metrics.psnr(figures["mse"])
+    figures["gradient_energy"] = metrics.gradient_energy(again)
+    figures["source_gradient_energy"] = metrics.gradient_energy(pixels)
     if min(pixels.shape[-2:]) >= metrics.SSIM_MIN_SIDE:
         figures["ssim"] = metrics.ssim(pixels, again)
     if min(pixels.shape[-2:]) >= metrics.MS_SSIM_MIN_SIDE:

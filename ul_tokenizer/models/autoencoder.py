@@ -71,7 +71,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         decoder_shift_noisy: shift of λ_x at t = 1.
         decoder_algorithm: `algorithm_type` of `LogSNRScheduler`, "ddim" or "dpmsolver++".
         num_inference_steps: decoding steps if the caller gives none. One step gives the posterior mean, more steps give
-            sample detail.
+            sample detail. A distilled decoder gives detail in the one or two steps that it was trained for.
         temporal_compression_ratio: frames per latent frame, R; a power of two. A clip of T frames is padded in front
             with copies of its first frame and has ⌈T/R⌉ latent frames; an image has one.
         temporal_downsample: where the number of frames is reduced. In the "features" of the encoder, which is faster;
@@ -407,7 +407,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             z: z_0 (B, c, h, w) or (B, c, t, h, w), as `latent_dist.sample()` or `.mode()` returns it.
             return_dict: whether to return a `DecoderOutput` or a tuple of its values.
             generator: generator of the noise. With a list of one per sample, no sample depends on its neighbours.
-            num_inference_steps: calls of the denoiser; None takes the config's number. One gives the posterior mean.
+            num_inference_steps: calls of the denoiser; None takes the config's number. One gives the posterior mean,
+                unless the decoder was distilled.
             noise: x_1 itself, (B, C, [T,] H, W); the call is then a pure function of its arguments.
             num_frames: frames of the clip; None gives R frames for each latent frame.
 

@@ -27,6 +27,10 @@ class NoModelError(ValueError, OSError):
     """The folder or repository exists but holds no model of the kind asked for."""
 
 
+class WrongClassError(ValueError):
+    """The folder or repository holds a model of another class."""
+
+
 class NoWeightsError(ValueError, OSError):
     """A model's folder or repository has a config, but no weights that can be read, or none of the variant."""
 
@@ -128,13 +132,14 @@ def check_config(cls: type[Any], config: Any, path: Path) -> None:
     """Checks that a config is of a class and has only keys that this version knows.
 
     Raises:
+        WrongClassError: the config is of another class.
         ValueError: names the file and what is wrong.
     """
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(config).__name__}.")
     made_for = config.get("_class_name", cls.__name__)
     if made_for not in {base.__name__ for base in cls.__mro__}:
-        raise ValueError(f"{path} must be the config of a {cls.__name__}, got one of {made_for!r}.")
+        raise WrongClassError(f"{path} must be the config of a {cls.__name__}, got one of {made_for!r}.")
     legal = _compat.init_keys(cls) | _compat.FOREIGN_CONFIG_KEYS
     unknown = sorted(key for key in config if key not in legal and not key.startswith("_"))
     if unknown:

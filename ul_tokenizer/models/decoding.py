@@ -37,7 +37,13 @@ def decoding_steps(levels: Sequence[Level], device: torch.device) -> list[Decodi
 
 
 def denoise(
-    decoder: Decoder, z: Tensor, x_1: Tensor, steps: Sequence[DecodingStep], rotary: Rotary, algorithm: str
+    decoder: Decoder,
+    z: Tensor,
+    x_1: Tensor,
+    steps: Sequence[DecodingStep],
+    rotary: Rotary,
+    algorithm: str,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Decodes a tile.
 
@@ -48,6 +54,7 @@ def denoise(
         steps: at least one.
         rotary: the decoder's `rotary_table` for this tile.
         algorithm: "ddim" or "dpmsolver++".
+        states: a list that gets x_t of each step, for callers that need the whole trajectory.
 
     Returns:
         x̂ of the last step, (B, C, T, H, W), fp32.
@@ -56,6 +63,8 @@ def denoise(
     x_t = x_1
     x_last: Tensor | None = None
     for number, (t, s, logsnr, alpha, sigma) in enumerate(steps):
+        if states is not None:
+            states.append(x_t)
         v = decoder(x_t.to(z.dtype), logsnr.expand(z.shape[0]), latent_features, rotary)
         x = alpha * x_t - sigma * v
         if number + 1 == len(steps):

@@ -1,6 +1,8 @@
 """Repositories of trained models: loading, and what they say of it.
 
 The autoencoder lies at the root with its prior in `prior/`, or, in a pipeline's folder, in `vae/` with `vae/prior/`.
+If its decoder was distilled, the whole autoencoder from which it was distilled lies in `teacher/` with a config of its
+own. Both have the same encoder, so they have the same latents and the same prior.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pretrained import bundled_path
 from ul_tokenizer.publish.card_merge import Card
 
-AUTOENCODER, PRIOR = "vae", "prior"
+AUTOENCODER, PRIOR, TEACHER = "vae", "prior", "teacher"
 CLASS_NAMES = "class_names.json"
 
 
 class MissingPriorError(NoModelError):
     """The repository has no prior."""
+
+
+class MissingTeacherError(NoModelError):
+    """The repository has no teacher: its decoder was not distilled."""
 
 
 def load_autoencoder(
@@ -63,15 +69,38 @@ def load_prior(
         MissingPriorError: the repository has none.
         ValueError: as `load_autoencoder`.
     """
-    files = locate(name, revision=revision, access=Access.taken_from(dict(kwargs)))
-    subfolder = autoencoder_subfolder(files.folder) + PRIOR
     try:
-        model: UnifiedLatentsTransformer = UnifiedLatentsTransformer.from_pretrained(
-            name, revision=files.revision or revision, subfolder=subfolder, torch_dtype=torch_dtype, **kwargs
+        model: UnifiedLatentsTransformer = _load_part(
+            UnifiedLatentsTransformer, PRIOR, name, revision=revision, torch_dtype=torch_dtype, **kwargs
         )
     except NoModelError as error:
         raise MissingPriorError(f"Model {name} has no prior: there is no {PRIOR}/config.json in it.") from error
     return model
+
+
+def load_teacher(
+    name: str, *, revision: str | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
+) -> UnifiedLatentsAutoencoder:
+    """The autoencoder from which a repository's decoder was distilled; arguments as `load_autoencoder`.
+
+    Raises:
+        MissingTeacherError: the repository has none.
+        ValueError: as `load_autoencoder`.
+    """
+    try:
+        model: UnifiedLatentsAutoencoder = _load_part(
+            UnifiedLatentsAutoencoder, TEACHER, name, revision=revision, torch_dtype=torch_dtype, **kwargs
+        )
+    except NoModelError as error:
+        raise MissingTeacherError(f"Model {name} has no teacher: there is no {TEACHER}/config.json in it.") from error
+    return model
+
+
+def _load_part(cls: Any, part: str, name: str, *, revision: str | None, **kwargs: Any) -> Any:
+    """A model in a subfolder of a repository's autoencoder."""
+    files = locate(name, revision=revision, access=Access.taken_from(dict(kwargs)))
+    subfolder = autoencoder_subfolder(files.folder) + part
+    return cls.from_pretrained(name, revision=files.revision or revision, subfolder=subfolder, **kwargs)
 
 
 def autoencoder_subfolder(folder: Path) -> str:

@@ -197,6 +197,8 @@ def _training_text(facts: ModelFacts | None, training: Mapping[str, Any]) -> str
     if not training:
         return "The training is not recorded."
     command = facts.training_command if facts else None
+    if command and "teacher_inference_steps" in training:  # a distilled decoder
+        command = command.replace(" autoencoder ", " distill ")
     text = yaml.safe_dump(dict(training), sort_keys=False, allow_unicode=True)
     shell = f"```sh\n{command}\n```\n\n" if command else ""
     return f"{shell}<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n\n</details>"

@@ -40,7 +40,7 @@ def arg(default: Any, help: str, legal: Legal | None = None) -> Any:
 
 @dataclass
 class TrainingArguments:
-    """Arguments of both stages; error messages name them by their flags.
+    """Arguments of all stages; error messages name them by their flags.
 
     Raises:
         ValueError: an argument has an illegal value, or several contradict each other.

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.distill_arguments import DistillArguments
 from ul_tokenizer.training.engine.errors import TrainingError
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
-Target = Literal["autoencoder", "base"]
-ARGUMENTS: dict[Target, type[TrainingArguments]] = {"autoencoder": Stage1Arguments, "base": Stage2Arguments}
+Target = Literal["autoencoder", "base", "distill"]
+ARGUMENTS: dict[Target, type[TrainingArguments]] = {
+    "autoencoder": Stage1Arguments,
+    "base": Stage2Arguments,
+    "distill": DistillArguments,
+}
 DESCRIPTIONS: dict[Target, str] = {
     "autoencoder": "Train or fine-tune a Unified Latents autoencoder with its prior (stage 1).",
     "base": "Train a base model on the latents of a frozen autoencoder (stage 2).",
+    "distill": "Distil the decoder of a trained autoencoder, so that it decodes in one or two steps.",
 }
 
 NOT_ENOUGH_MEMORY = (
@@ -70,3 +76,7 @@ def _train(args: TrainingArguments) -> None:
         from ul_tokenizer.training.stage2 import train_base_model
 
         train_base_model(args)
+    elif isinstance(args, DistillArguments):
+        from ul_tokenizer.training.distill import distill_decoder
+
+        distill_decoder(args)

@@ -144,7 +144,7 @@ def _read_config(
         if key in cls.RENAMED:
             raise ValueError(f"--config {path}: the key {key!r} is now called {cls.RENAMED[key]!r}.")
         if key not in kinds:
-            raise ValueError(f"--config {path} {_unknown(key, others)}.")
+            raise ValueError(f"--config {path} {_unknown(key, config, others)}.")
         try:
             config[key] = kinds[key].checked(value)
         except ValueError as error:
@@ -152,11 +152,13 @@ def _read_config(
     return config
 
 
-def _unknown(key: str, others: Mapping[str, type[TrainingArguments]]) -> str:
-    for command, other in others.items():
-        if key in kinds_of(other):
-            return f"is a config for `{command}`: it has the key {key!r}"
-    return f"has an unknown key {key!r}"
+def _unknown(key: str, config: Mapping[str, Any], others: Mapping[str, type[TrainingArguments]]) -> str:
+    """What is wrong with a config that has a key that is none of the arguments."""
+    known = {command: config.keys() & kinds_of(other).keys() for command, other in others.items()}
+    having = [command for command, keys in known.items() if key in keys]
+    if not having:
+        return f"has an unknown key {key!r}"
+    return f"is a config for `{max(having, key=lambda command: len(known[command]))}`: it has the key {key!r}"
 
 
 def _without_rivals(

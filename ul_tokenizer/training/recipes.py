@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
@@ -33,7 +35,14 @@ def describe_recipes() -> str:
     return "\n".join(_describe(name) for name in recipe_names())
 
 
+def stage_of(config: Mapping[str, Any]) -> Literal["autoencoder", "base", "distill"]:
+    """The subcommand of `ul-tokenizer train` that a recipe is for."""
+    if "pretrained_autoencoder" in config:
+        return "base"
+    return "distill" if "teacher_inference_steps" in config else "autoencoder"
+
+
 def _describe(name: str) -> str:
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    stage = "base" if "pretrained_autoencoder" in yaml.safe_load(text) else "autoencoder"
+    stage = stage_of(yaml.safe_load(text))
     return f"{name:28}{stage:13}{text.splitlines()[0].lstrip('# ')}"

@@ -13,9 +13,11 @@ from torch import Tensor
 from ul_tokenizer.evaluation.measures.metrics import (
     MS_SSIM_MIN_SIDE,
     flicker,
+    gradient_energy,
     mean_squared_errors,
     ms_ssim,
     psnr,
+    sharpness,
     squared_errors,
     ssim,
 )
@@ -157,3 +159,25 @@ def test_flicker_is_the_difference_of_changes() -> None:
     shaking = still.clone()
     shaking[:, :, 1::2] = 1.0
     assert flicker(still, shaking) == 0.5
+
+
+# ---------------------------------------------------------------- sharpness
+
+
+def test_the_gradient_energy_is_the_mean_squared_step_across_plus_down() -> None:
+    ramp = 2.0 * torch.arange(6.0)[None, :] + 3.0 * torch.arange(5.0)[:, None]
+    picture = torch.stack([ramp, torch.zeros_like(ramp), ramp + 7])
+    assert gradient_energy(picture[None]).tolist() == pytest.approx([2 / 3 * (4 + 9)])
+    assert gradient_energy(torch.full((2, 3, 4, 4), 9, dtype=torch.uint8)).tolist() == [0.0, 0.0]
+    assert gradient_energy(torch.arange(3.0).expand(1, 3, 1, 3)).tolist() == [1.0]  # a single row
+
+
+def test_blurred_pictures_are_less_sharp_than_their_originals_and_noisy_ones_sharper() -> None:
+    reference = to_float(pictures(24, 32)[0])
+    blurred = torch.nn.functional.avg_pool2d(reference, 3, stride=1, padding=1, count_include_pad=False)
+    noisy = 0.5 * reference + 0.3 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0))
+    assert sharpness(reference, reference) == 1.0
+    assert sharpness(reference, blurred) < 0.5 < 1.5 < sharpness(reference, noisy)
+    assert sharpness(reference, 0.5 * reference) == pytest.approx(0.25)
+    assert sharpness(reference.sign(), 3 * reference.sign()) == 1.0  # outside of the range, nothing is seen
+    assert math.isnan(sharpness(torch.zeros(1, 3, 8, 8), reference[:1, :, :8, :8]))

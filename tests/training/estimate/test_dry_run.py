@@ -16,7 +16,7 @@ from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.training.command import Target, run_command
 from ul_tokenizer.training.estimate import networks
 from ul_tokenizer.training.estimate.stages import estimate_autoencoder, estimate_base
-from ul_tokenizer.training.recipes import find_config, recipe_names
+from ul_tokenizer.training.recipes import find_config, recipe_names, stage_of
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
@@ -67,8 +67,7 @@ def test_the_papers_stage_1_is_planned_without_data(dry_run: DryRun) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_bundled_recipe_is_planned_without_data(name: str, dry_run: DryRun) -> None:
     config = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
-    target: Target = "base" if "pretrained_autoencoder" in config else "autoencoder"
-    shown = dry_run(target, config=name)
+    shown = dry_run(stage_of(config), config=name)
     assert "GPU-hours" in shown
     assert ("clips/s" in shown) == ("video" in name)
     if "video" in name:

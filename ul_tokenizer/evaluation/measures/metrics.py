@@ -1,4 +1,4 @@
-"""PSNR, SSIM and MS-SSIM of 8-bit pixels, PSNR with two kinds of mean for pixels in [−1, 1], and flicker.
+"""PSNR, SSIM, MS-SSIM and gradient energy of 8-bit pixels; PSNR, sharpness and flicker of pixels in [−1, 1].
 
 SSIM compares two windows x and y of a channel, weighted by a Gaussian, by
 
@@ -68,6 +68,20 @@ def ms_ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
     Arguments, result and errors are those of `squared_errors`; sides must be at least `MS_SSIM_MIN_SIDE`, 161.
     """
     return _per_image(_ms_ssim_of_image, reference, reconstruction, MS_SSIM_MIN_SIDE)
+
+
+def gradient_energy(images: Tensor) -> Tensor:
+    """Mean squared difference of neighbouring pixels, those side by side plus those one above the other.
+
+    Arguments, result and errors are those of `squared_errors` for a single batch. The energy of a reconstruction over
+    that of its original is its sharpness: below 1 where detail is lost, above 1 where noise or edges are added.
+    """
+    return _per_image(lambda x, _: _energy(x, -1) + _energy(x, -2), images, images)
+
+
+def _energy(x: Tensor, dim: int) -> Tensor:
+    differences = x.diff(dim=dim)
+    return differences.square().sum() / max(differences.numel(), 1)  # 0 for a picture of one row or column
 
 
 def _per_image(
@@ -165,6 +179,15 @@ def mean_psnr(reference: Tensor, reconstruction: Tensor) -> float:
 
 def _psnr(mse: float) -> float:
     return 10 * math.log10(PEAK_TO_PEAK**2 / mse) if mse > 0 else math.inf
+
+
+def sharpness(reference: Tensor, reconstruction: Tensor) -> float:
+    """Gradient energy of all reconstructions (B, 3, H, W) over that of their originals, for pixels in [−1, 1].
+
+    The reconstruction is clamped to that range first; NaN if all originals are flat.
+    """
+    again, source = (float(gradient_energy(x.float()).sum()) for x in (reconstruction.clamp(-1, 1), reference))
+    return again / source if source > 0 else math.nan
 
 
 def flicker(source: Tensor, reconstruction: Tensor) -> float:

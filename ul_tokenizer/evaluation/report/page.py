@@ -31,6 +31,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "ssim": ("SSIM ↑", ".4f"),
     "ms_ssim": ("MS-SSIM ↑", ".4f"),
     "lpips": ("LPIPS ↓", ".4f"),
+    "sharpness": ("sharpness (1 is the original's)", ".3f"),
     "bits_per_pixel": ("bits/pixel ↓", ".3f"),
     "accuracy": ("accuracy ↑", ".3f"),
     "precision": ("precision ↑", ".3f"),

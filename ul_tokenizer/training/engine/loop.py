@@ -1,4 +1,4 @@
-"""The training loop of both stages."""
+"""The training loop of all stages."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from ul_tokenizer.models.presets import BASE_PRESETS, build_autoencoder, build_b
 from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pretrained import bundled_names
+from ul_tokenizer.training.distill_arguments import DistillArguments
 from ul_tokenizer.training.frozen import FrozenAutoencoder, load_other
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import OTHERS_LOGSNR_MAX, Stage2Arguments
@@ -40,6 +41,21 @@ def make_stage1_networks(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencod
     with META:
         prior = build_prior(args.preset, {**latents, **args.prior_config})
     return autoencoder.to(META), prior
+
+
+def make_distilled_autoencoder(args: DistillArguments) -> UnifiedLatentsAutoencoder:
+    """The autoencoder of a distillation; that of `--autoencoder_preset` if it is not on this machine.
+
+    Raises:
+        ValueError: it is not here, and there is no preset.
+    """
+    name = str(args.pretrained_model_name_or_path)
+    if _is_here(name):
+        return load_autoencoder(name, dropout=args.dropout).to(META)
+    if args.autoencoder_preset is None:
+        raise ValueError(f"--dry_run needs --autoencoder_preset, because the model {name} is not on this machine.")
+    with META:
+        return build_autoencoder(args.autoencoder_preset, {"dropout": args.dropout})
 
 
 def make_frozen_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:

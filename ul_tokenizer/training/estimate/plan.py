@@ -64,6 +64,7 @@ class Plan:
         weights: what each GPU holds beside activations.
         hardware: the GPUs.
         is_checkpointed: whether the run uses gradient checkpointing.
+        extra_is_encoder: whether `extra_flops` are those of a frozen encoder alone, which stored latents save.
     """
 
     cost: StepCost
@@ -71,6 +72,7 @@ class Plan:
     weights: Weights
     hardware: Hardware
     is_checkpointed: bool
+    extra_is_encoder: bool = True
 
     def largest_batch(self, is_checkpointed: bool) -> int:
         """The most samples that fit on a GPU at once."""

@@ -57,7 +57,8 @@ def _per_sample(plan: Plan) -> list[str]:
         f"checkpointing, plus {_gb(cost.recomputed_activations)} for the block that is computed again",
     ]
     if plan.extra_flops:
-        lines.insert(1, f"FLOPs per sample for the frozen encoder: {_giga(plan.extra_flops)}")
+        frozen = "the frozen encoder" if plan.extra_is_encoder else "the frozen encoder and the teacher"
+        lines.insert(1, f"FLOPs per sample for {frozen}: {_giga(plan.extra_flops)}")
     return lines
 
 
@@ -97,7 +98,7 @@ def _batches(args: TrainingArguments, plan: Plan) -> list[str]:
 
 def _time(args: TrainingArguments, plan: Plan, samples: str) -> list[str]:
     lines = [_time_of(args, plan, samples)]
-    if plan.extra_flops:
+    if plan.extra_flops and plan.extra_is_encoder:
         lines.append(f"from stored latents (--latent_dataset): {_time_of(args, replace(plan, extra_flops=0), samples)}")
     return lines
 

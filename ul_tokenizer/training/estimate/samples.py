@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.algorithm1 import Stage1Model, Stage1Noise
+from ul_tokenizer.training.distillation import predict_x
 from ul_tokenizer.training.estimate.counting import Loss
 
 META = torch.device("meta")
@@ -67,6 +69,20 @@ def stage1_loss(
         t, z, x = ((batch_size, *shape) for shape in ((), latents.shape, pixels.shape))
         noise = Stage1Noise(*(torch.empty(shape, device=META) for shape in (t, t, z, z, x)))
         return model(torch.empty(x, device=META), noise).total(divisor)
+
+    return loss
+
+
+def distillation_loss(networks: Sequence[UnifiedLatentsAutoencoder], pixels: Pixels) -> Loss:
+    """The passes of the trained decoders in a distillation, as a function of the batch size."""
+    for network in networks:
+        network.train()
+    latents = latents_of(networks[0], pixels)
+
+    def loss(batch_size: int) -> Tensor:
+        x, z, logsnr = (torch.empty(batch_size, *shape, device=META) for shape in (pixels.shape, latents.shape, ()))
+        predictions = [predict_x(network.decoder, x, logsnr, z) for network in networks]
+        return torch.stack([prediction.square().mean() for prediction in predictions]).sum()
 
     return loss
 

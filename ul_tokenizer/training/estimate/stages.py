@@ -5,16 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.arguments import TrainingArguments
+from ul_tokenizer.training.distill_arguments import DistillArguments
 from ul_tokenizer.training.estimate.counting import count_inference, count_step, to_meta
-from ul_tokenizer.training.estimate.networks import make_base, make_frozen_autoencoder, make_stage1_networks
+from ul_tokenizer.training.estimate.networks import (
+    make_base,
+    make_distilled_autoencoder,
+    make_frozen_autoencoder,
+    make_stage1_networks,
+)
 from ul_tokenizer.training.estimate.plan import Plan, Weights
 from ul_tokenizer.training.estimate.report import as_comments, describe_plan, hardware_of, precision_of
-from ul_tokenizer.training.estimate.samples import Latents, Pixels, latents_of, stage1_loss, stage2_loss
+from ul_tokenizer.training.estimate.samples import (
+    Latents,
+    Pixels,
+    distillation_loss,
+    latents_of,
+    stage1_loss,
+    stage2_loss,
+)
 from ul_tokenizer.training.frozen import FrozenAutoencoder
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
@@ -54,6 +67,45 @@ def estimate_base(args: Stage2Arguments, stage: Any = None) -> str:
     lines.append(f"sample: a latent of {' × '.join(map(str, latents.shape))}{_conditions(base, latents)}")
     samples = "images" if latents.frames is None else "clips"
     return as_comments(lines + describe_plan(args, plan_base(args, frozen, base), samples))
+
+
+def estimate_distillation(args: DistillArguments, stage: Any = None) -> str:
+    """What a distillation needs, as YAML comments; arguments and errors as in `estimate_autoencoder`."""
+    student = make_distilled_autoencoder(args) if stage is None else stage.student
+    lines = [] if stage is not None else _sizes({"encoder": student.encoder, "decoder": student.decoder})
+    pixels = Pixels(args.resolution)
+    shape = " × ".join(map(str, latents_of(student, pixels).shape))
+    lines.append(f"sample: {' × '.join(map(str, pixels.shape))} pixels, a latent of {shape}")
+    return as_comments(lines + describe_plan(args, plan_distillation(args, student), "images"))
+
+
+def plan_distillation(args: DistillArguments, student: UnifiedLatentsAutoencoder) -> Plan:
+    """How a distillation fits on the GPUs of its arguments; moves the student to the meta device.
+
+    Raises:
+        ValueError: the networks don't fit the resolution.
+    """
+    _check_side(args.resolution, student.spatial_compression_ratio)
+    to_meta(student, _dtype(args))
+    has_auxiliary, pixels = args.objective == "moments", Pixels(args.resolution)
+    # In the costs of a step, the auxiliary network is a second pass of the student, which has the same size.
+    cost = count_step((student,), distillation_loss([student] * (1 + has_auxiliary), pixels))
+    x = torch.empty(1, *pixels.shape, device="meta")
+    steps = 1 if has_auxiliary else args.teacher_inference_steps
+    extra = count_inference(lambda: student.encode(x)) + _flops_of_decoding(student, x, steps)
+    trained = count_weights(student.decoder) * (1 + has_auxiliary)
+    weights = _weights(args, trained, count_weights(student.encoder) + count_weights(student))
+    hardware = hardware_of(args, precision_of(args))
+    return Plan(cost, extra, weights, hardware, args.gradient_checkpointing, extra_is_encoder=False)
+
+
+def _flops_of_decoding(autoencoder: UnifiedLatentsAutoencoder, x: Tensor, num_steps: int) -> int:
+    """FLOPs of decoding latents of images (B, 3, H, W) on the meta device; latents are embedded only once."""
+    decoder, clip = autoencoder.decoder, x.unsqueeze(2)
+    z = torch.empty(len(x), *latents_of(autoencoder, Pixels(x.shape[-1])).shape, device="meta").unsqueeze(2)
+    features, logsnr = decoder.embed_latents(z), torch.empty(len(x), device="meta")
+    of_step = count_inference(lambda: decoder(clip, logsnr, features))
+    return count_inference(lambda: decoder.embed_latents(z)) + num_steps * of_step
 
 
 def plan_autoencoder(
