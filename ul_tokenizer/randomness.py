@@ -28,6 +28,8 @@ class Stream(enum.IntEnum):
     CONTEXT_DROPOUT = 6
     CLIP_KIND = 7  # whether a step has clips or single images
     CLIP = 8  # which part of which video, or which pan
+    TEXT_ENCODER = 12  # first weights of a text encoder
+    TOKEN_DROPOUT = 13  # which tokens of a caption are unknown
     HELD_OUT = 20  # which samples of a latent data set are held out
 
 
