@@ -45,7 +45,7 @@ class Folder:
         self.root = root
         (root / "counter.py").write_text(COUNTER)
 
-    def list(self, *stages: dict[str, Any], **content: Any) -> None:
+    def write(self, *stages: dict[str, Any], **content: Any) -> None:
         (self.root / "list.yaml").write_text(yaml.safe_dump({"stages": list(stages), **content}))
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -90,7 +90,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_stages_run_once_and_in_their_order_and_a_second_queue_skips_them(folder: Folder) -> None:
-    folder.list(counting("first"), counting("second", needs=["first", "./first.done"]))
+    folder.write(counting("first"), counting("second", needs=["first", "./first.done"]))
     shown = folder.run()
     assert shown.index("first: finished") < shown.index("second: attempt 1")
     assert folder.steps("first") == folder.steps("second") == list(range(20))
@@ -102,7 +102,7 @@ def test_stages_run_once_and_in_their_order_and_a_second_queue_skips_them(folder
 def test_a_stage_whose_results_came_from_elsewhere_is_finished_and_one_whose_results_are_gone_is_not(
     folder: Folder,
 ) -> None:
-    folder.list(counting("one"))
+    folder.write(counting("one"))
     (folder.root / "one.done").write_text("from another machine")
     assert folder.run() == "one: finished before\n" and folder.steps("one") == []
     (folder.root / "one.done").unlink()
@@ -117,7 +117,7 @@ def test_a_failed_stage_stops_those_that_need_it_and_no_others(folder: Folder) -
     lazy = {"name": "lazy", "command": "python -c pass", "done_when": ["counter.py", "never"]}
     nowhere = {"name": "nowhere", "command": "/no/such/program", "done_when": "never"}
     needy, hungry = counting("needy", needs=["fails"]), counting("hungry", needs=["data/train"])
-    folder.list(fails, lazy, nowhere, needy, hungry, counting("free"))
+    folder.write(fails, lazy, nowhere, needy, hungry, counting("free"))
     shown = folder.run(status=1)
     assert "fails: failed with status 1 (ZeroDivisionError: division by zero)" in shown
     assert "lazy: ended without never" in shown and "nowhere: failed with status 127" in shown
@@ -129,7 +129,7 @@ def test_a_failed_stage_stops_those_that_need_it_and_no_others(folder: Folder) -
 
 
 def test_a_part_of_the_list_can_be_run(folder: Folder) -> None:
-    folder.list(*(counting(name) for name in "abcd"))
+    folder.write(*(counting(name) for name in "abcd"))
     folder.run("--until", "b")
     assert [bool(folder.steps(name)) for name in "abcd"] == [True, True, False, False]
     folder.run("--only", "d")
@@ -141,7 +141,7 @@ def test_a_changed_command_or_config_runs_again(folder: Folder) -> None:
     (folder.root / "config.yaml").write_text("max_train_steps: 5\n")
     command = "python -c \"import pathlib, sys; pathlib.Path('words').write_text(' '.join(sys.argv[1:]))\""
     stage = {"name": "one", "command": command, "config": "config.yaml", "done_when": "words"}
-    folder.list(stage)
+    folder.write(stage)
     folder.run()
     assert (folder.root / "words").read_text() == "--config config.yaml"
     (folder.root / "config.yaml").write_text("max_train_steps: 6\n")
@@ -153,7 +153,7 @@ def test_variables_come_from_the_list_and_the_environment_and_all_cores_are_used
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "import os, sys; open('words', 'w').write(' '.join([*sys.argv[1:], os.environ['OMP_NUM_THREADS']]))"
-    folder.list(
+    folder.write(
         {"name": "one", "command": f'python -c "{code}" $ONE ${{TWO}}/x', "done_when": "$ONE"},
         variables={"ONE": "words", "TWO": "list"},
     )
@@ -166,7 +166,7 @@ def test_variables_come_from_the_list_and_the_environment_and_all_cores_are_used
 
 
 def test_a_stage_whose_queue_was_killed_is_waited_for_and_not_run_twice_at_once(folder: Folder) -> None:
-    folder.list(counting("long", 0.15), counting("next", needs=["long"]))
+    folder.write(counting("long", 0.15), counting("next", needs=["long"]))
     queue = folder.start()
     folder.wait_for(lambda: len(folder.steps("long")) >= 3)
     queue.kill()
@@ -179,7 +179,7 @@ def test_a_stage_whose_queue_was_killed_is_waited_for_and_not_run_twice_at_once(
 
 
 def test_a_killed_stage_goes_on_from_its_checkpoint(folder: Folder) -> None:
-    folder.list(counting("long", 0.1))
+    folder.write(counting("long", 0.1))
     queue = folder.start()
     folder.wait_for(lambda: len(folder.steps("long")) >= 3)
     queue.kill()
@@ -202,7 +202,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(folder: Folder) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_stage_with_a_checkpoint_and_the_queue(folder: Folder, number: signal.Signals) -> None:
-    folder.list(counting("long", 0.1), counting("next"))
+    folder.write(counting("long", 0.1), counting("next"))
     queue = folder.start()
     folder.wait_for(lambda: len(folder.steps("long")) >= 2)
     queue.send_signal(number)
@@ -215,7 +215,7 @@ def test_a_signal_stops_the_stage_with_a_checkpoint_and_the_queue(folder: Folder
 
 
 def test_a_damaged_record_is_a_stage_that_did_not_run(folder: Folder) -> None:
-    folder.list(counting("one"))
+    folder.write(counting("one"))
     (folder.root / "queue").mkdir()
     (folder.root / "queue" / "one.json").write_text('{"state": "fini')
     folder.run()
@@ -248,7 +248,7 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(folder: Folder, tmp
         command = f"ul-tokenizer train autoencoder --output_dir {name}"
         return {"name": name, "command": command, "config": "config.yaml", "done_when": f"{name}/config.json"}
 
-    folder.list(stage("killed"), stage("whole"))
+    folder.write(stage("killed"), stage("whole"))
     queue = folder.start("--threads", "1")
     folder.wait_for(lambda: (tmp_path / "killed" / "checkpoint-10").is_dir())
     queue.kill()
@@ -280,7 +280,7 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(folder: Folder, tmp
     ],
 )
 def test_an_illegal_list_is_one_sentence(folder: Folder, stages: list[dict[str, Any]], words: str) -> None:
-    folder.list(*stages)
+    folder.write(*stages)
     shown = folder.run(status=1)
     assert shown.startswith("error: ") and words in shown and shown.count("\n") == 1
 
@@ -288,7 +288,7 @@ def test_an_illegal_list_is_one_sentence(folder: Folder, stages: list[dict[str, 
 def test_the_list_of_the_bundled_weights_is_legal_and_its_trainings_can_be_resumed(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     content = yaml.safe_load((ROOT / "examples" / "weights.yaml").read_text())
-    folder.list(*content["stages"], variables=content["variables"])
+    folder.write(*content["stages"], variables=content["variables"])
     names = [line.split()[0] for line in folder.run("--status").splitlines()]
     assert {"ul-photo-f8", "ul-fashion-base", "ul-video", "ul-emoji", "ul-emoji-base"} <= set(names)
     outputs = {}

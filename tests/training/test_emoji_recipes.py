@@ -97,7 +97,12 @@ def test_scaled_down_twins_give_a_pipeline_of_captions_and_classes_with_guidance
     assert pipeline.transformer.config.num_class_embeds == 2
     assert pipeline.text_encoder.config.dim == pipeline.transformer.config.cross_attention_dim == 128
     assert pipeline.tokenizer.tokenize("Red square") == ["▁red", "▁square"]
-    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
-    both = pipeline(class_labels=[1], prompt="red apple", generator=torch.Generator().manual_seed(0), **options).images
-    alone = pipeline(prompt="", generator=torch.Generator().manual_seed(0), **options).images
+    options: Any = {
+        "num_inference_steps": 2,
+        "guidance_scale": 2.0,
+        "output_type": "pt",
+        "return_dict": False,
+    }
+    (both,) = pipeline([1], prompt="red apple", generator=torch.Generator().manual_seed(0), **options)
+    (alone,) = pipeline(prompt="", generator=torch.Generator().manual_seed(0), **options)
     assert both.shape == alone.shape == (1, 3, 64, 64) and both.isfinite().all() and alone.isfinite().all()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.training.conftest import SMALLEST_BASE
+from tests.training.process_group import Run, train_together
 from tests.training.test_text import NAMES, captioned, encoder
 from ul_tokenizer import UnifiedLatentsPipeline
 from ul_tokenizer.training.command import run_command
@@ -199,7 +200,8 @@ def test_an_unknown_word_does_not_hide_the_known_ones(trained: Path) -> None:
 def test_any_prompt_works(trained: Path, prompt: str) -> None:
     pipeline = UnifiedLatentsPipeline.from_pretrained(trained)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(prompt=prompt, num_inference_steps=2, guidance_scale=2.0, output_type="pt").images
+    options: Any = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt", "return_dict": False}
+    (images,) = pipeline(prompt=prompt, **options)
     assert images.shape == (1, 3, 16, 16) and images.isfinite().all()
 
 
@@ -340,6 +342,24 @@ def test_two_processes_train_what_one_trains(
     one, two = (weights(tmp_path / name / "checkpoint-2" / "text_encoder") for name in "ab")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_divided_weights_give_the_encoder_of_whole_ones(
+    run_flags: Callable[..., list[str]], options: dict[str, Any], weights: Weights, tmp_path: Path
+) -> None:
+    run = {**options, "adam_epsilon": 1e-2, "train_batch_size": 2, "validation_steps": 1}
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    whole = Run(run_flags(tmp_path / "whole", **run), target="base")
+    divided = Run(run_flags(tmp_path / "divided", **run), environment=fsdp, target="base")
+    for of_run in train_together(tmp_path / "group", 2, whole, divided):
+        assert [outcome.status for outcome in of_run] == [0, 0], of_run[0].error[-3000:]
+    for folder in ("checkpoint-2/text_encoder", "checkpoint-2/text_encoder_ema", "text_encoder"):
+        expected, found = (weights(tmp_path / name / folder) for name in ("whole", "divided"))
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 # ---------------------------------------------------------------- what is refused
