@@ -20,7 +20,7 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench figures photos pack-photos train-photo emoji fashion train-fashion clips train-video clean
+.PHONY: help demo test test-all lint format bench figures photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -91,6 +91,9 @@ train-video: photos clips ## train ul-video as it was trained, in two phases, fr
 	  $(TRAIN) autoencoder --config $$config --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation \
 	    --train_video_dir $(CLIPS)/train --validation_video_dir $(CLIPS)/validation; \
 	done
+
+weights: $(TEST_ENV)/.installed ## train all bundled weights in a queue, for hours; run again, it resumes; WEIGHTS="--status" tells how far it is
+	$(TEST_ENV)/bin/python examples/train_weights.py $(WEIGHTS)
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
 	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,8 +26,10 @@ from typing import Any
 import torch
 import yaml
 from diffusers import ModelMixin
+from torch import nn
 
 from ul_tokenizer import pretrained
+from ul_tokenizer.files import read_json_object, write_json
 from ul_tokenizer.models.repository import (
     PRIOR,
     TEACHER,
@@ -40,8 +42,9 @@ from ul_tokenizer.models.repository import (
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments
+from ul_tokenizer.training.text import load_text_encoder
 
-MAX_BYTES = 10_000_000  # of safetensors in all
+MAX_BYTES = 20_000_000  # of safetensors in all
 MAX_CURVE_POINTS = 200
 PIPELINE_FILES = ("model_index.json", "class_names.json", "scheduler/scheduler_config.json")
 PATHS = {*Stage1Arguments.PATHS, *Stage2Arguments.PATHS}  # useless on another machine
@@ -76,6 +79,7 @@ def bundle(
         if decoding_steps is not None:
             models[autoencoder_subfolder(source)].register_to_config(num_inference_steps=decoding_steps)
         _save_models(models, name, folder, dtype)
+        _save_text_encoder(source, folder, dtype)
         _copy_pipeline_files(source, folder)
         _check_size(folder)
         _keep_training_record([*earlier, source], folder)
@@ -88,13 +92,30 @@ def bundle(
     return final
 
 
+def _halve(model: nn.Module, dtype: torch.dtype) -> None:
+    """Stores all but norms and biases in half precision."""
+    for parameter in model.parameters():  # also those that run in fp32
+        parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else parameter.dtype)
+    for key, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")
+
+
+def _save_text_encoder(source: Path, folder: Path, dtype: torch.dtype) -> None:
+    """The text encoder of a pipeline with its tokenizer, if it has one."""
+    if not (source / "text_encoder").is_dir():
+        return
+    text = load_text_encoder(str(source), "text_encoder")
+    _halve(text.model, dtype)
+    text.model.save_pretrained(folder / "text_encoder")
+    config = folder / "text_encoder" / "config.json"
+    write_json(config, {**read_json_object(config), "dtype": "float32"})  # as the other parts are loaded by default
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+
+
 def _save_models(models: dict[str, ModelMixin], name: str, folder: Path, dtype: torch.dtype) -> None:
     for subfolder, model in models.items():
-        for parameter in model.parameters():  # also those that run in fp32
-            parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else parameter.dtype)
-        for key, weight in model.state_dict().items():
-            if not weight.isfinite().all():
-                raise ValueError(f"weights must be finite in {dtype}, got {key} that is not; try --dtype bfloat16.")
+        _halve(model, dtype)
         model.register_to_config(_name_or_path=name)  # instead of a path on this machine
         model.save_pretrained(folder / subfolder)
     for path in folder.rglob("*.safetensors"):

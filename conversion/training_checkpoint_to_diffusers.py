@@ -6,7 +6,8 @@
     python conversion/training_checkpoint_to_diffusers.py weights/ -o my-model --like ul-photo-f8
 
 A checkpoint of stage 1 becomes an autoencoder with its prior. A checkpoint of stage 2 becomes a pipeline; its
-autoencoder is the one in the run's config.yaml, unless --autoencoder names another. Averaged weights are preferred:
+autoencoder is the one in the run's config.yaml, unless --autoencoder names another, and so is its text encoder, if it
+has one that was not trained. Averaged weights are preferred:
 the first of --ema_decay, or with --ema_std an average of any length, from a run that kept such averages.
 
 Any other source must contain the state dict of the training's module (`encoder.…`, `decoder.…`, `prior.…`, or
@@ -39,6 +40,10 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.training.engine.posthoc import average_of
+from ul_tokenizer.training.stage2_arguments import Stage2Arguments
+from ul_tokenizer.training.stage2_text import open_text_encoder
+from ul_tokenizer.training.text import TextEncoder
+from ul_tokenizer.training.trained_text import TrainedTextEncoder
 
 RECORDS = ("config.yaml", "metrics.jsonl", "class_names.json")
 LOGSNR_MIN = -10.0  # for base models whose run has no config.yaml
@@ -80,7 +85,8 @@ def convert(
         )
     elif (source / "transformer").is_dir():
         transformer = _model(UnifiedLatentsTransformer, source, "transformer", weights, ema_std)
-        _save_stage2(transformer, _run_config(source), autoencoder, output)
+        config = _run_config(source)
+        _save_stage2(transformer, config, autoencoder, output, _text(source, config, weights, ema_std))
     else:
         _convert_state_dict(source, output, like, autoencoder, trust_pickle)
     for record in RECORDS:  # the model card is made from these
@@ -94,6 +100,20 @@ def _model(cls: type[Any], checkpoint: Path, name: str, weights: str, ema_std: f
     model = cls.from_pretrained(checkpoint / name)
     model.load_state_dict(average_of(checkpoint.resolve(), name, ema_std))
     return model
+
+
+def _text(checkpoint: Path, config: dict[str, object], weights: str, ema_std: float | None) -> TextEncoder | None:
+    """The text encoder of a checkpoint of stage 2, with its tokenizer; None for a model without text."""
+    if config.get("text_encoder") is None and config.get("text_encoder_config") is None:
+        return None
+    values: dict[str, Any] = {**config, "resume_from_checkpoint": str(checkpoint)}
+    text = open_text_encoder(Stage2Arguments(**values), lambda: [])
+    name = "text_encoder"
+    if text is None or not (checkpoint / name).is_dir():
+        return text
+    average = None if ema_std is None else average_of(checkpoint.resolve(), name, ema_std)
+    folder = checkpoint / name if ema_std is not None else _chosen(checkpoint, name, weights)
+    return text.with_model(TrainedTextEncoder.read(folder, average).encoder)
 
 
 def _chosen(checkpoint: Path, name: str, weights: str) -> Path:
@@ -114,7 +134,11 @@ def _save_stage1(autoencoder: ModelMixin, prior: ModelMixin, output: Path) -> No
 
 
 def _save_stage2(
-    transformer: UnifiedLatentsTransformer, config: Mapping[str, object], autoencoder: str | None, output: Path
+    transformer: UnifiedLatentsTransformer,
+    config: Mapping[str, object],
+    autoencoder: str | None,
+    output: Path,
+    text: TextEncoder | None = None,
 ) -> None:
     name = autoencoder or config.get("pretrained_autoencoder")
     if not isinstance(name, str):
@@ -122,7 +146,8 @@ def _save_stage2(
     minimum = config.get("logsnr_min", LOGSNR_MIN)
     assert isinstance(minimum, int | float)
     scheduler = LogSNRScheduler(transformer.config.latent_logsnr, float(minimum))
-    UnifiedLatentsPipeline(transformer, scheduler, load_autoencoder(name)).save_pretrained(output)
+    parts = (None, None) if text is None else (text.model, text.tokenizer)
+    UnifiedLatentsPipeline(transformer, scheduler, load_autoencoder(name), *parts).save_pretrained(output)
     with contextlib.suppress(MissingPriorError):
         load_prior(name).save_pretrained(output / AUTOENCODER / PRIOR)
 

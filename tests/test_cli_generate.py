@@ -179,7 +179,7 @@ def test_what_can_not_be_done_is_one_sentence(model: str, arguments: tuple[objec
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--guidance", 2), "--guidance needs --class, got 2 without a class."),
+        (("--guidance", 2), "--guidance needs --class or --prompt, got 2 without either."),
         (
             ("--class", 1, "--guidance-low", 0),
             "--guidance-low and --guidance-high need --guidance.",
@@ -201,6 +201,45 @@ def test_a_model_without_classes_has_none(tmp_path: Path) -> None:
     generate(model, "--num", 1)
     result = generate(model, "--class", 0, "--num", 1, "--force", status=1)
     assert f"--class can't be used: {model} has no classes." in result.stderr
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of three classes and of texts."""
+    from ul_tokenizer.training.fresh_text import build_text_model, full_config, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("text")
+    save_pipeline(folder / "plain", cross_attention_dim=16)
+    pipeline = UnifiedLatentsPipeline.from_pretrained(folder / "plain")
+    tokenizer = make_tokenizer(["a red apple", "a green pear"], 100)
+    tokenizer.model_max_length = 8
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 8}
+    encoder = build_text_model(full_config(sizes, len(tokenizer)))
+    parts = (pipeline.transformer, pipeline.scheduler, pipeline.vae, encoder, tokenizer)
+    UnifiedLatentsPipeline(*parts).save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+def test_texts_have_a_row_each_and_a_text_alone_gives_the_same_pictures(text_model: str) -> None:
+    generate(text_model, "--prompt", "red apple", "--prompt", "green pear", "--guidance", 3, "--num", 2)
+    apple, _, pear, _ = tiles("out.png", 2)
+    generate(text_model, "--prompt", "green pear", "--guidance", 3, "--num", 1, out="pear.png")
+    assert np.array_equal(tiles("pear.png", 1)[0], pear) and not np.array_equal(apple, pear)
+    generate(text_model, "--prompt", "", "--num", 1, out="none.png")
+    generate(text_model, "--num", 1, out="plain.png")
+    assert np.array_equal(tiles("none.png", 1)[0], tiles("plain.png", 1)[0])
+
+
+def test_every_class_is_made_with_every_text(text_model: str) -> None:
+    generate(text_model, "--prompt", "red", "--prompt", "苹果", "--class", 0, "--class", 2, "--num", 1, out="folder")
+    names = {f"class-{label}-prompt-{text}-00000.png" for label in (0, 2) for text in (0, 1)}
+    assert {path.name for path in Path("folder").iterdir()} == names
+    assert len({path.read_bytes() for path in Path("folder").iterdir()}) == 4
+
+
+def test_a_model_without_a_text_encoder_takes_no_text(model: str) -> None:
+    result = generate(model, "--prompt", "red apple", "--num", 1, status=1)
+    assert result.stderr == f"error: --prompt can't be used: {model} has no text encoder.\n"
 
 
 def test_a_folder_without_a_pipeline_is_one_sentence(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Stream(enum.IntEnum):
     CLIP = 8  # which part of which video, or which pan
     DISTILLATION_STARTS = 12  # the levels at which the student of a distillation starts
     DISTILLATION_LEVELS = 13  # the levels at which its samples are judged
+    TEXT_ENCODER = 14  # first weights of a text encoder
+    TOKEN_DROPOUT = 15  # which tokens of a caption are unknown
     HELD_OUT = 20  # which samples of a latent data set are held out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -119,6 +121,42 @@ def state_dict_of(runs: Path) -> dict[str, torch.Tensor]:
     return {f"module.{k}": w.contiguous() for k, w in autoencoder.items()} | {
         f"prior._orig_mod.{k}": w.contiguous() for k, w in prior.items()
     }
+
+
+@pytest.mark.parametrize(("is_trained", "folder"), [(True, "_ema"), (True, ""), (False, None)])
+def test_a_text_encoder_of_its_own_is_in_the_pipeline(
+    runs: Path, script: Callable[[str], ModuleType], tmp_path: Path, is_trained: bool, folder: str | None
+) -> None:
+    captions = [{"file_name": f"{n}.png", "caption": f"picture {n}"} for n in range(4)]
+    shutil.copytree(runs / "images", tmp_path / "images")
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    arguments: dict[str, Any] = {
+        "preset": "ul-base-tiny",
+        "pretrained_autoencoder": runs / "stage1",
+        "train_data_dir": tmp_path / "images",
+        "validation_fraction": 0.5,
+        "output_dir": tmp_path / "base",
+        "text_encoder_config": json.dumps({"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}),
+        "resolution": 16,
+        "scale_min": 1.0,
+        "max_train_steps": 2,
+        "learning_rate": 0.01,
+        "train_batch_size": 2,
+        "num_validation_images": 2,
+        "validation_inference_steps": 1,
+    }
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    assert run_command("base", [*words, "--train_text_encoder" if is_trained else "--no-train_text_encoder"]) == 0
+    checkpoint = tmp_path / "base" / "checkpoint-2"
+    convert(script, checkpoint, "-o", tmp_path / "out", "--weights", "raw" if folder == "" else "auto")
+    pipeline, saved = (UnifiedLatentsPipeline.from_pretrained(tmp_path / name) for name in ("out", "base"))
+    assert pipeline.tokenizer.get_vocab() == saved.tokenizer.get_vocab()
+    expected = saved.text_encoder.state_dict()
+    if folder is not None:
+        kept = load_file(checkpoint / f"text_encoder{folder}" / WEIGHTS)
+        expected = {name.removeprefix("encoder."): weight for name, weight in kept.items()}
+    found = pipeline.text_encoder.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "distributed"])

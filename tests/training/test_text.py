@@ -322,7 +322,7 @@ def test_data_without_captions_are_refused_before_any_network_is_loaded(
 
 def test_a_model_of_captions_needs_an_encoder(train2: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train2(tmp_path / "run", base_config={"cross_attention_dim": 8}) == 1
-    assert "is for a model of captions, which needs --text_encoder." in capfd.readouterr().err
+    assert "is for a model of captions, which needs --text_encoder or --text_encoder_config." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

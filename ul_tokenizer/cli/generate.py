@@ -47,9 +47,15 @@ Classes = Annotated[
         "--class", help="Number or name of a class. Repeat the option for several classes.", show_default="no class"
     ),
 ]
-Num = Annotated[int, typer.Option("--num", "-n", min=1, help="Images or clips of each class.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt", help="Text for models of captions. Repeat the option for several texts.", show_default="no text"
+    ),
+]
+Num = Annotated[int, typer.Option("--num", "-n", min=1, help="Images or clips of each class and text.")]
 Steps = Annotated[int, typer.Option(min=1, help=STEPS_HELP)]
-Guidance = Annotated[float, typer.Option(min=0, help=f"{GUIDANCE_HELP} Needs --class.")]
+Guidance = Annotated[float, typer.Option(min=0, help=f"{GUIDANCE_HELP} Needs --class or --prompt.")]
 SolverChoice = Annotated[Solver, typer.Option(help=SOLVER_HELP)]
 Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.", show_default="as in training")]
 Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.", show_default="as in training")]
@@ -77,6 +83,7 @@ def generate(
     model: Pipeline = DEFAULT_PIPELINE,
     revision: Revision = None,
     classes: Classes = None,
+    prompts: Prompts = None,
     num: Num = 16,
     solver: SolverChoice = DEFAULT_SOLVER,
     steps: Steps = 32,
@@ -99,7 +106,8 @@ def generate(
     """Generate images or clips with a base model, its scheduler and its autoencoder."""
     _check_clip_options(output, {"--frames": frames, "--context": context, "--given": given, "--fps": fps})
     require(given is None or context is not None, "--given needs --context, the video whose last frames are continued.")
-    require(guidance == 1 or bool(classes), f"--guidance needs --class, got {guidance:g} without a class.")
+    is_conditional = bool(classes) or bool(prompts)
+    require(guidance == 1 or is_conditional, f"--guidance needs --class or --prompt, got {guidance:g} without either.")
     interval = guidance_interval(guidance_low, guidance_high)
     require(interval is None or guidance != 1, "--guidance-low and --guidance-high need --guidance.")
     import torch
@@ -109,13 +117,14 @@ def generate(
 
     pipeline = work.load_pipeline(model, revision, pick_device(device), getattr(torch, dtype.value), solver.value)
     labels = work.labels_of(classes or [], model, revision, pipeline.transformer.config.num_class_embeds)
-    work.refuse_existing(labels, num, output, force)
+    wanted = work.Conditions(labels, work.prompts_of(prompts or [], model, pipeline))
+    work.refuse_existing(wanted, num, output, force)
     options = work.GenerateOptions(steps, decoder_steps, guidance, interval, height, width, seed, batch_size)
     if output.suffix == ".mp4":
         clip = work.ClipOptions(frames, context, given or GIVEN, fps)
-        work.generate_clips(pipeline, labels, num, options, clip, output)
+        work.generate_clips(pipeline, wanted, num, options, clip, output)
     else:
-        work.generate(pipeline, labels, num, options, output)
+        work.generate(pipeline, wanted, num, options, output)
 
 
 def _check_clip_options(output: Path, options: dict[str, object]) -> None:

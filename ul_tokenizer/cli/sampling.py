@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -44,14 +45,40 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One image: its class and its number within that class, which determine its noise."""
+    """One image: its class and its number, which determine its noise, and its prompt with the prompt's number."""
 
     label: int | None
     number: int
+    prompt: str | None = None
+    prompt_number: int = 0
 
     def generator(self, seed: int) -> torch.Generator:
         """A generator that depends on the seed and this image, not on what else is generated."""
         return torch.Generator().manual_seed(mixed_seed(seed, self.number, 0 if self.label is None else 1 + self.label))
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What to generate: every class with every prompt."""
+
+    labels: Sequence[int | None]  # [None] without classes
+    prompts: Sequence[str | None] = (None,)
+
+    def images(self, num: int) -> list[Wanted]:
+        """`num` images of each class and prompt."""
+        pairs = itertools.product(self.labels, enumerate(self.prompts))
+        return [Wanted(label, n, prompt, place) for label, (place, prompt) in pairs for n in range(num)]
+
+
+def prompts_of(texts: Sequence[str], name: str, pipeline: UnifiedLatentsPipeline) -> Sequence[str | None]:
+    """The prompts; [None] if there are none.
+
+    Raises:
+        ValueError: the model has no text encoder.
+    """
+    if texts and pipeline.text_encoder is None:
+        raise ValueError(f"--prompt can't be used: {name} has no text encoder.")
+    return list(texts) or [None]
 
 
 def load_pipeline(
@@ -95,14 +122,14 @@ def _label_of(word: str, names: Sequence[str], model: str, num_classes: int | No
 
 
 def generate(
-    pipeline: UnifiedLatentsPipeline, labels: Sequence[int | None], num: int, sampling: GenerateOptions, output: Path
+    pipeline: UnifiedLatentsPipeline, conditions: Conditions, num: int, sampling: GenerateOptions, output: Path
 ) -> list[Path]:
-    """Generates `num` images of each class, as one grid if `output` is a .png file, otherwise as files in a folder.
+    """Generates `num` images of each class and prompt: one grid if `output` is a .png file, else files in a folder.
 
     Returns:
         the files that were written.
     """
-    wanted = [Wanted(label, number) for label in labels for number in range(num)]
+    wanted = conditions.images(num)
     start = time.perf_counter()
     images = torch.cat(list(_in_batches(pipeline, wanted, sampling)))
     seconds = time.perf_counter() - start
@@ -143,13 +170,13 @@ class ClipOptions:
 
 def generate_clips(
     pipeline: UnifiedLatentsPipeline,
-    labels: Sequence[int | None],
+    conditions: Conditions,
     num: int,
     sampling: GenerateOptions,
     clip: ClipOptions,
     output: Path,
 ) -> None:
-    """Generates `num` clips of each class into one video, in which they stand side by side.
+    """Generates `num` clips of each class and prompt into one video, in which they stand side by side.
 
     Raises:
         ValueError: a model of images, or a context that doesn't fit the model.
@@ -157,7 +184,7 @@ def generate_clips(
     if pipeline.transformer.config.sample_frames is None and clip.frames is None and clip.context is None:
         raise ValueError("--frames must be given: this model does not say how many frames it was trained on.")
     context, fps = clip.read_context(), clip.rate()
-    wanted = [Wanted(label, number) for label in labels for number in range(num)]
+    wanted = conditions.images(num)
     start = time.perf_counter()
     clips = torch.cat(list(_in_batches(pipeline, wanted, sampling, clip.frames, context)))
     seconds = time.perf_counter() - start
@@ -183,9 +210,11 @@ def _in_batches(
     for start in track(starts, "generating", len(starts), "batches"):
         part = wanted[start : start + sampling.batch_size]
         labels = [one.label for one in part if one.label is not None]
+        prompts = [one.prompt for one in part if one.prompt is not None]
         (pixels,) = pipeline(
             class_labels=labels or None,
-            num_images_per_prompt=1 if labels else len(part),
+            prompt=prompts or None,
+            num_images_per_prompt=1 if labels or prompts else len(part),
             height=sampling.height,
             width=sampling.width,
             num_inference_steps=sampling.steps,
@@ -219,16 +248,18 @@ def _save_files(images: Tensor, wanted: Sequence[Wanted], folder: Path) -> list[
 
 def file_name(wanted: Wanted) -> str:
     """Name of one image's file in a folder."""
-    return f"{wanted.number:05d}.png" if wanted.label is None else f"class-{wanted.label}-{wanted.number:05d}.png"
+    label = "" if wanted.label is None else f"class-{wanted.label}-"
+    prompt = "" if wanted.prompt is None else f"prompt-{wanted.prompt_number}-"
+    return f"{label}{prompt}{wanted.number:05d}.png"
 
 
-def refuse_existing(labels: Sequence[int | None], num: int, output: Path, force: bool) -> None:
+def refuse_existing(conditions: Conditions, num: int, output: Path, force: bool) -> None:
     """Refuses to overwrite without `force`, before any work.
 
     Raises:
         ValueError: a result exists; the first one is named.
     """
-    wanted = [Wanted(label, number) for label in labels for number in range(num)]
+    wanted = conditions.images(num)
     files = [output] if output.suffix in (".png", ".mp4") else [output / file_name(one) for one in wanted]
     taken = [path for path in files if path.exists()]
     if output.suffix in (".png", ".mp4") and output.is_dir():

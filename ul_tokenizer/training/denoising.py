@@ -7,23 +7,30 @@ from torch import Tensor, nn
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, diffuse, sigmoid_loss
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
-from ul_tokenizer.training.text import TextStates
+from ul_tokenizer.training.text import TextStates, TextTokens
+from ul_tokenizer.training.trained_text import TrainedTextEncoder
 
 
 class Stage2Model(nn.Module):
-    """The base model and its loss in a single module.
+    """The base model, a text encoder that is trained with it, and their loss in a single module.
 
     Args:
         transformer: the base model.
         schedule: noise schedule λ(t).
         weighting: weighting of the loss.
+        text_encoder: encodes captions that come as tokens; None if it is frozen, or for models without text.
     """
 
     def __init__(
-        self, transformer: UnifiedLatentsTransformer, schedule: LogSNRSchedule, weighting: SigmoidWeighting
+        self,
+        transformer: UnifiedLatentsTransformer,
+        schedule: LogSNRSchedule,
+        weighting: SigmoidWeighting,
+        text_encoder: TrainedTextEncoder | None = None,
     ) -> None:
         super().__init__()
         self.transformer, self.schedule, self.weighting = transformer, schedule, weighting
+        self.text_encoder = text_encoder
 
     def forward(
         self,
@@ -32,7 +39,7 @@ class Stage2Model(nn.Module):
         t: Tensor,
         class_labels: Tensor | None,
         context: Tensor | None = None,
-        text: TextStates | None = None,
+        text: TextStates | TextTokens | None = None,
     ) -> Tensor:
         """½ (−dλ/dt) sigmoid(b − λ) ‖ε − ε̂‖² (B,), nats per sample.
 
@@ -44,6 +51,9 @@ class Stage2Model(nn.Module):
             context: clean latents (B, c, t', h, w) of the frames before the target, which the model sees.
             text: captions, without tokens where they are dropped; None for models without text.
         """
+        if isinstance(text, TextTokens):
+            assert self.text_encoder is not None  # without one, texts come as hidden states
+            text = self.text_encoder(text)
         logsnr = self.schedule.logsnr(t)
         v = self.transformer(
             diffuse(z_clean, noise, logsnr),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,8 +47,10 @@ from ul_tokenizer.training.stage2_data import (
     open_data,
     split_latents,
 )
-from ul_tokenizer.training.text import TextEncoder, TextStates, load_text_encoder
+from ul_tokenizer.training.stage2_text import open_text_encoder, state_of, with_unknown
+from ul_tokenizer.training.text import TextEncoder, TextStates, TextTokens
 from ul_tokenizer.training.text_cache import CachedText, collate_text, fill_cache
+from ul_tokenizer.training.trained_text import TrainedTextEncoder, text_encoder_in
 from ul_tokenizer.training.validation_metrics import FeatureDistance, ValidationMetrics
 
 
@@ -94,22 +98,39 @@ class Stage2:
         if self._latents is not None:
             check_latents(args, self._latents, self.autoencoder)
         num_frames = latent_frames(args, self._latents)
-        self.text = _load_text_encoder(args)
-        transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames, self.text)
+        self._split: Split | None = None
+        if self._latents is not None:
+            self._split = split_latents(self._latents, args.num_validation_images)
+        self._text = open_text_encoder(args, self._captions)
+        transformer = _make_base(args, self.autoencoder, len(self.class_names), num_frames, self._text)
         self.models: dict[str, ModelMixin] = {"transformer": transformer}
+        if self._text is not None and self._text.is_trained:
+            self.models["text_encoder"] = TrainedTextEncoder.of(self._text)
         level = self.transformer.config.latent_logsnr
         self.schedule = LogSNRSchedule(level, args.logsnr_min, args.schedule)
         self.weighting = SigmoidWeighting(1.0, args.sigmoid_bias)
-        self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting)
+        trained_text = text_encoder_in(self.models)
+        self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting, trained_text)
         self._check_resolution()
         multiple = self.autoencoder.ratio * self.transformer.size_multiple
         self.dataset: Any = make_training_crops(args, self._images, multiple) if self._images else None
-        self._split: Split | None = None
-        if self._latents is not None:
+        if self._latents is not None and self._split is not None:
             check_sizes(self._latents, self.transformer.size_multiple)
-            self._split = split_latents(self._latents, args.num_validation_images)
             self.dataset = draws_of(self._latents, self._split.train, args.seed, draws_per_step(args))
         self._held_out: HeldOutLatents | None = None
+        self._held_out_captions: list[str | None] = []
+
+    @property
+    def text(self) -> TextEncoder | None:
+        """The text encoder: if it is trained with FSDP, within validation and saving, a whole copy of it."""
+        trained = text_encoder_in(self.models)
+        return self._text if trained is None or self._text is None else self._text.with_model(trained.encoder)
+
+    def _captions(self) -> Iterator[str | None]:
+        """The captions of all training samples."""
+        if self._split is not None:
+            return captions_of(self._latents, self._split.train)
+        return captions_of(self._images)
 
     @property
     def transformer(self) -> UnifiedLatentsTransformer:
@@ -137,8 +158,8 @@ class Stage2:
         """Moves the frozen networks to the device and encodes what is held out; with `cache_…`, all else, too."""
         args, device = self.args, accelerator.device
         self.autoencoder.to(device)
-        if self.text is not None:
-            self.text.to(device)
+        if self._text is not None and not self._text.is_trained:
+            self._text.to(device)
         with accelerator.autocast():
             self._held_out = self._encode_held_out(device)
             if args.cache_latents:
@@ -176,7 +197,8 @@ class Stage2:
             batch = self.collate([crops[n] for n in range(args.num_validation_images)])
             parts = [self.autoencoder.encode(x.to(device)) for x in batch["pixel_values"].split(args.train_batch_size)]
             latents, num_context = torch.cat(parts), 0
-        text = None if self.text is None else self.text(batch["captions"])
+        self._held_out_captions = batch["captions"]
+        text = None if self.text is None or self.text.is_trained else self.text(batch["captions"])
         return HeldOutLatents(latents, self._labels(batch["class_labels"].to(device)), num_context, text)
 
     def collate(self, samples: list[Any]) -> Any:
@@ -225,11 +247,16 @@ class Stage2:
             return None
         return labels.masked_fill(self._is_dropped(draws, self.args.label_dropout, labels.device), null)
 
-    def _text_of(self, batch: Batch, draws: Draws) -> TextStates | None:
-        """Captions, some of them dropped; None for models without text."""
-        if self.text is None:
+    def _text_of(self, batch: Batch, draws: Draws) -> TextStates | TextTokens | None:
+        """Captions, some of them dropped, as tokens if the text encoder is trained; None for models without text."""
+        encoder = self.text
+        if encoder is None:
             return None
-        text = TextStates(batch["states"], batch["mask"]) if "states" in batch else self.text(batch["captions"])
+        text: TextStates | TextTokens
+        if encoder.is_trained:
+            text = with_unknown(self.args, encoder, encoder.tokens(batch["captions"]), draws)
+        else:
+            text = TextStates(batch["states"], batch["mask"]) if "states" in batch else encoder(batch["captions"])
         return text.without(self._is_dropped(draws, self.args.caption_dropout, text.mask.device))
 
     def _is_dropped(self, draws: Draws, probability: float, device: torch.device) -> Tensor:
@@ -244,15 +271,17 @@ class Stage2:
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
         """Returns the metrics and the picture of `validate_base` on the held-out latents, and `kid` if asked for."""
         assert self._held_out is not None  # `prepare` ran
-        args, pipeline = self.args, self.pipeline()
+        args, pipeline, held_out, text = self.args, self.pipeline(), self._held_out, self.text
         sampling = args.validation_inference_steps, args.validation_guidance_scale
         with accelerator.autocast():
+            if text is not None and text.is_trained:
+                held_out = replace(held_out, text=text(self._held_out_captions))
             metrics, picture = validate_base(
-                pipeline, self._held_out, self.schedule, self.weighting, args.train_batch_size, *sampling
+                pipeline, held_out, self.schedule, self.weighting, args.train_batch_size, *sampling
             )
-            distance = self._distance(self._held_out)
+            distance = self._distance(held_out)
             if distance is not None:
-                metrics["kid"] = distance(draw_samples(pipeline, self._held_out, args.train_batch_size, *sampling))
+                metrics["kid"] = distance(draw_samples(pipeline, held_out, args.train_batch_size, *sampling))
         return metrics, picture
 
     def _distance(self, held_out: HeldOutLatents) -> FeatureDistance | None:
@@ -270,11 +299,11 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """This stage has no state beside the weights."""
-        return {}
+        """The tokenizer of a fresh text encoder; this stage has no other state beside the weights."""
+        return state_of(self.args, self._text)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Does nothing: the tokenizer was needed to make the text encoder."""
 
     def pipeline(self, with_text: bool = False) -> UnifiedLatentsPipeline:
         """The base model with its scheduler and autoencoder and, if asked for, its text encoder and tokenizer."""
@@ -295,7 +324,8 @@ class Stage2:
     def describe(self) -> str:
         """Sizes of networks and data; every line is a YAML comment."""
         sizes = {"base model": self.transformer, "frozen autoencoder": self.autoencoder.vae}
-        sizes |= {} if self.text is None else {"frozen text encoder": self.text.model}
+        if self.text is not None:
+            sizes["text encoder" if self.text.is_trained else "frozen text encoder"] = self.text.model
         lines = [f"{name}: {sum(p.numel() for p in m.parameters()):,} parameters" for name, m in sizes.items()]
         lines += [f"training samples: {len(self.dataset)}", f"classes: {', '.join(self.class_names) or 'none'}"]
         return "\n".join(f"# {line}" for line in lines)
@@ -311,14 +341,6 @@ def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
         return load_ours(args.pretrained_autoencoder, args.revision)
     assert args.pretrained_vae is not None  # Stage2Arguments requires one of the two
     return load_other(args.pretrained_vae, args.vae_subfolder, args.revision)
-
-
-def _load_text_encoder(args: Stage2Arguments) -> TextEncoder | None:
-    if args.text_encoder is None:
-        return None
-    return load_text_encoder(
-        args.text_encoder, args.text_encoder_subfolder, args.text_encoder_revision, args.max_text_tokens
-    )
 
 
 def _make_base(
@@ -347,10 +369,13 @@ def _make_base(
         base = UnifiedLatentsTransformer.from_pretrained(args.pretrained_model_name_or_path, **args.base_config)
         flag = "--pretrained_model_name_or_path"
     if text is None and base.config.cross_attention_dim is not None:
-        raise ValueError(f"{flag} or --preset {args.preset} is for a model of captions, which needs --text_encoder.")
+        raise ValueError(
+            f"{flag} or --preset {args.preset} is for a model of captions, which needs --text_encoder or "
+            "--text_encoder_config."
+        )
     for key, value in latents.items():
         if base.config[key] != value:
-            others = " and labels" if key != "cross_attention_dim" else " and of --text_encoder"
+            others = " and labels" if key != "cross_attention_dim" else " and of the text encoder"
             raise ValueError(f"{flag} must have the {key} of the latents{others}, {value}, got {base.config[key]}.")
     return base
 

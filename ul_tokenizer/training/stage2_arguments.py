@@ -69,6 +69,25 @@ class Stage2Arguments(TrainingArguments):
         "otherwise it lies in the same subfolder.",
     )
     text_encoder_revision: str | None = arg(None, "Branch, tag or commit of the text encoder on the hub.")
+    text_encoder_config: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Condition the model on captions through a fresh text encoder instead of --text_encoder. This JSON "
+            "object has entries of its transformers config to change, {} for none: a small DistilBERT or, with "
+            "model_type, another kind. Its tokenizer is made from the training captions, with at most vocab_size "
+            "(8192) tokens."
+        },
+    )
+    train_text_encoder: bool | None = arg(
+        None,
+        "Train the text encoder along with the model. Without it, a fresh one is trained, and a loaded one is frozen.",
+    )
+    token_dropout: float = arg(
+        0.05,
+        "Probability of making a token of a caption unknown when a fresh text encoder is trained, which prepares it "
+        "for prompts with unknown words.",
+        BELOW_1,
+    )
     max_text_tokens: int | None = arg(
         None,
         "Cut off captions after this number of tokens. Without it, it is the encoder's own limit, and at most 256.",
@@ -150,17 +169,32 @@ class Stage2Arguments(TrainingArguments):
         self._check_data()
         self._check_text()
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the model is conditioned on captions."""
+        return self.text_encoder is not None or self.text_encoder_config is not None
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the text encoder is trained along with the model."""
+        return self.text_encoder_config is not None if self.train_text_encoder is None else self.train_text_encoder
+
     def _check_text(self) -> None:
         needs = {
             "text_encoder_subfolder": "text_encoder",
             "text_encoder_revision": "text_encoder",
-            "max_text_tokens": "text_encoder",
-            "cache_text_embeddings": "text_encoder",
             "text_embeddings_dir": "cache_text_embeddings",
         }
         for name, needed in needs.items():
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"--{name} needs --{needed}.")
+        for name in ("max_text_tokens", "cache_text_embeddings", "train_text_encoder"):
+            if getattr(self, name) and not self.has_text:
+                raise ValueError(f"--{name} needs --text_encoder or --text_encoder_config.")
+        if self.text_encoder and self.text_encoder_config is not None:
+            raise ValueError("--text_encoder and --text_encoder_config exclude each other, got both.")
+        if self.cache_text_embeddings and self.trains_text_encoder:
+            raise ValueError("--cache_text_embeddings needs a frozen text encoder: --no-train_text_encoder.")
 
     def _check_data(self) -> None:
         sources = [bool(self.train_data_dir or self.dataset_name), bool(self.latent_dataset)]

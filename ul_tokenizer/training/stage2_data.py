@@ -39,7 +39,7 @@ def open_data(args: Stage2Arguments) -> Stage2Data:
 
     Raises:
         ValueError: the data can't be opened, has other classes in validation, too few samples, or no captions for
-            `--text_encoder`.
+            a text encoder.
         ImportError: parquet files or a hub data set without the extra `data`.
     """
     if args.latent_dataset is not None:
@@ -58,12 +58,12 @@ def open_data(args: Stage2Arguments) -> Stage2Data:
                 f"got {len(held_out.class_names)} classes or other names."
             )
         data = Stage2Data(train.class_names, train, held_out)
-    if args.text_encoder is not None:
-        _check_captions(data)
+    if args.has_text:
+        _check_captions(data, "text_encoder" if args.text_encoder_config is None else "text_encoder_config")
     return data
 
 
-def _check_captions(data: Stage2Data) -> None:
+def _check_captions(data: Stage2Data, option: str) -> None:
     """Refuses data of which no sample has a caption; of many images, only some are looked at."""
     if data.images is not None:
         flag, column = "--train_data_dir or --dataset_name", data.images.caption_column
@@ -72,7 +72,7 @@ def _check_captions(data: Stage2Data) -> None:
         assert data.latents is not None  # there are images or latents
         flag, column, has_captions = "--latent_dataset", CAPTION, CAPTION in data.latents.column_names
     if not has_captions:
-        raise ValueError(f"--text_encoder needs captions, got none in the column {column!r} of {flag}.")
+        raise ValueError(f"--{option} needs captions, got none in the column {column!r} of {flag}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -196,9 +196,11 @@ def draws_of(latents: LatentDataset, indices: Indices, seed: int, group_size: in
     return LatentDraws(part, seed, order)
 
 
-def captions_of(data: LatentDataset | DecodedImages | None) -> Iterator[str | None]:
-    """The captions of all samples of a latent data set or of images."""
+def captions_of(data: LatentDataset | DecodedImages | None, part: Indices | None = None) -> Iterator[str | None]:
+    """The captions of all samples of a latent data set, or of a part of them, or of images."""
     if isinstance(data, LatentDataset):
-        yield from (caption_in({CAPTION: caption}) for caption in column_of(data, CAPTION))
+        is_in = np.ones(len(data), bool) if part is None else np.isin(np.arange(len(data)), part)
+        captions = zip(column_of(data, CAPTION), is_in, strict=True)
+        yield from (caption_in({CAPTION: caption}) for caption, wanted in captions if wanted)
     elif data is not None:
         yield from (data.label_and_caption(index)[1] for index in range(len(data)))

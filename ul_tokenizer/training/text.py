@@ -1,7 +1,8 @@
-"""Captions as a condition: a frozen text encoder of `transformers`, and the hidden states that it gives."""
+"""Captions as a condition: a text encoder of `transformers`, frozen or trained, and the hidden states that it gives."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ul_tokenizer.evaluation.weights import weights_sha256
-from ul_tokenizer.pipelines.text import encode_texts
+from ul_tokenizer.pipelines.text import encode_texts, tokenize
 
 MAX_TOKENS = 256  # without --max_text_tokens, if the encoder itself takes more
 _POOLER = "pooler"  # a head that some encoders have and no hidden state depends on
@@ -31,6 +32,22 @@ class TextStates(NamedTuple):
         return TextStates(self.states, self.mask & ~is_dropped[:, None])
 
 
+class TextTokens(NamedTuple):
+    """Tokens of texts, for an encoder that is trained."""
+
+    ids: Tensor  # (B, L) int64, L ≥ 1
+    mask: Tensor  # (B, L) bool, true where there is a token
+    has_text: Tensor  # (B,) bool; others are encoded all the same, so that every step has the same graph
+
+    def without(self, is_dropped: Tensor) -> TextTokens:
+        """The same with no text in rows (B,) where `is_dropped` is true."""
+        return TextTokens(self.ids, self.mask, self.has_text & ~is_dropped)
+
+    def states(self, hidden: Tensor) -> TextStates:
+        """The texts with the hidden states (B, L, D) of their tokens."""
+        return TextStates(hidden.float(), self.mask & self.has_text[:, None])
+
+
 def padded(states: Sequence[Tensor]) -> TextStates:
     """(L_i, D) of any float dtype for each text, L_i = 0 where there is none → one padded tensor."""
     length = max(1, *(len(state) for state in states))
@@ -40,16 +57,19 @@ def padded(states: Sequence[Tensor]) -> TextStates:
 
 
 class TextEncoder:
-    """A frozen text encoder with its tokenizer.
+    """A text encoder with its tokenizer.
 
     Args:
-        model: a model with `last_hidden_state` in its output; it is set to evaluation mode and frozen.
+        model: a model with `last_hidden_state` in its output; it is set to evaluation mode.
         tokenizer: its tokenizer.
         max_tokens: longer texts are cut off; the tokenizer is changed so that it does so after it was saved, too.
+        is_trained: whether its weights are trained; otherwise they are frozen.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int, is_trained: bool = False) -> None:
+        self.model, self.tokenizer, self.is_trained = model.eval(), tokenizer, is_trained
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(is_trained and _POOLER not in name)
         tokenizer.model_max_length, tokenizer.padding_side = max_tokens, "right"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -63,8 +83,19 @@ class TextEncoder:
         """Moves the encoder to a device."""
         self.model.to(device)
 
+    def with_model(self, model: Any) -> TextEncoder:
+        """The same with another model, such as a copy of its own with whole weights."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def tokens(self, texts: Sequence[str | None]) -> TextTokens:
+        """Tokens of texts, on the device of the model; None and white space mean no text."""
+        ids, mask = (tensor.to(self.model.device) for tensor in tokenize(self.tokenizer, texts))
+        return TextTokens(ids, mask, mask.any(dim=1))
+
     def __call__(self, texts: Sequence[str | None]) -> TextStates:
-        """Encodes texts; None and "" mean no text."""
+        """Encodes texts, without a gradient; None and white space mean no text."""
         states, mask = encode_texts(self.model, self.tokenizer, texts, self.model.device)
         return TextStates(states.float(), mask)
 
@@ -80,7 +111,11 @@ class TextEncoder:
 
 
 def load_text_encoder(
-    name: str, subfolder: str | None = None, revision: str | None = None, max_tokens: int | None = None
+    name: str,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    max_tokens: int | None = None,
+    is_trained: bool = False,
 ) -> TextEncoder:
     """Loads the text part of any model of `transformers`, with its tokenizer.
 
@@ -90,6 +125,7 @@ def load_text_encoder(
             `tokenizer_2`; otherwise it lies in the same folder.
         revision: branch, tag or commit on the hub.
         max_tokens: see `TextEncoder`; None for the encoder's own limit, and at most `MAX_TOKENS`.
+        is_trained: see `TextEncoder`.
 
     Raises:
         ValueError: there is no such model or tokenizer, or its limit is lower than `max_tokens`.
@@ -105,10 +141,19 @@ def load_text_encoder(
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"--text_encoder {name} can't be loaded: {reason}.") from error
+    return TextEncoder(model, tokenizer, token_limit(model, tokenizer, max_tokens), is_trained)
+
+
+def token_limit(model: Any, tokenizer: Any, wanted: int | None) -> int:
+    """The number of tokens after which texts are cut off; without a wish the encoder's own, at most `MAX_TOKENS`.
+
+    Raises:
+        ValueError: the encoder's own is lower than `wanted`.
+    """
     limit = _limit(model, tokenizer)
-    if max_tokens is not None and limit is not None and max_tokens > limit:
-        raise ValueError(f"--max_text_tokens must be at most {limit} for this text encoder, got {max_tokens}.")
-    return TextEncoder(model, tokenizer, max_tokens or min(limit or MAX_TOKENS, MAX_TOKENS))
+    if wanted is not None and limit is not None and wanted > limit:
+        raise ValueError(f"--max_text_tokens must be at most {limit} for this text encoder, got {wanted}.")
+    return wanted or min(limit or MAX_TOKENS, MAX_TOKENS)
 
 
 def tokenizer_folder(subfolder: str | None) -> str:
