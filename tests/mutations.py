@@ -543,7 +543,7 @@ MUTATIONS = [
         "ul_tokenizer/training/engine/sharding.py",
         "laid_out = torch.empty_like(part_of(parameter), dtype=value.dtype)",
         "laid_out = torch.empty(part_of(parameter).shape, dtype=value.dtype)",
-        "tests/training/engine/test_sharding.py",
+        "tests/training/engine/test_moments.py",
     ),
     Mutation(
         "a global batch that the processes don't divide is rounded down",
