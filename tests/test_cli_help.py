@@ -32,7 +32,7 @@ MAY_DIFFER = {
 }
 EVALUATIONS = ("reconstruction", "generation", "prediction", "report")
 LISTS = " Separate several by commas to measure all combinations."  # added to options of which `evaluate` takes several
-NEEDS = " Needs --class."
+NEEDS = " Needs --class or --prompt."
 
 
 def options(command: Any) -> list[Any]:

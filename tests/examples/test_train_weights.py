@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,8 +286,13 @@ def test_an_illegal_list_is_one_sentence(folder: Folder, stages: list[dict[str, 
     assert shown.startswith("error: ") and words in shown and shown.count("\n") == 1
 
 
-def test_the_list_of_the_bundled_weights_is_legal_and_its_trainings_can_be_resumed(tmp_path: Path) -> None:
+def test_the_list_of_the_bundled_weights_is_legal_and_its_trainings_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # configs are named from there
     folder = Folder(tmp_path)
+    configs = Path("examples", "configs", "weights")
+    shutil.copytree(configs, tmp_path / configs)
     content = yaml.safe_load((ROOT / "examples" / "weights.yaml").read_text())
     folder.write(*content["stages"], variables=content["variables"])
     names = [line.split()[0] for line in folder.run("--status").splitlines()]

@@ -305,4 +305,4 @@ def test_the_loss_of_the_frame_predictions_twin_falls(
 def test_the_twins_cover_every_recipe() -> None:
     single = recipes("first-evening-base", "text-to-image-base", "k600-autoencoder", "k600-prediction")
     assert {*IMAGE_AUTOENCODERS, *LATENT_BASES, *single} == set(RECIPES)
-    assert {target_of(recipe) for recipe in RECIPES} == set(ARGUMENTS)
+    assert {target_of(recipe) for recipe in RECIPES} == set(ARGUMENTS) - {"distill"}  # which the paper leaves open
