@@ -438,7 +438,7 @@ def pictures(out: Path) -> dict[str, bytes]:
 def test_two_processes_give_the_figures_of_one(model: Path, test: Path, train: Path, tmp_path: Path) -> None:
     for name, processes in (("one", 1), ("two", 2)):
         done = start(tmp_path / name, test, train, model, processes=processes)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-8000:]
         assert done.stderr.count("training a classifier") == 1
     (one,), (two,) = ((tmp_path / name / "out").glob("*.json") for name in ("one", "two"))
     assert figures(read_result(one)) == figures(read_result(two))
@@ -455,7 +455,7 @@ def test_a_killed_run_is_continued(
     assert start(folder, test, train, model, 4 * BATCHES_PER_PART).returncode == -9
     assert len(list(out.glob(".parts/*/part-*.safetensors"))) == 1 and not list(out.glob("*.json"))
     done = start(folder, test, train, model)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     (path,) = out.glob("*.json")
     result, expected = (
         read_result(path),

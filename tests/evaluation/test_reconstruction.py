@@ -319,7 +319,7 @@ def start(folder: Path, photos: Path, models: str, *more: str, processes: int = 
 def test_two_processes_give_the_figures_of_one(photos: Path, plain: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
         done = start(tmp_path / str(processes), photos, f"{plain},jpeg:30", processes=processes)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-8000:]
     one, two = (sorted((tmp_path / str(n) / "out").glob("*.json")) for n in (1, 2))
     assert [path.name for path in one] == [path.name for path in two]
     assert [figures(read_result(path)) for path in one] == [figures(read_result(path)) for path in two]
@@ -333,6 +333,6 @@ def test_a_killed_evaluation_is_continued(photos: Path, plain: Path, tmp_path: P
     assert part.stat().st_size and not list((tmp_path / "killed" / "out").glob("*.json"))
     for name in ("killed", "whole"):
         done = start(tmp_path / name, photos, str(plain))
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-8000:]
     (continued,), (whole,) = ((tmp_path / name / "out").glob("*.json") for name in ("killed", "whole"))
     assert figures(read_result(continued)) == figures(read_result(whole))
