@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,19 @@ def test_a_source_of_clips_opens_no_file_the_second_time(videos: Path, monkeypat
     again = VideoSource(videos, 4)
     assert [first.id(n) for n in range(len(first))] == [again.id(n) for n in range(len(again))]
     assert first.skipped == again.skipped and len(first) == 4
+
+
+def test_processes_take_turns_and_find_out_each_fact_once(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    def find(n: int) -> int:
+        found.append(n)
+        time.sleep(0.02)
+        return 10 * n
+
+    def all_facts(_: int) -> list[int]:
+        return StoredFacts("squares", "here", tmp_path).of(["a", "b", "c"], lambda n: "1", find)
+
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock anew, as a process does
+        assert list(pool.map(all_facts, range(3))) == [[0, 10, 20]] * 3
+    assert sorted(found) == [0, 1, 2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -202,9 +201,7 @@ def open_samples(source: str | Path | Source, options: SourceOptions) -> Source:
 def _open_together(source: str | Path | Source, options: SourceOptions, processes: Processes) -> Source:
     """`open_samples` by all processes; one of them reads the files that may be equal, and not each of them."""
     searches = isinstance(source, (str, Path)) and not options.get("keep_duplicates")
-    # The main process stores the lengths of videos, so that the others need not open all files as well.
-    in_turn = processes.main_first() if options.get("clip_frames") is not None else nullcontext()
-    with processes.together(), in_turn:
+    with processes.together():
         samples = open_samples(source, {**options, "keep_duplicates": True} if searches else options)
     if searches and isinstance(samples, FolderSource):
         samples.drop_duplicates(processes)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class StoredFacts:
     """Facts about the files of a data set, as JSON lines in the cache folder.
 
     A line has a file's name, its stamp (see `stamp_of_file`) and the facts, which hold as long as the stamp is the
-    same. Several processes may write at once: a line that two of them have mixed up is ignored.
+    same. Processes of one machine take turns, so that the others find what the first one has found out. Where files
+    can't be locked, several may write at once: a line that two of them have mixed up is ignored.
 
     Args:
         kind: What the facts are about; part of the file's name.
@@ -48,6 +49,12 @@ class StoredFacts:
             find: Finds out the facts about file number n.
             unit: What the progress bar counts.
         """
+        with self._turn():
+            return self._find_missing(names, stamp, find, unit)
+
+    def _find_missing(
+        self, names: Sequence[str], stamp: Callable[[int], str], find: Callable[[int], Facts], unit: str
+    ) -> list[Facts]:
         stored = self._read()
         facts: list[Facts] = [None] * len(names)
         missing: dict[int, str] = {}  # with the new stamps
@@ -64,6 +71,24 @@ class StoredFacts:
                     self._append([[names[n], missing[n], facts[n]] for n in part])
                     bar.update(len(part))
         return facts
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Waits for other processes that find out facts of the same kind about the same data set."""
+        try:
+            import fcntl
+
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        except (ImportError, OSError):  # Windows, or a cache that can't be written
+            yield
+            return
+        try:
+            with suppress(OSError):  # this file system has no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def _read(self) -> dict[str, tuple[str, Facts]]:
         stored: dict[str, tuple[str, Facts]] = {}

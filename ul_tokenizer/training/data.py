@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +156,7 @@ def make_training_crops(args: TrainingArguments, source: CropSource, multiple: i
     order: Order | None = None
     buckets = None
     if args.aspect_ratio_buckets and isinstance(source, DecodedImages):
-        with one_of_each_node_first():
-            sizes = image_sizes(source.source, _origin(args))
+        sizes = image_sizes(source.source, _origin(args))
         buckets = AspectBuckets.of(sizes, args.resolution, multiple)
         order = BucketedOrder(buckets.of_image, draws_per_step(args), args.seed)
     elif args.shuffle_buffer_size is not None and isinstance(source, DecodedImages):
@@ -207,21 +204,8 @@ def loader_options(args: TrainingArguments) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Processes
+# Messages
 # ----------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def one_of_each_node_first() -> Iterator[None]:
-    """Lets one process of each node do something before the others, which then find what it has stored."""
-    state = PartialState()
-    if not state.is_local_main_process:
-        state.wait_for_everyone()
-    try:
-        yield
-    finally:  # after an error as well, which the others will then find themselves
-        if state.is_local_main_process:
-            state.wait_for_everyone()
 
 
 def say(message: str, everywhere: bool = False) -> None:

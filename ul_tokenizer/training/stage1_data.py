@@ -10,7 +10,6 @@ from ul_tokenizer.training.data import (
     draws_per_step,
     make_sources,
     make_training_crops,
-    one_of_each_node_first,
     say,
     split_order,
 )
@@ -94,10 +93,8 @@ class Stage1Data:
     def _make_pools(self) -> tuple[VideoPool | None, VideoPool | None]:
         """Training and held-out videos; None stands for pans over images."""
         args = self.args
-        with one_of_each_node_first():
-            train = self._open("train_video_dir", args.resolution)
-        with one_of_each_node_first():
-            held_out = self._open("validation_video_dir", self.validation_side)
+        train = self._open("train_video_dir", args.resolution)
+        held_out = self._open("validation_video_dir", self.validation_side)
         if train is not None and held_out is None and not args.has_images:
             return self._split(train)
         return train, held_out
