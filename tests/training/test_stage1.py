@@ -22,6 +22,7 @@ from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.training.engine.accelerator import make_accelerator
 from ul_tokenizer.training.engine.loop import Trainer
+from ul_tokenizer.training.engine.start import Start
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import PARTS, Stage1
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
@@ -72,7 +73,7 @@ def test_frozen_parts_are_in_evaluation_mode_and_trained_ones_are_not(smallest_f
         return forward(*inputs)
 
     stage.model.forward = spy
-    Trainer(args, stage, accelerator).run()
+    Trainer(args, stage, accelerator, Start(None, {"step": 0})).run()
     assert modes == {"encoder": False, "decoder": True, "prior": False}
 
 

@@ -45,12 +45,17 @@ def velocity(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
     return alpha * eps - sigma * x
 
 
+def x_of_v(v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x̂ = αx_t − σv; α and σ broadcast to `x_t`."""
+    return alpha * x_t - sigma * v
+
+
 def to_x(prediction: Tensor, z_t: Tensor, logsnr: Tensor, prediction_type: PredictionType) -> Tensor:
     """The clean sample x̂ alone; arguments, dtype and errors as in `to_x_and_eps`."""
     prediction, z_t = _widened(prediction, z_t)
     alpha, sigma = alpha_sigma(broadcast_to_rank(logsnr, z_t))
     if prediction_type == "v_prediction":
-        return alpha * z_t - sigma * prediction
+        return x_of_v(prediction, z_t, alpha, sigma)
     if prediction_type == "epsilon":
         return (z_t - sigma * prediction) / alpha
     if prediction_type == "sample":

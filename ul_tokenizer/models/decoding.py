@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ul_tokenizer.diffusion.parameterization import x_of_v
 from ul_tokenizer.diffusion.schedule import alpha_sigma
 from ul_tokenizer.diffusion.solver import Level, extrapolated, ode_step
 from ul_tokenizer.models.attention import Rotary
@@ -66,7 +67,7 @@ def denoise(
         if states is not None:
             states.append(x_t)
         v = decoder(x_t.to(z.dtype), logsnr.expand(z.shape[0]), latent_features, rotary)
-        x = alpha * x_t - sigma * v
+        x = x_of_v(v, x_t, alpha, sigma)
         if number + 1 == len(steps):
             break
         is_first_order = algorithm == "ddim"

@@ -214,40 +214,6 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "num_class_embeds": 1000,
         "sample_size": 32,
     },
-    # Our version of the paper's "small": narrower, with a third of the FLOPs of "medium".
-    "ul-base-imagenet512-small": {
-        "in_channels": 32,
-        "block_out_channels": (320, 576),
-        "num_layers": (6, 16),
-        "attention_head_dim": 64,
-        "embedding_channels": 512,
-        "dropout": 0.1,
-        "num_class_embeds": 1000,
-        "sample_size": 32,
-    },
-    # Frame prediction on clips of 17 frames in latents of `ul-k600`, 5×16×16; the paper prints no widths for it.
-    "ul-base-k600-medium": {
-        "in_channels": 16,
-        "block_out_channels": (512, 1024),
-        "num_layers": (6, 16),
-        "attention_head_dim": 64,
-        "embedding_channels": 512,
-        "dropout": 0.1,
-        "sample_size": 16,
-        "sample_frames": 5,
-    },
-    # Text-to-image at 512²: the "medium" of ImageNet-512, wider, with cross-attention to a text of width 1024.
-    # 300 GFLOP, one of the three sizes of the paper (100, 300 and 970), which prints no widths.
-    "ul-base-text-to-image": {
-        "in_channels": 32,
-        "block_out_channels": (640, 1280),
-        "num_layers": (6, 16),
-        "attention_head_dim": 64,
-        "embedding_channels": 512,
-        "dropout": 0.1,
-        "cross_attention_dim": 1024,
-        "sample_size": 32,
-    },
     # For the latents of `ul-evening`, 16×16×16.
     "ul-base-evening": {
         "in_channels": 16,
@@ -274,6 +240,27 @@ BASE_PRESETS: dict[str, dict[str, Any]] = {
         "num_layers": (2,),
         "attention_head_dim": 16,
         "embedding_channels": 16,
+    },
+}
+_MEDIUM = BASE_PRESETS["ul-base-imagenet512-medium"]
+BASE_PRESETS |= {
+    # Our version of the paper's "small": narrower, with a third of the FLOPs of "medium".
+    "ul-base-imagenet512-small": {**_MEDIUM, "block_out_channels": (320, 576)},
+    # Frame prediction on clips of 17 frames in latents of `ul-k600`, 5×16×16; the paper prints no widths for it.
+    "ul-base-k600-medium": {
+        **_MEDIUM,
+        "in_channels": 16,
+        "num_class_embeds": None,
+        "sample_size": 16,
+        "sample_frames": 5,
+    },
+    # Text-to-image at 512²: wider, with cross-attention to a text of width 1024. 300 GFLOP, one of the three sizes of
+    # the paper (100, 300 and 970), which prints no widths.
+    "ul-base-text-to-image": {
+        **_MEDIUM,
+        "block_out_channels": (640, 1280),
+        "num_class_embeds": None,
+        "cross_attention_dim": 1024,
     },
 }
 

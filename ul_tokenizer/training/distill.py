@@ -136,17 +136,19 @@ class Distillation:
         latent_noise, x_1 = self._noise(pixels, draws, 1)
         z = self.teacher.encode(pixels, latent_noise)
         trajectory = self.teacher.trajectory(z, x_1)
-        start = self._starts(draws, self.args.teacher_inference_steps, pixels.device)
+        starts = self._starts(draws, self.args.teacher_inference_steps)
+        start, logsnr = (draws.pick(v, pixels.device) for v in (starts, torch.tensor(self.teacher.logsnrs)[starts]))
         x_t = trajectory.states[start, torch.arange(len(pixels), device=pixels.device)]
-        losses = model(x_t, self._at(self.teacher.logsnrs, start), z, trajectory.sample)
+        losses = model(x_t, logsnr, z, trajectory.sample)
         return losses.mean(), {"starts_from_noise": (start == 0).float().mean()}
 
     def _loss_of_moments(self, model: nn.Module, pixels: Tensor, draws: Draws) -> tuple[Tensor, Values]:
         latent_noise, x_1, noise = self._noise(pixels, draws, 2)
         z = self.teacher.encode(pixels, latent_noise)
         levels = decoding_logsnrs(self.teacher.autoencoder, self.args.num_inference_steps)
-        start = self._starts(draws, self.args.num_inference_steps, pixels.device)
-        logsnr_t, end = self._at(levels, start), self._at(levels, start + 1)
+        starts, logsnrs = self._starts(draws, self.args.num_inference_steps), torch.tensor(levels)
+        of_step = (starts, logsnrs[starts], logsnrs[starts + 1])
+        start, logsnr_t, end = (draws.pick(values, pixels.device) for values in of_step)
         # Decoding starts from noise alone; later steps start from what images with noise look like.
         x_t = torch.where((start == 0)[:, None, None, None], x_1, diffuse(pixels, x_1, logsnr_t))
         generator = torch_generator(self.args.seed, Stream.DISTILLATION_LEVELS, draws.of_step.start)
@@ -162,13 +164,10 @@ class Distillation:
         shapes = [latents, *[tuple(pixels.shape[1:])] * num_of_pixels]
         return sample_noise(shapes, draws.local, self.args.seed, pixels.device)
 
-    def _starts(self, draws: Draws, num_levels: int, device: torch.device) -> Tensor:
-        """For each sample of the micro-batch, the number of the level at which the student starts."""
+    def _starts(self, draws: Draws, num_levels: int) -> Tensor:
+        """For each sample of the step, the number of the level at which the student starts."""
         generator = torch_generator(self.args.seed, Stream.DISTILLATION_STARTS, draws.of_step.start)
-        return draws.pick(start_indices(len(draws.of_step), num_levels, self.args.start_fraction, generator), device)
-
-    def _at(self, logsnrs: list[float], numbers: Tensor) -> Tensor:
-        return torch.tensor(logsnrs, dtype=torch.float32, device=numbers.device)[numbers]
+        return start_indices(len(draws.of_step), num_levels, self.args.start_fraction, generator)
 
     # ------------------------------------------------------------------------------------------------------------
     # Validation

@@ -17,6 +17,7 @@ from ul_tokenizer.training.engine.accelerator import make_accelerator
 from ul_tokenizer.training.engine.checkpoints import list_checkpoints
 from ul_tokenizer.training.engine.errors import TrainingError
 from ul_tokenizer.training.engine.loop import Trainer
+from ul_tokenizer.training.engine.start import Start
 from ul_tokenizer.training.engine.tracking import JsonLinesTracker
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1
@@ -45,7 +46,7 @@ def train_poisoned(arguments: list[str], poisoned: range) -> None:
     stage = Stage1(args)
     stage.dataset.__class__ = PoisonedDataset
     stage.dataset.poisoned = poisoned
-    Trainer(args, stage, accelerator).run()
+    Trainer(args, stage, accelerator, Start(None, {"step": 0})).run()
 
 
 def last_error(capfd: pytest.CaptureFixture[str]) -> str:

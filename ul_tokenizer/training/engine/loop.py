@@ -88,12 +88,10 @@ class Trainer:
         args: the arguments of the run.
         stage: the stage to train; its models are moved to the accelerator's device.
         accelerator: the result of `make_accelerator`.
-        start: the result of `agree_on_start`; None to find it when the training starts.
+        start: the result of `agree_on_start`.
     """
 
-    def __init__(
-        self, args: TrainingArguments, stage: Stage, accelerator: Accelerator, start: Start | None = None
-    ) -> None:
+    def __init__(self, args: TrainingArguments, stage: Stage, accelerator: Accelerator, start: Start) -> None:
         self.args, self.stage, self.accelerator, self.start = args, stage, accelerator, start
         self.processes = Processes.of_accelerator(accelerator)
         self.output_dir = Path(args.output_dir)
@@ -332,7 +330,7 @@ class Trainer:
                 self.processes.from_main(lambda: self._pusher.push(self.step, self.stage.save))
 
     def _resume(self) -> None:
-        start = self.start or agree_on_start(self.args, self.steps.global_batch_size, self.processes)
+        start = self.start
         if start.checkpoint is not None:
             with self.processes.together():
                 self._load(start.checkpoint, start.state)

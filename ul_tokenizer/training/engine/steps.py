@@ -32,9 +32,6 @@ from ul_tokenizer.training.engine.sharding import is_sharding, prepare_for_shard
 from ul_tokenizer.training.engine.signals import leave_signals_to_the_main_process
 from ul_tokenizer.training.engine.stage import Batch, Stage
 
-# Types of device on which networks are compiled unless --no-compile is given: those where a run showed that it pays.
-COMPILED_BY_DEFAULT: frozenset[str] = frozenset()
-
 
 class Stepper:
     """Makes the optimiser steps of a stage.
@@ -77,11 +74,10 @@ class Stepper:
 
     def _prepare_models(self) -> None:
         args = self.args
-        compiles = self.accelerator.device.type in COMPILED_BY_DEFAULT if args.compile is None else args.compile
         for model in self.stage.models.values():
             if args.gradient_checkpointing:
                 model.enable_gradient_checkpointing(checkpointing_function(args.checkpointing_policy))
-        if compiles:  # with the loss, so that what lies between convolutions becomes one kernel as well
+        if args.compile:  # with the loss, so that what lies between convolutions becomes one kernel as well
             self.stage.model.compile()
 
     @property
