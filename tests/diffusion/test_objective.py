@@ -18,10 +18,13 @@ from torch import Tensor
 from ul_tokenizer.diffusion.objective import (
     SigmoidWeighting,
     UnifiedLatentsLoss,
+    Variant,
     bits_per_pixel_divisor,
     diffuse,
     eps_squared_error,
+    gaussian_loss,
     nats_to_bits,
+    normal_kl,
     prior_loss,
     scale_gradient,
     sigmoid_loss,
@@ -187,6 +190,54 @@ def test_the_boost_is_one_above_its_level_and_e_to_the_distance_below() -> None:
     expected = torch.tensor([math.exp(2), 1.0, 1.0, 1.0])
     torch.testing.assert_close(SigmoidWeighting(boost_below=-1.0).boost(logsnr), expected)
     assert torch.equal(SigmoidWeighting().boost(logsnr), torch.ones(4))
+
+
+# ---------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("logsnr", [-10.0, 0.0, 5.0, 10.0])
+def test_the_divergence_from_a_standard_normal_is_that_of_torch(logsnr: float) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(3, 4, 2, 2).double()
+    alpha, sigma = alpha_sigma(torch.tensor(logsnr).double())
+    q, p = torch.distributions.Normal(alpha * z, sigma), torch.distributions.Normal(0.0, 1.0)
+    expected = torch.distributions.kl_divergence(q, p).flatten(1).sum(1)
+    torch.testing.assert_close(normal_kl(z, logsnr).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_under_a_normal_prior_unit_gaussian_latents_cost_what_the_perfect_prior_says() -> None:
+    """For z ~ N(0, 1), E[KL] is the mutual information of z_clean and z_0: ½ ln(1 + e⁵) nats."""
+    signs = torch.tensor([[1.0], [-1.0]])  # exact for quadratics
+    assert normal_kl(signs, 5.0).mean().item() == pytest.approx(0.5 * math.log1p(math.exp(5.0)), rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_gaussian_loss_is_the_squared_error_over_twice_its_variance(prediction_type: PredictionType) -> None:
+    torch.manual_seed(0)
+    x, noise, error = torch.randn(3, 2, 3, 4, 4)
+    logsnr = torch.tensor([-5.0, 1.0])
+    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(logsnr))
+    x_hat = x + error
+    eps_hat = (diffuse(x, noise, logsnr) - alpha * x_hat) / sigma
+    prediction = predict(x_hat, eps_hat, logsnr, prediction_type)
+    if prediction_type == "v_prediction":
+        prediction = alpha * eps_hat - sigma * x_hat
+    loss = gaussian_loss(prediction, x, noise, logsnr, SigmoidWeighting(1.7, 3.0), prediction_type)
+    torch.testing.assert_close(loss, 1.7 * math.exp(3.0) * 0.5 * error.square().flatten(1).sum(1), rtol=1e-3, atol=1e-3)
+
+
+def test_at_clean_levels_the_decoder_loss_weighs_the_squared_error_as_the_gaussian_loss_does() -> None:
+    torch.manual_seed(0)
+    x, noise, prediction = torch.randn(3, 1, 3, 4, 4)
+    weighting, logsnr = SigmoidWeighting(1.5, 0.0), torch.tensor([12.0])
+    per_level = 0.5 * weighting.weight(logsnr) * eps_squared_error(prediction, x, noise, logsnr, "v_prediction")
+    gaussian = gaussian_loss(prediction, x, noise, logsnr, weighting)
+    torch.testing.assert_close(gaussian, per_level, rtol=1e-4, atol=1e-4)
+
+
+def test_a_divergence_without_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="kl_weight must be positive, got 0"):
+        Variant(kl_weight=0)
 
 
 # ---------------------------------------------------------------- sums, never means

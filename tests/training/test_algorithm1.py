@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ul_tokenizer.diffusion.objective import SigmoidWeighting, UnifiedLatentsLoss, stratified_times, terminal_kl
+from ul_tokenizer.diffusion.objective import (
+    SigmoidWeighting,
+    UnifiedLatentsLoss,
+    Variant,
+    gaussian_loss,
+    normal_kl,
+    stratified_times,
+    terminal_kl,
+)
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
@@ -262,5 +270,63 @@ def test_every_term_is_one_value_per_sample_in_fp32_under_autocast() -> None:
         loss = make_model()(make_pixels(3), make_noise(3))
     for field in dataclasses.fields(loss):
         value = getattr(loss, field.name)
+        if field.name == "latent_kl":
+            assert value is None
+            continue
         assert (value.shape, value.dtype) == ((3,), torch.float32)
         assert value.isfinite().all()
+
+
+# ---------------------------------------------------------------- variants of the objective
+
+
+def make_variant(**options: Any) -> Stage1Model:
+    model = make_model()
+    model.variant = Variant(**options)
+    return model
+
+
+def test_with_a_normal_prior_the_encoder_pays_the_divergence_and_the_prior_only_measures() -> None:
+    model, plain = make_variant(latent_cost="normal", kl_weight=0.01), make_model()
+    x, noise = make_pixels(2), make_noise(2)
+    loss, reference = model(x, noise), plain(x, noise)
+    assert torch.equal(loss.prior, reference.prior)
+    assert torch.equal(loss.decoder_boosted, reference.decoder_boosted)
+
+    z_clean = model.encoder(x.unsqueeze(2))[0].squeeze(2)
+    assert loss.latent_kl is not None
+    torch.testing.assert_close(loss.latent_kl, 0.01 * normal_kl(z_clean, 5.0))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(model.prior, loss.prior.sum()))
+    encoder = list(model.encoder.parameters())
+    assert all(g is None for g in torch.autograd.grad(loss.prior.sum(), encoder, allow_unused=True, retain_graph=True))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(model.encoder, loss.latent_kl.sum()))
+
+
+def test_the_warm_up_holds_the_divergence_and_never_the_prior_that_measures() -> None:
+    loss = make_variant(latent_cost="normal", kl_weight=0.5)(make_pixels(2), make_noise(2))
+    assert loss.latent_kl is not None
+    expected = (loss.latent + 0.1 * loss.latent_kl + loss.decoder_boosted).mean() / 7
+    torch.testing.assert_close(loss.total(7.0, prior_weight=0.1), expected)
+
+
+def test_a_decoder_of_the_squared_error_is_trained_at_its_noisiest_level_only() -> None:
+    model, _, decoder = make_spied(torch.randn(3, *LATENT))
+    model.variant = Variant(reconstruction="mse")
+    x, noise = make_pixels(3), make_noise(3)
+    for progress in (0.0, 1.0):
+        loss = model(x, noise, progress)
+        assert torch.equal(decoder.logsnr, torch.full((3,), model.decoder_schedule.logsnr_min))
+        prediction = torch.zeros_like(x)
+        expected = gaussian_loss(prediction, x, noise.decoder, decoder.logsnr, model.weighting)
+        torch.testing.assert_close(loss.decoder_boosted, expected)
+
+
+def test_the_squared_error_reaches_the_encoder_with_its_whole_gradient() -> None:
+    model = make_variant(reconstruction="mse")
+    model.weighting = SigmoidWeighting(1.5, 4.5, boost_below=0.0)  # would be undone in the encoder's gradient
+    boosted = gradients(model.encoder, model(make_pixels(2), make_noise(2)).decoder_boosted.sum())
+    model.weighting = SigmoidWeighting(1.5, 4.5)
+    plain = gradients(model.encoder, model(make_pixels(2), make_noise(2)).decoder_boosted.sum())
+    for one, other in zip(boosted, plain, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.abs().sum() > 0

@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
+from ul_tokenizer.diffusion.objective import SigmoidWeighting, Variant, bits_per_pixel_divisor, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
@@ -81,7 +81,8 @@ class Stage1:
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
         weighting = SigmoidWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
-        self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting)
+        variant = Variant(args.latent_cost, args.kl_weight, args.reconstruction)
+        self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting, variant)
         if args.train_only:
             for part in PARTS:
                 getattr(self.model, part).requires_grad_(part == args.train_only)
@@ -142,6 +143,8 @@ class Stage1:
             "decoder_loss_bits_per_pixel": losses.decoder.mean() / divisor,
             "prior_weight": torch.full((), weight, device=pixels.device),
         }
+        if losses.latent_kl is not None:
+            values["latent_kl_bits_per_pixel"] = losses.latent_kl.mean() / divisor
         return losses.total(divisor, weight), values
 
     def _noise(self, pixels: Tensor, draws: Draws) -> Stage1Noise:

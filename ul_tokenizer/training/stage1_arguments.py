@@ -57,6 +57,17 @@ class Stage1Arguments(TrainingArguments):
     )
     prior_logsnr_min: float = arg(-10.0, "Lowest log-SNR λ_z(1) of the prior.")
     prior_schedule: Literal["linear", "cosine"] = arg("linear", "Noise schedule of the prior.")
+    latent_cost: Literal["prior", "normal"] = arg(
+        "prior",
+        "What the latent costs the encoder: the loss of the diffusion prior, or --kl_weight times the divergence of "
+        "its noisy latent from a standard normal. With normal, the prior only measures the bits.",
+    )
+    kl_weight: float = arg(1.0, "Weight of that divergence. 1 treats N(0, I) as the prior.", POSITIVE)
+    reconstruction: Literal["diffusion", "mse"] = arg(
+        "diffusion",
+        "What the decoder learns: to denoise at all levels, or only to decode in one step with a small squared error. "
+        "After mse, --train_only decoder trains a diffusion decoder for the same latents.",
+    )
 
     # Warm-up of the prior's weight
     prior_warmup: bool | None = arg(
@@ -125,6 +136,8 @@ class Stage1Arguments(TrainingArguments):
             raise ValueError("--revision needs --pretrained_model_name_or_path.")
         if self.prior_warmup is None:  # the decoder of a trained model uses its latent already
             self.prior_warmup = self.pretrained_model_name_or_path is None
+        if self.kl_weight != 1 and self.latent_cost != "normal":
+            raise ValueError(f"--kl_weight needs --latent_cost normal, got {self.latent_cost}.")
         longest = self.prior_max_hold_steps
         if longest is not None and longest < self.prior_min_hold_steps:
             raise ValueError(
