@@ -65,6 +65,8 @@ class DecoderGraph(nn.Module):
 
 def export(autoencoder: UnifiedLatentsAutoencoder, folder: Path) -> None:
     """Writes both graphs and the description of the loop into an existing folder."""
+    if autoencoder.config.learned_variance:
+        raise ValueError("only deterministic encoders can be exported, got one with learned_variance.")
     autoencoder = autoencoder.eval()
     ratio, channels = autoencoder.spatial_compression_ratio, autoencoder.config.latent_channels
     rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))

@@ -98,8 +98,8 @@ MUTATIONS = [
     Mutation(
         "the terminal KL is left out",
         OBJECTIVE,
-        "return self.prior + self.terminal_kl",
-        "return self.prior",
+        "return self.prior + self.terminal_kl -",
+        "return self.prior -",
         ON_OBJECTIVE,
     ),
     Mutation(
@@ -122,6 +122,27 @@ MUTATIONS = [
         "self.variant.kl_weight * normal_kl(",
         "normal_kl(",
         ON_ALGORITHM,
+    ),
+    Mutation(
+        "the entropy that a learned variance adds is not subtracted",
+        OBJECTIVE,
+        "return self.prior + self.terminal_kl - self.variance_gain",
+        "return self.prior + self.terminal_kl",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "a learned log-variance is taken for a deviation",
+        OBJECTIVE,
+        "z_clean.float() + (0.5 * logvar.float()).exp() * noise.float()",
+        "z_clean.float() + logvar.float().exp() * noise.float()",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
+        "the gain of a learned variance forgets the level of z_0",
+        OBJECTIVE,
+        "softplus(logvar.float() + logsnr)",
+        "softplus(logvar.float())",
+        ON_OBJECTIVE,
     ),
     Mutation(
         "the Gaussian loss has the weight of its level",

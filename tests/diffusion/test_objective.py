@@ -21,6 +21,7 @@ from ul_tokenizer.diffusion.objective import (
     Variant,
     bits_per_pixel_divisor,
     diffuse,
+    draw_latent,
     eps_squared_error,
     gaussian_loss,
     nats_to_bits,
@@ -30,6 +31,7 @@ from ul_tokenizer.diffusion.objective import (
     sigmoid_loss,
     stratified_times,
     terminal_kl,
+    variance_gain,
 )
 from ul_tokenizer.diffusion.parameterization import PREDICTION_TYPES, PredictionType, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
@@ -233,6 +235,25 @@ def test_at_clean_levels_the_decoder_loss_weighs_the_squared_error_as_the_gaussi
     per_level = 0.5 * weighting.weight(logsnr) * eps_squared_error(prediction, x, noise, logsnr, "v_prediction")
     gaussian = gaussian_loss(prediction, x, noise, logsnr, weighting)
     torch.testing.assert_close(gaussian, per_level, rtol=1e-4, atol=1e-4)
+
+
+def test_the_bound_of_a_gaussian_latent_with_a_learned_variance_is_its_mutual_information() -> None:
+    """For μ ~ N(0, s²) and z = μ + σ_z ε it is ½ ln((α₀² (s² + σ_z²) + σ₀²) / (α₀² σ_z² + σ₀²))."""
+    s, logvar, logsnr = 1.3, -1.0, 5.0
+    total = math.hypot(s, math.exp(0.5 * logvar))
+    bound = gaussian_prior_loss(LogSNRSchedule(logsnr, -14.0, "linear"), total, "v_prediction")
+    gain = variance_gain(torch.full((1, 1), logvar), logsnr).item()
+    snr = math.exp(logsnr)
+    expected = 0.5 * math.log((snr * total**2 + 1) / (snr * math.exp(logvar) + 1))
+    assert bound - gain == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_latent_with_a_variance_is_drawn_with_that_deviation() -> None:
+    torch.manual_seed(0)
+    z, noise = torch.randn(2, 4, 10_000)
+    logvar = torch.tensor([-2.0, 0.0, 1.0, 2.0])[:, None].expand(4, 10_000)
+    drawn = draw_latent(z, logvar, noise)
+    torch.testing.assert_close((drawn - z).std(1), (0.5 * logvar[:, 0]).exp(), rtol=0.03, atol=0)
 
 
 def test_a_divergence_without_weight_is_refused() -> None:

@@ -17,10 +17,13 @@ from ul_tokenizer.diffusion.objective import (
     SigmoidWeighting,
     UnifiedLatentsLoss,
     Variant,
+    diffuse,
+    draw_latent,
     gaussian_loss,
     normal_kl,
     stratified_times,
     terminal_kl,
+    variance_gain,
 )
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
@@ -270,8 +273,8 @@ def test_every_term_is_one_value_per_sample_in_fp32_under_autocast() -> None:
         loss = make_model()(make_pixels(3), make_noise(3))
     for field in dataclasses.fields(loss):
         value = getattr(loss, field.name)
-        if field.name == "latent_kl":
-            assert value is None
+        if field.name in ("latent_kl", "variance_gain"):  # of variants
+            assert not value
             continue
         assert (value.shape, value.dtype) == ((3,), torch.float32)
         assert value.isfinite().all()
@@ -330,3 +333,26 @@ def test_the_squared_error_reaches_the_encoder_with_its_whole_gradient() -> None
     for one, other in zip(boosted, plain, strict=True):
         torch.testing.assert_close(one, other)
         assert one.abs().sum() > 0
+
+
+def test_an_encoder_with_a_variance_draws_the_latent_that_prior_and_decoder_see() -> None:
+    z_clean, logvar = torch.randn(3, *LATENT), torch.full((3, *LATENT), -1.0)
+    model, prior, decoder = make_spied(torch.cat([z_clean, logvar], dim=1))
+    noise = make_noise(3)
+    noise.variance = torch.randn(3, *LATENT)
+    loss = model(make_pixels(3), noise)
+    z = draw_latent(z_clean, logvar, noise.variance)
+    torch.testing.assert_close(decoder.z_0, diffuse(z, noise.latent, torch.full((3,), 5.0)))
+    torch.testing.assert_close(prior.z_t, diffuse(z, noise.prior, prior.logsnr))
+    torch.testing.assert_close(loss.latent, loss.prior + terminal_kl(z, model.prior_schedule) - loss.variance_gain)
+    torch.testing.assert_close(loss.variance_gain, variance_gain(logvar, 5.0))
+
+
+def test_the_gradient_reaches_both_halves_of_such_an_encoder() -> None:
+    model = make_model(learned_variance=True)
+    noise = make_noise(2)
+    noise.variance = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(2))
+    model(make_pixels(2), noise).total(1.0).backward()
+    gradient = model.encoder.conv_out.weight.grad
+    assert gradient is not None
+    assert all(half.abs().sum() > 0 for half in gradient.split(LATENT[0]))

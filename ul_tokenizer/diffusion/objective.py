@@ -83,13 +83,14 @@ class UnifiedLatentsLoss:
     terminal_kl: Tensor  # (B,)  KL[N(α₁ z_clean, σ₁²) ‖ N(0, I)]
     decoder: Tensor  # (B,)  c_lf · E_t[½ (−dλ/dt) sigmoid(b − λ) ‖ε − ε̂‖²] of the pixels
     decoder_boosted: Tensor  # (B,)  the same with the boost: what is minimised, equal to `decoder` without one
+    variance_gain: Tensor | float = 0.0  # (B,)  ½ Σ ln(σ_z² e^{λ_z(0)} + 1), if the encoder learns its variance σ_z²
     # (B,)  kl_weight · KL[q(z_0 | x) ‖ N(0, I)], if the encoder pays it; L_z then has no gradient for the encoder
     latent_kl: Tensor | None = None
 
     @property
     def latent(self) -> Tensor:
         """L_z (B,): upper bound on the information in z_0, in nats."""
-        return self.prior + self.terminal_kl
+        return self.prior + self.terminal_kl - self.variance_gain
 
     def total(self, divisor: float, prior_weight: float | Tensor = 1.0) -> Tensor:
         """Scalar to minimise, one divisor for all terms.
@@ -185,6 +186,19 @@ def normal_kl(z_clean: Tensor, logsnr: float) -> Tensor:
 def terminal_kl(z_clean: Tensor, schedule: LogSNRSchedule) -> Tensor:
     """KL[N(α₁ z_clean, σ₁² I) ‖ N(0, I)] (B,) in nats: what stops z_clean from growing without limit."""
     return normal_kl(z_clean, schedule.logsnr_min)
+
+
+def draw_latent(z_clean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """z = z_clean + σ_z ε in fp32, the latent of an encoder that learns its variance σ_z²; all (B, …)."""
+    return z_clean.float() + (0.5 * logvar.float()).exp() * noise.float()
+
+
+def variance_gain(logvar: Tensor, logsnr: float) -> Tensor:
+    """½ Σ ln(σ_z² e^{λ_z(0)} + 1) (B,) in nats: what a learned variance adds to the entropy of z_0 (Table 6 D).
+
+    The prior's bound for z = z_clean + σ_z ε exceeds the information in z_0 by this amount.
+    """
+    return 0.5 * torch.nn.functional.softplus(logvar.float() + logsnr).flatten(1).sum(1)
 
 
 def gaussian_loss(

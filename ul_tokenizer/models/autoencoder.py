@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
 from ul_tokenizer.decorators import apply_forward_hook, register_to_config
+from ul_tokenizer.diffusion.objective import nats_to_bits, variance_gain
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.solver import Level, evenly_spaced, levels_at
 from ul_tokenizer.models.attention import Rotary
@@ -21,7 +22,12 @@ from ul_tokenizer.models.decoder import Decoder, DecoderConfig
 from ul_tokenizer.models.decoding import DecodingStep, decoding_steps, denoise
 from ul_tokenizer.models.encoder import Encoder, EncoderCache, EncoderConfig
 from ul_tokenizer.models.host_autoencoder import AutoencoderMixin, decoder_output
-from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
+from ul_tokenizer.models.latent_distribution import (
+    LatentDistribution,
+    UnifiedLatentsEncoderOutput,
+    draw_noise,
+    split_encoding,
+)
 from ul_tokenizer.models.layers import FP32_MODULES
 from ul_tokenizer.models.limits import check_latents, check_pixels
 from ul_tokenizer.models.loading import BundledNamesMixin
@@ -64,6 +70,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         embedding_channels: width of the log-SNR embedding.
         dropout: dropout probability in the decoder.
         latent_logsnr: λ_z(0), the log-SNR of z_0.
+        learned_variance: whether the encoder predicts a variance of its own beside the fixed noise. The paper's does
+            not, except in one ablation (Table 6 D).
         decoder_logsnr_max: λ_x(0), the cleanest level of the decoder.
         decoder_logsnr_min: λ_x(1), the level at which decoding starts; the decoder is not trained at noisier ones.
         decoder_schedule: "linear" or "cosine", λ_x(t) between these levels.
@@ -139,6 +147,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         embedding_channels: int = 256,
         dropout: float = 0.1,
         latent_logsnr: float = 5.0,
+        learned_variance: bool = False,
         decoder_logsnr_max: float = 9.0,
         decoder_logsnr_min: float = -5.0,
         decoder_schedule: str = "linear",
@@ -288,12 +297,16 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         check_pixels("x", x, self.config.in_channels, self.spatial_compression_ratio)
         clip = (x if x.ndim == 5 else x.unsqueeze(2)).to(get_parameter_dtype(self.encoder.conv_in))
         slices = clip.split(1) if self.use_slicing else [clip]
-        latent = _joined([self._encode_clip(one) for one in slices], dim=0).to(x.dtype)
-        latent = (latent if x.ndim == 5 else latent.squeeze(2)).contiguous()
-        distribution = LatentDistribution(latent, self.config.latent_logsnr)
+        encoding = _joined([self._encode_clip(one) for one in slices], dim=0).to(x.dtype)
+        distribution = self._distribution(encoding if x.ndim == 5 else encoding.squeeze(2))
         if not return_dict:
             return (distribution,)
-        return UnifiedLatentsEncoderOutput(latent=latent, latent_dist=distribution)
+        return UnifiedLatentsEncoderOutput(latent=distribution.latent, latent_dist=distribution)
+
+    def _distribution(self, encoding: Tensor) -> LatentDistribution:
+        """The encoder's output (B, c or 2c, [t,] h, w) → q(z_0 | x)."""
+        latent, logvar = split_encoding(encoding, self.config.latent_channels)
+        return LatentDistribution(latent.contiguous(), self.config.latent_logsnr, logvar)
 
     def _encode_clip(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) → z_clean (B, c, t, h, w), part by part."""
@@ -344,12 +357,11 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         for part in parts_to_encode(frames, num_frames, self.encode_chunk_frames, self.temporal_compression_ratio):
             check_pixels("frames", part, self.config.in_channels, self.spatial_compression_ratio)
             latent, caches = self._encode_part(part.to(dtype), caches)
-            latent = latent.to(part.dtype)
+            distribution = self._distribution(latent.to(part.dtype))
             if clean:
-                yield latent
-                continue
-            distribution = LatentDistribution(latent, self.config.latent_logsnr)
-            yield distribution.sample(generator) if sample_posterior else distribution.mode()
+                yield distribution.latent
+            else:
+                yield distribution.sample(generator) if sample_posterior else distribution.mode()
 
     # ------------------------------------------------------------------------------------------------------------
     # Decode
@@ -600,7 +612,11 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             ValueError: as in `encode`; no levels; a list of another length; or a prior with another λ_z(0).
         """
         schedule = LogSNRSchedule(self.config.latent_logsnr, logsnr_min, "linear")
-        return latent_bits(self.encode(x).latent, prior, schedule, num_levels, generator)
+        distribution = self.encode(x).latent_dist
+        bits = latent_bits(distribution.sample_clean(generator), prior, schedule, num_levels, generator)
+        if distribution.latent_logvar is None:
+            return bits
+        return bits - nats_to_bits(variance_gain(distribution.latent_logvar, self.config.latent_logsnr))
 
     def num_parameters_by_part(self) -> dict[str, Any]:
         """Number of weights of the encoder and of the decoder."""

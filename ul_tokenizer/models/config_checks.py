@@ -114,6 +114,10 @@ def _check_choices(config: Mapping[str, Any]) -> None:
             f"latent_channels must be a multiple of temporal_compression_ratio, {ratio}, whose frames share them in "
             f'temporal_downsample="latents", got {config["latent_channels"]}.'
         )
+    if type(config["learned_variance"]) is not bool:
+        raise ValueError(f"learned_variance must be true or false, got {config['learned_variance']!r}.")
+    if config["learned_variance"] and ratio > 1 and where == "latents":
+        raise ValueError('learned_variance needs temporal_downsample="features", got "latents".')
     if config["decoder_algorithm"] not in DECODER_ALGORITHMS:
         raise ValueError(
             f"decoder_algorithm must be one of {DECODER_ALGORITHMS}, whose noise is all in x_1, "

@@ -12,15 +12,18 @@ from ul_tokenizer.diffusion.objective import (
     UnifiedLatentsLoss,
     Variant,
     diffuse,
+    draw_latent,
     gaussian_loss,
     normal_kl,
     prior_loss,
     scale_gradient,
     sigmoid_loss,
     terminal_kl,
+    variance_gain,
 )
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
+from ul_tokenizer.models.latent_distribution import split_encoding
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 HOLD_LEVELS = 0.3  # fraction of the decoder's levels, the noisiest ones, that are trained during the hold
@@ -35,6 +38,7 @@ class Stage1Noise:
     prior: Tensor  # (B, c, h, w)  ε of z_t
     latent: Tensor  # (B, c, h, w)  ε of z_0
     decoder: Tensor  # (B, C, H, W)  ε of x_t
+    variance: Tensor | None = None  # (B, c, h, w)  ε of z, for encoders that learn a variance
 
 
 class Stage1Model(nn.Module):
@@ -60,6 +64,7 @@ class Stage1Model(nn.Module):
         self.encoder, self.decoder, self.prior = autoencoder.encoder, autoencoder.decoder, prior
         self.prior_schedule, self.weighting, self.variant = prior_schedule, weighting, variant or Variant()
         self.decoder_schedule = autoencoder.decoder_noise_schedule
+        self.latent_channels = int(autoencoder.config.latent_channels)
 
     def forward(self, x: Tensor, noise: Stage1Noise, progress: float = 1.0) -> UnifiedLatentsLoss:
         """Evaluates the objective of Algorithm 1.
@@ -75,8 +80,14 @@ class Stage1Model(nn.Module):
             the terms of L in nats per sample; at `progress` 1 they are the paper's objective.
         """
         is_image = x.ndim == 4
-        z_clean, _ = self.encoder(x.unsqueeze(2) if is_image else x)
-        z_clean = z_clean.squeeze(2) if is_image else z_clean
+        encoding, _ = self.encoder(x.unsqueeze(2) if is_image else x)
+        encoding = encoding.squeeze(2) if is_image else encoding
+        z_clean, logvar = split_encoding(encoding, self.latent_channels)
+        gain: Tensor | float = 0.0
+        if logvar is not None:  # from here on, z_clean is the z that an encoder with a variance draws
+            assert noise.variance is not None
+            z_clean = draw_latent(z_clean, logvar, noise.variance)
+            gain = variance_gain(logvar, self.prior_schedule.logsnr_max)
 
         # Prior: z_t from z_clean with fresh noise; gradient reaches the encoder through input and target.
         encoder_pays_prior = self.variant.latent_cost == "prior"
@@ -93,6 +104,7 @@ class Stage1Model(nn.Module):
             terminal_kl=terminal_kl(z_prior, self.prior_schedule),
             decoder=loss_x.detach(),
             decoder_boosted=boost * loss_x,
+            variance_gain=gain,
             latent_kl=kl,
         )
 

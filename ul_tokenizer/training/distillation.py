@@ -62,9 +62,11 @@ class Teacher:
     @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Pixels (B, C, H, W) and ε → z_0 (B, c, h, w), fp32."""
-        z_clean = self.autoencoder.encode(pixels).latent
+        distribution = self.autoencoder.encode(pixels).latent_dist
+        if distribution.latent_logvar is not None:
+            return distribution.mean.float() + distribution.std * noise
         level = torch.full((len(pixels),), self.autoencoder.config.latent_logsnr, device=pixels.device)
-        return diffuse(z_clean, noise, level)
+        return diffuse(distribution.latent, noise, level)
 
     @torch.no_grad()
     def trajectory(self, z: Tensor, x_1: Tensor) -> Trajectory:

@@ -81,6 +81,8 @@ class Stage1:
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
         weighting = SigmoidWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
+        if autoencoder.config.learned_variance and args.latent_cost == "normal":
+            raise ValueError("--latent_cost normal needs an encoder without learned_variance, got one with it.")
         variant = Variant(args.latent_cost, args.kl_weight, args.reconstruction)
         self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting, variant)
         if args.train_only:
@@ -151,8 +153,10 @@ class Stage1:
         ratio, channels = self.autoencoder.spatial_compression_ratio, self.autoencoder.config.latent_channels
         frames = [-(-pixels.shape[2] // self.autoencoder.temporal_compression_ratio)] if pixels.ndim == 5 else []
         latent_shape = (channels, *frames, pixels.shape[-2] // ratio, pixels.shape[-1] // ratio)
-        shapes = (latent_shape, latent_shape, tuple(pixels.shape[1:]))
-        prior, latent, decoder = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
+        shapes = [latent_shape, latent_shape, tuple(pixels.shape[1:])]
+        if self.autoencoder.config.learned_variance:
+            shapes.append(latent_shape)
+        prior, latent, decoder, *variance = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
         if pixels.ndim == 5:  # every other clip has the same noise in all frames, as in `decode`
             still = draws.are_even(pixels.device)
             decoder = torch.where(still[:, None, None, None, None], decoder[:, :, :1], decoder)
@@ -161,7 +165,7 @@ class Stage1:
         t_prior, t_decoder = (
             draws.pick(stratified_times(len(draws.of_step), generator), pixels.device) for _ in range(2)
         )
-        return Stage1Noise(t_prior, t_decoder, prior, latent, decoder)
+        return Stage1Noise(t_prior, t_decoder, prior, latent, decoder, *variance)
 
     # ------------------------------------------------------------------------------------------------------------
     # Validation

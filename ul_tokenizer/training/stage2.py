@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -187,7 +187,8 @@ class Stage2:
         self.text.to(torch.device("cpu"))
 
     def _encode_held_out(self, device: torch.device) -> HeldOutLatents:
-        args, parts = self.args, []
+        args = self.args
+        parts: list[Tensor] = []
         if self._split is not None and self._latents is not None:
             batch: Any = collate_latents([self._latents[int(i)] for i in self._split.held_out])
             latents, num_context = self._normalized(batch["latents"].to(device)), args.num_context_latents
@@ -195,7 +196,9 @@ class Stage2:
             assert self._held_out_source is not None  # only a latent data set has none
             crops = self._crops(self._held_out_source, seed=0)
             batch = self.collate([crops[n] for n in range(args.num_validation_images)])
-            parts = [self.autoencoder.encode(x.to(device)) for x in batch["pixel_values"].split(args.train_batch_size)]
+            for x in batch["pixel_values"].split(args.train_batch_size):
+                first = sum(map(len, parts))
+                parts.append(self._encoded(x.to(device), range(first, first + len(x))))
             latents, num_context = torch.cat(parts), 0
         self._held_out_captions = batch["captions"]
         text = None if self.text is None or self.text.is_trained else self.text(batch["captions"])
@@ -213,7 +216,8 @@ class Stage2:
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted loss in nats per latent dimension."""
-        z = self._normalized(batch["latents"]) if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
+        stored = "latents" in batch
+        z = self._normalized(batch["latents"]) if stored else self._encoded(batch["pixel_values"], draws.local)
         context, z = self._divided(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
@@ -225,6 +229,14 @@ class Stage2:
     def _normalized(self, latents: Tensor) -> Tensor:
         """Stored latents are z_clean as the autoencoder gives it."""
         return normalize_latents(self.autoencoder.vae, latents)
+
+    def _encoded(self, pixels: Tensor, draws: Sequence[int]) -> Tensor:
+        """Normalised latents; an encoder that learned a variance draws them, each sample with noise of its own."""
+        if not self.autoencoder.is_random:
+            return self.autoencoder.encode(pixels)
+        shape = (self.autoencoder.latent_channels, *(side // self.autoencoder.ratio for side in pixels.shape[-2:]))
+        _, noise = sample_noise([shape, shape], draws, self.args.seed, pixels.device)  # the first is that of z_t
+        return self.autoencoder.encode(pixels, noise)
 
     def _divided(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
         """Splits clips (B, c, t, h, w) into context and target; in some steps there is no context."""
