@@ -145,6 +145,27 @@ MUTATIONS = [
         ON_OBJECTIVE,
     ),
     Mutation(
+        "the prior of a single stage is not weighted",
+        ALGORITHM,
+        "loss_z = self.variant.latent_level.weight(logsnr_z) * loss_z",
+        "loss_z = loss_z",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "a single stage gives its decoder the usual level",
+        ALGORITHM,
+        "return self.variant.latent_level.level(noise.t_latent)",
+        "return torch.full_like(noise.t_prior, self.prior_schedule.logsnr_max)",
+        ON_ALGORITHM,
+    ),
+    Mutation(
+        "the weight of a random level is its distribution function",
+        OBJECTIVE,
+        "((last - self._cdf(logsnr)) / (last - first))",
+        "((self._cdf(logsnr) - first) / (last - first))",
+        ON_OBJECTIVE,
+    ),
+    Mutation(
         "the Gaussian loss has the weight of its level",
         OBJECTIVE,
         "torch.exp(weighting.bias - logsnr) * eps_squared_error",
@@ -246,7 +267,7 @@ MUTATIONS = [
         "the latent is embedded in every step",
         DECODING,
         "logsnr.expand(z.shape[0]), latent_features, rotary)",
-        "logsnr.expand(z.shape[0]), decoder.embed_latents(z), rotary)",
+        "logsnr.expand(batch_size), decoder.embed_latents(z, level), rotary)",
         ON_AUTOENCODER,
     ),
     Mutation(

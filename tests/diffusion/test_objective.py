@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import (
+    RandomLatentLevel,
     SigmoidWeighting,
     UnifiedLatentsLoss,
     Variant,
@@ -254,6 +255,38 @@ def test_a_latent_with_a_variance_is_drawn_with_that_deviation() -> None:
     logvar = torch.tensor([-2.0, 0.0, 1.0, 2.0])[:, None].expand(4, 10_000)
     drawn = draw_latent(z, logvar, noise)
     torch.testing.assert_close((drawn - z).std(1), (0.5 * logvar[:, 0]).exp(), rtol=0.03, atol=0)
+
+
+LEVEL = RandomLatentLevel(bias=1.0, low=-3.0, high=5.0)
+
+
+def test_random_levels_are_those_of_the_truncated_logistic_distribution() -> None:
+    levels = LEVEL.level(midpoints(100_000))
+    assert levels.min() >= -3.0 and levels.max() <= 5.0
+    for logsnr in (-3.0, -1.0, 0.0, 1.0, 4.0, 5.0):
+        above = (levels > logsnr).float().mean().item()
+        assert LEVEL.weight(torch.tensor([logsnr])).item() == pytest.approx(above, abs=1e-3)
+    assert torch.equal(LEVEL.weight(torch.tensor([-20.0, 7.0])), torch.tensor([1.0, 0.0]))
+
+
+def test_the_weighted_bound_is_the_mean_of_the_bounds_that_end_at_the_levels() -> None:
+    """E over λ_z(0) of ∫ f(λ) dλ up to λ_z(0) is ∫ P(λ_z(0) > λ) f(λ) dλ, here for f = e^{λ/4}."""
+    ends = LEVEL.level(midpoints(100_000)).double()
+    mean = 4 * ((ends / 4).exp() - math.exp(-10 / 4)).mean()
+    logsnr = torch.linspace(-10, 5, 100_001).double()
+    torch.testing.assert_close(
+        torch.trapezoid(LEVEL.weight(logsnr) * (logsnr / 4).exp(), logsnr), mean, rtol=1e-4, atol=0
+    )
+
+
+def test_far_from_its_ends_the_weight_is_the_sigmoid_weighting_of_a_base_model() -> None:
+    wide, logsnr = RandomLatentLevel(1.0, -30.0, 30.0), torch.linspace(-8, 8, 33)
+    torch.testing.assert_close(wide.weight(logsnr), SigmoidWeighting(1.0, 1.0).weight(logsnr))
+
+
+def test_a_level_without_a_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"low must be below high, got 5.0 and 5.0"):
+        RandomLatentLevel(1.0, 5.0, 5.0)
 
 
 def test_a_divergence_without_weight_is_refused() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ul_tokenizer.diffusion.objective import (
+    RandomLatentLevel,
     SigmoidWeighting,
     UnifiedLatentsLoss,
     Variant,
@@ -58,11 +59,12 @@ class DecoderSpy(nn.Module):
     """Keeps z_0, x_t and λ_x; predicts v = 0."""
 
     z_0: Tensor
+    latent_logsnr: Tensor | None
     x_t: Tensor
     logsnr: Tensor
 
-    def embed_latents(self, z: Tensor) -> Tensor:
-        self.z_0 = z.squeeze(2)
+    def embed_latents(self, z: Tensor, logsnr: Tensor | None = None) -> Tensor:
+        self.z_0, self.latent_logsnr = z.squeeze(2), logsnr
         return z
 
     def forward(self, x: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
@@ -356,3 +358,21 @@ def test_the_gradient_reaches_both_halves_of_such_an_encoder() -> None:
     gradient = model.encoder.conv_out.weight.grad
     assert gradient is not None
     assert all(half.abs().sum() > 0 for half in gradient.split(LATENT[0]))
+
+
+def test_a_single_stage_draws_the_level_of_the_latent_and_weighs_the_prior_by_it() -> None:
+    z_clean = torch.randn(3, *LATENT)
+    model, prior, decoder = make_spied(z_clean)
+    plain, _, _ = make_spied(z_clean)
+    level = RandomLatentLevel(bias=1.0, low=-3.0, high=5.0)
+    model.variant = Variant(latent_level=level)
+    noise = make_noise(3)
+    noise.t_latent = torch.tensor([0.1, 0.5, 0.9])
+    loss, reference = model(make_pixels(3), noise), plain(make_pixels(3), noise)
+    levels = level.level(noise.t_latent)
+    assert levels.diff().min() > 0.5
+    assert decoder.latent_logsnr is not None
+    torch.testing.assert_close(decoder.latent_logsnr, levels)
+    torch.testing.assert_close(decoder.z_0, diffuse(z_clean, noise.latent, levels))
+    torch.testing.assert_close(loss.prior, level.weight(prior.logsnr) * reference.prior)
+    assert torch.equal(loss.terminal_kl, reference.terminal_kl)

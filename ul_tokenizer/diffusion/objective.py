@@ -54,6 +54,39 @@ class SigmoidWeighting:
 
 
 @dataclass(frozen=True)
+class RandomLatentLevel:
+    """λ_z(0) drawn for each sample from a truncated logistic distribution: single-stage training (Appendix B, b).
+
+    The prior's bound then has the weight P(λ_z(0) > λ), nearly the sigmoid weighting of a base model, so that one
+    model can be the prior and the generator. The decoder is conditioned on the level (`latent_logsnr_min`).
+    """
+
+    bias: float  # b_z, where the untruncated distribution has its median
+    low: float  # the noisiest level
+    high: float  # the cleanest, λ_z(0) of the prior
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}.")
+
+    def _cdf(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(logsnr - self.bias)
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self._cdf(torch.full_like(like, self.low)), self._cdf(torch.full_like(like, self.high))
+
+    def level(self, u: Tensor) -> Tensor:
+        """λ_z(0) of uniform numbers in [0, 1], any shape: the inverse of the distribution function."""
+        first, last = self._ends(u)
+        return (self.bias + torch.logit(first + u * (last - first))).clamp(self.low, self.high)
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        """P(λ_z(0) > λ), shaped like `logsnr`: 1 below `low` and 0 at `high`."""
+        first, last = self._ends(logsnr)
+        return ((last - self._cdf(logsnr)) / (last - first)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Variant:
     """What stage 1 changes of the paper's objective, for its ablations; the defaults change nothing.
 
@@ -69,6 +102,7 @@ class Variant:
     latent_cost: Literal["prior", "normal"] = "prior"
     kl_weight: float = 1.0
     reconstruction: Literal["diffusion", "mse"] = "diffusion"
+    latent_level: RandomLatentLevel | None = None  # None: always the prior's λ_z(0)
 
     def __post_init__(self) -> None:
         if not self.kl_weight > 0:

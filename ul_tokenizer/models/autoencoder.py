@@ -19,7 +19,7 @@ from ul_tokenizer.diffusion.solver import Level, evenly_spaced, levels_at
 from ul_tokenizer.models.attention import Rotary
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder, DecoderConfig
-from ul_tokenizer.models.decoding import DecodingStep, decoding_steps, denoise
+from ul_tokenizer.models.decoding import DecodingSteps, decoding_steps, denoise
 from ul_tokenizer.models.encoder import Encoder, EncoderCache, EncoderConfig
 from ul_tokenizer.models.host_autoencoder import AutoencoderMixin, decoder_output
 from ul_tokenizer.models.latent_distribution import (
@@ -72,6 +72,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         latent_logsnr: λ_z(0), the log-SNR of z_0.
         learned_variance: whether the encoder predicts a variance of its own beside the fixed noise. The paper's does
             not, except in one ablation (Table 6 D).
+        latent_logsnr_min: lowest level at which the decoder takes latents, for models that were trained in a single
+            stage with levels drawn at random; None for decoders that take `latent_logsnr` only.
         decoder_logsnr_max: λ_x(0), the cleanest level of the decoder.
         decoder_logsnr_min: λ_x(1), the level at which decoding starts; the decoder is not trained at noisier ones.
         decoder_schedule: "linear" or "cosine", λ_x(t) between these levels.
@@ -148,6 +150,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         dropout: float = 0.1,
         latent_logsnr: float = 5.0,
         learned_variance: bool = False,
+        latent_logsnr_min: float | None = None,
         decoder_logsnr_max: float = 9.0,
         decoder_logsnr_min: float = -5.0,
         decoder_schedule: str = "linear",
@@ -376,6 +379,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = ...,
         noise: Tensor | None = ...,
         num_frames: int | None = ...,
+        latent_logsnr: float | None = ...,
     ) -> DecoderOutput: ...
 
     @overload
@@ -387,6 +391,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = ...,
         noise: Tensor | None = ...,
         num_frames: int | None = ...,
+        latent_logsnr: float | None = ...,
     ) -> tuple[Tensor]: ...
 
     @overload
@@ -398,6 +403,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = ...,
         noise: Tensor | None = ...,
         num_frames: int | None = ...,
+        latent_logsnr: float | None = ...,
     ) -> DecoderOutput | tuple[Tensor]: ...
 
     @apply_forward_hook
@@ -409,6 +415,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
         num_frames: int | None = None,
+        latent_logsnr: float | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Decodes latents by denoising pixels from noise.
 
@@ -423,26 +430,28 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
                 unless the decoder was distilled.
             noise: x_1 itself, (B, C, [T,] H, W); the call is then a pure function of its arguments.
             num_frames: frames of the clip; None gives R frames for each latent frame.
+            latent_logsnr: the level of z, from the config's `latent_logsnr_min` to its `latent_logsnr`, which is what
+                None means. Most decoders take only the latter.
 
         Returns:
             `sample` (B, C, [T,] H, W), about [−1, 1], in the dtype of `z`.
 
         Raises:
-            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, or a
-                number of frames that does not fit the latents.
+            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, a
+                number of frames that does not fit the latents, or a level that the decoder does not take.
         """
-        levels = self._decoding_levels(num_inference_steps)
+        levels, latent_level = self._decoding_levels(num_inference_steps), self._latent_level(latent_logsnr)
         check_latents("z", z, self.config.latent_channels)
         clip = (z if z.ndim == 5 else z.unsqueeze(2)).to(get_parameter_dtype(self.decoder.conv_in))
         num_frames = self._num_frames(clip.shape[2], 1 if z.ndim == 4 else num_frames)
         canvas = self._noise_canvas(clip, num_frames, generator, noise)
         slices = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        steps = decoding_steps(levels, clip.device)
+        steps = decoding_steps(levels, clip.device, latent_level)
         sample = _joined([self._decode_clip(latents, x_1, steps) for latents, x_1 in slices], dim=0).to(z.dtype)
         sample = (sample if z.ndim == 5 else sample.squeeze(2)).contiguous()
         return decoder_output(sample) if return_dict else (sample,)
 
-    def _decode_clip(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep]) -> Tensor:
+    def _decode_clip(self, z: Tensor, x_1: Tensor, steps: DecodingSteps) -> Tensor:
         """z_0 (B, c, t, h, w) and noise (B, C, T, H, W) → (B, C, T, H, W), fp32, window by window."""
         if z.shape[2] <= self.decode_window_latents:
             return self._decode_window(z, x_1, steps)
@@ -457,14 +466,14 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         size, overlap = self.decode_window_latents, self.decode_window_overlap
         return decode_in_windows(latents, decode, size, overlap, self.temporal_compression_ratio, padding)
 
-    def _decode_window(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep]) -> Tensor:
+    def _decode_window(self, z: Tensor, x_1: Tensor, steps: DecodingSteps) -> Tensor:
         """A window of `_decode_clip`, tile by tile."""
         ratio, grid = self.spatial_compression_ratio, self._tile_grid(z.shape[-2], z.shape[-1])
         rotary = self.decoder.rotary_table(grid.tiles[0].of(z))  # all tiles have the same size
         outputs = (self._denoise(tile.of(z), tile.of(x_1, ratio), steps, rotary) for tile in grid.tiles)
         return grid.blend(outputs, scale=ratio)
 
-    def _denoise(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep], rotary: Rotary) -> Tensor:
+    def _denoise(self, z: Tensor, x_1: Tensor, steps: DecodingSteps, rotary: Rotary) -> Tensor:
         """A tile of `_decode_window`."""
         return denoise(self.decoder, z, x_1, steps, rotary, self.config.decoder_algorithm)
 
@@ -474,6 +483,15 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
         return levels_at(evenly_spaced(self.config.decoder_logsnr_min, self.config.decoder_logsnr_max, steps))
+
+    def _latent_level(self, latent_logsnr: float | None) -> float | None:
+        """The level of z_0 that the decoder is given; None if it takes only one."""
+        low, high = self.config.latent_logsnr_min, self.config.latent_logsnr
+        level = high if latent_logsnr is None else latent_logsnr
+        if not (high if low is None else low) <= level <= high:
+            legal = f"{high}, the only level of this decoder" if low is None else f"from {low} to {high}"
+            raise ValueError(f"latent_logsnr must be {legal}, got {latent_logsnr}.")
+        return None if low is None else float(level)
 
     def _num_frames(self, latent_frames: int, num_frames: int | None) -> int:
         ratio = self.temporal_compression_ratio
@@ -529,7 +547,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             return
         check_latents("latents", first, self.config.latent_channels)
         still = self._noise_canvas(first, 1, generator, None)
-        steps = decoding_steps(levels, first.device)
+        steps = decoding_steps(levels, first.device, self._latent_level(None))
         network_dtype = get_parameter_dtype(self.decoder.conv_in)
 
         def decode(window: Tensor, _: int, count: int) -> Tensor:

@@ -114,6 +114,11 @@ def _check_choices(config: Mapping[str, Any]) -> None:
             f"latent_channels must be a multiple of temporal_compression_ratio, {ratio}, whose frames share them in "
             f'temporal_downsample="latents", got {config["latent_channels"]}.'
         )
+    lowest = config["latent_logsnr_min"]
+    if lowest is not None:
+        check_numbers(latent_logsnr_min=lowest)
+        if lowest >= config["latent_logsnr"]:
+            raise ValueError(f"latent_logsnr_min must be below latent_logsnr, {config['latent_logsnr']}, got {lowest}.")
     if type(config["learned_variance"]) is not bool:
         raise ValueError(f"learned_variance must be true or false, got {config['learned_variance']!r}.")
     if config["learned_variance"] and ratio > 1 and where == "latents":

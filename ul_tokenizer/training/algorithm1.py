@@ -38,6 +38,7 @@ class Stage1Noise:
     prior: Tensor  # (B, c, h, w)  ε of z_t
     latent: Tensor  # (B, c, h, w)  ε of z_0
     decoder: Tensor  # (B, C, H, W)  ε of x_t
+    t_latent: Tensor | None = None  # (B,)  of λ_z(0), if it is drawn
     variance: Tensor | None = None  # (B, c, h, w)  ε of z, for encoders that learn a variance
 
 
@@ -96,6 +97,8 @@ class Stage1Model(nn.Module):
         z_t = diffuse(z_prior, noise.prior, logsnr_z)
         v_z = self.prior(z_t, logsnr_z).sample
         loss_z = prior_loss(v_z, z_prior, noise.prior, noise.t_prior, self.prior_schedule)
+        if self.variant.latent_level is not None:
+            loss_z = self.variant.latent_level.weight(logsnr_z) * loss_z
 
         loss_x, boost = self._decoder_loss(x, z_clean, noise, progress)
         kl = None if encoder_pays_prior else self.variant.kl_weight * normal_kl(z_clean, self.prior_schedule.logsnr_max)
@@ -111,7 +114,7 @@ class Stage1Model(nn.Module):
     def _decoder_loss(self, x: Tensor, z_clean: Tensor, noise: Stage1Noise, progress: float) -> tuple[Tensor, Tensor]:
         """L_x (B,) and its boost (B,); the decoder is conditioned on z_0, the latent with its fixed noise."""
         is_image, one_step = x.ndim == 4, self.variant.reconstruction == "mse"
-        logsnr_0 = torch.full_like(noise.t_prior, self.prior_schedule.logsnr_max)
+        logsnr_0 = self._latent_levels(noise)
         fraction = HOLD_LEVELS + (1 - HOLD_LEVELS) * progress
         t_x = torch.ones_like(noise.t_decoder) if one_step else 1 - fraction * (1 - noise.t_decoder)
         logsnr_x = self.decoder_schedule.logsnr(t_x)
@@ -119,9 +122,16 @@ class Stage1Model(nn.Module):
         z_0 = scale_gradient(diffuse(z_clean, noise.latent, logsnr_0), boost**-progress)
         x_t = diffuse(x, noise.decoder, logsnr_x)
         clip, latents = (x_t.unsqueeze(2), z_0.unsqueeze(2)) if is_image else (x_t, z_0)
-        v_x = self.decoder(clip, logsnr_x, self.decoder.embed_latents(latents))
+        v_x = self.decoder(clip, logsnr_x, self.decoder.embed_latents(latents, logsnr_0))
         v_x = v_x.squeeze(2) if is_image else v_x
         if one_step:
             return gaussian_loss(v_x, x, noise.decoder, logsnr_x, self.weighting), boost
         loss_x = fraction * sigmoid_loss(v_x, x, noise.decoder, t_x, self.decoder_schedule, self.weighting)
         return loss_x, boost
+
+    def _latent_levels(self, noise: Stage1Noise) -> Tensor:
+        """λ_z(0) (B,): one level for all, or one drawn for each sample."""
+        if self.variant.latent_level is None:
+            return torch.full_like(noise.t_prior, self.prior_schedule.logsnr_max)
+        assert noise.t_latent is not None
+        return self.variant.latent_level.level(noise.t_latent)

@@ -11,7 +11,13 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ul_tokenizer.diffusion.objective import SigmoidWeighting, Variant, bits_per_pixel_divisor, stratified_times
+from ul_tokenizer.diffusion.objective import (
+    RandomLatentLevel,
+    SigmoidWeighting,
+    Variant,
+    bits_per_pixel_divisor,
+    stratified_times,
+)
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
@@ -81,10 +87,7 @@ class Stage1:
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
         weighting = SigmoidWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
-        if autoencoder.config.learned_variance and args.latent_cost == "normal":
-            raise ValueError("--latent_cost normal needs an encoder without learned_variance, got one with it.")
-        variant = Variant(args.latent_cost, args.kl_weight, args.reconstruction)
-        self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting, variant)
+        self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting, _variant(args, autoencoder))
         if args.train_only:
             for part in PARTS:
                 getattr(self.model, part).requires_grad_(part == args.train_only)
@@ -162,10 +165,12 @@ class Stage1:
             decoder = torch.where(still[:, None, None, None, None], decoder[:, :, :1], decoder)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         # Levels are spread over all samples of the step, so that they don't depend on how these are divided up.
-        t_prior, t_decoder = (
-            draws.pick(stratified_times(len(draws.of_step), generator), pixels.device) for _ in range(2)
+        count = 2 if self.args.latent_logsnr_bias is None else 3
+        t_prior, t_decoder, *t_latent = (
+            draws.pick(stratified_times(len(draws.of_step), generator), pixels.device) for _ in range(count)
         )
-        return Stage1Noise(t_prior, t_decoder, prior, latent, decoder, *variance)
+        optional = {"t_latent": t_latent, "variance": variance}
+        return Stage1Noise(t_prior, t_decoder, prior, latent, decoder, **{k: v[0] for k, v in optional.items() if v})
 
     # ------------------------------------------------------------------------------------------------------------
     # Validation
@@ -233,6 +238,21 @@ class Stage1:
         lines = [f"{name}: {size:,} parameters" for name, size in sizes.items()]
         lines += self._data.describe()
         return "\n".join(f"# {line}" for line in lines)
+
+
+def _variant(args: Stage1Arguments, autoencoder: UnifiedLatentsAutoencoder) -> Variant:
+    """What the run changes of the paper's objective; refuses what excludes each other or the networks can't do."""
+    config = autoencoder.config
+    if config.learned_variance and args.latent_cost == "normal":
+        raise ValueError("--latent_cost normal needs an encoder without learned_variance, got one with it.")
+    if args.latent_logsnr_bias is None:
+        return Variant(args.latent_cost, args.kl_weight, args.reconstruction)
+    if config.learned_variance:
+        raise ValueError("--latent_logsnr_bias needs an encoder without learned_variance, got one with it.")
+    if config.latent_logsnr_min is None:
+        raise ValueError("--latent_logsnr_bias needs a latent_logsnr_min in --autoencoder_config, got none.")
+    level = RandomLatentLevel(args.latent_logsnr_bias, config.latent_logsnr_min, config.latent_logsnr)
+    return Variant(args.latent_cost, args.kl_weight, args.reconstruction, level)
 
 
 def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTransformer]:

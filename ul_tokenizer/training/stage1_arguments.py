@@ -68,6 +68,11 @@ class Stage1Arguments(TrainingArguments):
         "What the decoder learns: to denoise at all levels, or only to decode in one step with a small squared error. "
         "After mse, --train_only decoder trains a diffusion decoder for the same latents.",
     )
+    latent_logsnr_bias: float | None = arg(
+        None,
+        "Train in a single stage: draw the noise level of each latent around this log-SNR, up to the usual one, so "
+        "that the prior is a generator as well. The autoencoder's config needs a latent_logsnr_min.",
+    )
 
     # Warm-up of the prior's weight
     prior_warmup: bool | None = arg(
@@ -138,6 +143,8 @@ class Stage1Arguments(TrainingArguments):
             self.prior_warmup = self.pretrained_model_name_or_path is None
         if self.kl_weight != 1 and self.latent_cost != "normal":
             raise ValueError(f"--kl_weight needs --latent_cost normal, got {self.latent_cost}.")
+        if self.latent_logsnr_bias is not None and self.latent_cost != "prior":
+            raise ValueError(f"--latent_logsnr_bias needs --latent_cost prior, got {self.latent_cost}.")
         longest = self.prior_max_hold_steps
         if longest is not None and longest < self.prior_min_hold_steps:
             raise ValueError(
