@@ -203,8 +203,8 @@ MUTATIONS = [
     Mutation(
         "the prior's z_t is drawn from z_0",
         ALGORITHM,
-        "z_t = diffuse(z_clean, noise.prior, logsnr_z)",
-        "z_t = diffuse(diffuse(z_clean, noise.latent, 0 * logsnr_z + 5), noise.prior, logsnr_z)",
+        "z_t = diffuse(z_prior, noise.prior, logsnr_z)",
+        "z_t = diffuse(diffuse(z_prior, noise.latent, 0 * logsnr_z + 5), noise.prior, logsnr_z)",
         ON_ALGORITHM,
     ),
     Mutation(
@@ -217,8 +217,8 @@ MUTATIONS = [
     Mutation(
         "the prior's gradient does not reach the encoder through its target",
         ALGORITHM,
-        "loss_z = prior_loss(v_z, z_clean, ",
-        "loss_z = prior_loss(v_z, z_clean.detach(), ",
+        "loss_z = prior_loss(v_z, z_prior, ",
+        "loss_z = prior_loss(v_z, z_prior.detach(), ",
         ON_ALGORITHM,
     ),
     Mutation(
@@ -266,7 +266,7 @@ MUTATIONS = [
     Mutation(
         "the latent is embedded in every step",
         DECODING,
-        "logsnr.expand(z.shape[0]), latent_features, rotary)",
+        "logsnr.expand(batch_size), latent_features, rotary)",
         "logsnr.expand(batch_size), decoder.embed_latents(z, level), rotary)",
         ON_AUTOENCODER,
     ),
