@@ -74,7 +74,10 @@ def test_the_prior_of_a_single_stage_generates_at_the_level_that_is_asked_for(
     model: UnifiedLatentsAutoencoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.save_pretrained(tmp_path / "model")
-    build_prior("ul-tiny-f8").save_pretrained(tmp_path / "model" / "prior")
+    prior = build_prior("ul-tiny-f8")
+    for parameter in prior.parameters():
+        parameter.data.zero_()  # so that it predicts v = 0
+    prior.save_pretrained(tmp_path / "model" / "prior")
     assert main([str(tmp_path / "model"), "-o", str(tmp_path / "pipeline")]) == 0
     assert main([str(tmp_path / "model"), "-o", str(tmp_path / "pipeline")]) == 1
     assert "must be empty, it holds files." in capsys.readouterr().err
@@ -90,10 +93,10 @@ def test_the_prior_of_a_single_stage_generates_at_the_level_that_is_asked_for(
     pipe.vae.decode = noted
     z_1 = torch.randn(1, 4, 4, 4, generator=seeded())
     for level in (None, 1.0):
-        sampled = {"latent_logsnr": level, "num_inference_steps": 3, "return_dict": False}
+        sampled: dict[str, Any] = {"latent_logsnr": level, "num_inference_steps": 3, "return_dict": False}
         (z,) = pipe(**sampled, generator=seeded(), output_type="latent")
         pipe(**sampled, generator=seeded())
-        # A fresh prior predicts v = 0, so each step turns z by an angle: z_s = cos(φ_t − φ_s) z_t with tan φ = σ/α.
+        # With v = 0, each step turns z by an angle: z_s = cos(φ_t − φ_s) z_t with tan φ = σ/α.
         logsnrs = torch.linspace(-10, 5.0 if level is None else level, 4)
         torch.testing.assert_close(z, z_1 * (-0.5 * logsnrs).exp().atan().diff().cos().prod())
     assert told == [None, 1.0]
