@@ -63,6 +63,11 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 notebooks: $(TEST_ENV)/.installed ## execute the notebooks in place, after a change of code or weights; NOTEBOOKS=name.ipynb for one
 	$(TEST_ENV)/bin/python examples/notebooks/execute.py $(NOTEBOOKS)
 
+dit: fashion ## train the DiT example on the latents of Fashion-MNIST, and put its samples into the page on generators
+	$(TEST_ENV)/bin/ul-tokenizer encode-dataset $(FASHION)/train -o runs/fashion-latents --model ul-fashion --resolution 32
+	$(TEST_ENV)/bin/python examples/train_dit_on_latents.py runs/fashion-latents -o runs/dit --steps 600
+	cp runs/dit/samples.png docs/how-to/dit-samples.png
+
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)
 

@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
 MANIFEST = FOLDER.parents[1] / "ul_tokenizer" / "pretrained" / "manifest.json"
 MAX_SECONDS_PER_CELL = 600
-JPEG_FROM_BYTES = 100_000  # larger pictures are photographs, which PNG does not compress
+MAX_PNG = 120_000  # bytes; larger pictures are photographs, which are shipped as JPEG
 
 
 def notebooks() -> list[Path]:
@@ -76,15 +73,13 @@ def execute(path: Path) -> Any:
 
 
 def tidied(outputs: list[Any]) -> Iterator[Any]:
-    """Outputs without standard error, which has progress and warnings, and with large pictures as JPEG."""
+    """Outputs without standard error, which has progress and warnings, and with one file for each picture."""
     for output in outputs:
         if output.get("name") == "stderr":
             continue
         data = output.get("data", {})
-        if len(data.get("image/png", "")) > JPEG_FROM_BYTES * 4 / 3:
-            picture, smaller = Image.open(io.BytesIO(b64decode(data.pop("image/png")))), io.BytesIO()
-            picture.convert("RGB").save(smaller, "JPEG", quality=90)
-            data["image/jpeg"] = b64encode(smaller.getvalue()).decode()
+        if "image/png" in data and "image/jpeg" in data:  # Pillow gives both
+            del data["image/png" if len(data["image/png"]) > MAX_PNG * 4 / 3 else "image/jpeg"]
         yield output
 
 

@@ -89,7 +89,7 @@ def test_two_processes_train_a_foreign_generator_whose_samples_belong_to_their_c
     pipe.set_progress_bar_config(disable=True)
     labels = torch.arange(classes).repeat_interleave(48)
     generator = torch.Generator().manual_seed(0)
-    z = pipe(labels.tolist(), num_inference_steps=8, output_type="latent", generator=generator).images
+    (z,) = pipe(labels.tolist(), num_inference_steps=8, output_type="latent", generator=generator, return_dict=False)
     write_latents(tmp_path / "latents", names, list(z.split(48)), "ul-fashion")
     means = torch.stack([part.mean(0) for part in z.split(48)])
 
