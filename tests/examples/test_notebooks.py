@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -29,6 +30,21 @@ def kinds(cell: Any) -> set[str]:
     return types | pictures
 
 
+def figures(notebook: Any, pattern: str) -> list[float]:
+    """The numbers that a pattern finds in the printed output."""
+    printed = "".join(output.get("text", "") for cell in TOOL.code_cells(notebook) for output in cell.outputs)
+    return [float(number) for number in re.findall(pattern, printed)]
+
+
+def check_that_training_helped(name: str, notebook: Any) -> None:
+    if name == "train-on-your-own-folder.ipynb":
+        before, after = figures(notebook, r"([\d.]+) dB and")
+        assert after > before + 1
+    if name == "latents-for-your-generator.ipynb":
+        before, after = figures(notebook, r"samples (?:before|after) training: +(\d+)%")
+        assert before < 35 and after > 70
+
+
 def test_there_are_four_notebooks_and_each_links_only_to_files_that_exist() -> None:
     assert len(NOTEBOOKS) == 4
     for name in NOTEBOOKS:
@@ -47,6 +63,7 @@ def test_a_notebook_is_shipped_with_the_output_of_its_code_and_of_the_bundled_we
     shown = set().union(*(kinds(cell) for cell in cells))
     assert "error" not in shown and {"stream", "picture"} <= shown
     assert (FOLDER / name).stat().st_size < 1_000_000
+    check_that_training_helped(name, notebook)
 
 
 def test_other_code_or_other_weights_make_a_notebook_out_of_date(
@@ -71,6 +88,7 @@ def test_a_notebook_runs_offline_from_top_to_bottom_and_shows_what_the_shipped_o
     executed, source = TOOL.execute(FOLDER / name), shipped(name)
     assert [cell.source for cell in executed.cells] == [cell.source for cell in source.cells]
     assert [kinds(cell) for cell in TOOL.code_cells(executed)] == [kinds(cell) for cell in TOOL.code_cells(source)]
+    check_that_training_helped(name, executed)
 
 
 def test_a_notebook_whose_cell_fails_is_left_as_it_was(tmp_path: Path) -> None:
