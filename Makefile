@@ -20,7 +20,7 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench figures photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
+.PHONY: help demo test test-all lint format bench figures notebooks dit photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -59,6 +59,14 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 	rm -rf $(RESULTS)/*/*.pictures # of photographs that we may not redistribute
 	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
 	$(TEST_ENV)/bin/python conversion/model_card.py
+
+notebooks: $(TEST_ENV)/.installed ## execute the notebooks in place, after a change of code or weights; NOTEBOOKS=name.ipynb for one
+	$(TEST_ENV)/bin/python examples/notebooks/execute.py $(NOTEBOOKS)
+
+dit: fashion ## train the DiT example on the latents of Fashion-MNIST, and put its samples into the page on generators
+	$(TEST_ENV)/bin/ul-tokenizer encode-dataset $(FASHION)/train -o runs/fashion-latents --model ul-fashion --resolution 32
+	$(TEST_ENV)/bin/python examples/train_dit_on_latents.py runs/fashion-latents -o runs/dit --steps 600
+	cp runs/dit/samples.png docs/how-to/dit-samples.png
 
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)
