@@ -134,7 +134,8 @@ def _blobs(side: int, random: np.random.Generator) -> Image.Image:
     """A mask of smooth random shapes, of twice the picture's side, so that the camera has room to move."""
     cells = random.standard_normal((2 * BLOB_CELLS, 2 * BLOB_CELLS)).astype(np.float32)
     smooth = np.asarray(Image.fromarray(cells).resize((2 * side, 2 * side), Image.Resampling.BICUBIC))
-    return Image.fromarray((255 / (1 + np.exp(-EDGE * (smooth - 0.4)))).astype(np.uint8))
+    height = np.clip(EDGE * (smooth - 0.4), -20, 20)
+    return Image.fromarray((255.5 / (1 + np.exp(-height))).astype(np.uint8))
 
 
 def _reach(view: View, side: int) -> float:
