@@ -94,13 +94,19 @@ def test_a_recipe_can_be_resumed_and_writes_to_a_folder_of_its_own_name(name: st
 
 
 def test_each_model_is_small_enough_to_be_bundled() -> None:
-    photo, fashion, base, video = (
+    photo, prior, fashion, base, video = (
         read(name)
-        for name in ("ul-photo-f8-1-small-crops", "ul-fashion-1-more-bits", "ul-fashion-3-base", "ul-video-1-camera")
+        for name in (
+            "ul-photo-f8-1-small-crops",
+            "ul-photo-f8-4-prior",
+            "ul-fashion-1-more-bits",
+            "ul-fashion-3-base",
+            "ul-video-1-camera",
+        )
     )
     student = build_autoencoder(photo["preset"], photo["autoencoder_config"]).decoder  # beside its teacher
     models = {
-        "photo": [build_autoencoder(photo["preset"]), build_prior(photo["preset"], photo["prior_config"]), student],
+        "photo": [build_autoencoder(photo["preset"]), student, build_base(prior["preset"], prior["base_config"])],
         "fashion": [
             build_autoencoder(fashion["preset"], fashion["autoencoder_config"]),
             build_prior(fashion["preset"], fashion["prior_config"]),

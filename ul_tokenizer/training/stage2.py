@@ -394,6 +394,8 @@ def _make_base(
     else:
         check_config_keys(UnifiedLatentsTransformer, args.base_config)
         base = UnifiedLatentsTransformer.from_pretrained(args.pretrained_model_name_or_path, **args.base_config)
+        if base.config.sample_size is None:  # a prior of stage 1; sampling in validation needs a size
+            base.register_to_config(sample_size=args.resolution // autoencoder.ratio)
         flag = "--pretrained_model_name_or_path"
     if text is None and base.config.cross_attention_dim is not None:
         raise ValueError(
