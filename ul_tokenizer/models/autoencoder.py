@@ -67,6 +67,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         decoder_num_layers: blocks of the decoder's transformer.
         decoder_latent_embedding_layers: residual convolutions on z_0 before it enters the decoder.
         attention_head_dim: channels of an attention head.
+        attention_train_tokens: positions of z_0 in training, (crop / compression ratio)² for images. Larger pictures
+            are then attended to with sharper logits, see `log_length_temperature`. None leaves the logits alone.
         embedding_channels: width of the log-SNR embedding.
         dropout: dropout probability in the decoder.
         latent_logsnr: λ_z(0), the log-SNR of z_0.
@@ -162,6 +164,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         temporal_downsample: str = "features",
         sample_size: int | None = None,
         tile_sample_size: int | None = None,
+        attention_train_tokens: int | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         latents_mean: list[float] | None = None,

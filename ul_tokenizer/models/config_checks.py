@@ -11,6 +11,7 @@ from ul_tokenizer.models.limits import (
     check_dropout,
     check_numbers,
     check_stage_bounds,
+    check_train_tokens,
     check_weights,
     is_number,
 )
@@ -52,6 +53,7 @@ def check_autoencoder_config(config: Mapping[str, Any]) -> None:
     check_stage_bounds(**{name: config[name] for name in STAGES})
     check_numbers(**{name: config[name] for name in NUMBERS})
     check_dropout(config["dropout"])
+    check_train_tokens(config["attention_train_tokens"])
     _check_stages(config)
     _check_total(config)
     _check_choices(config)

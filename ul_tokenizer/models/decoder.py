@@ -51,6 +51,7 @@ class DecoderConfig:
     latent_embedding_layers: int = 0  # residual convolutions on z_0
     dropout: float = 0.0
     temporal_ratio: int = 1  # R, frames per latent frame
+    attention_train_tokens: int | None = None  # of `log_length_temperature`
     unfolds_latents: bool = False  # whether a latent frame holds the latents of R frames
     takes_latent_logsnr: bool = False  # whether the noise level of z_0 varies and is given
 
@@ -71,6 +72,7 @@ class DecoderConfig:
             latent_embedding_layers=config["decoder_latent_embedding_layers"],
             dropout=config["dropout"],
             temporal_ratio=ratio,
+            attention_train_tokens=config["attention_train_tokens"],
             unfolds_latents=ratio > 1 and config["temporal_downsample"] == "latents",
             takes_latent_logsnr=config["latent_logsnr_min"] is not None,
         )
@@ -168,7 +170,12 @@ class Decoder(nn.Module):
         self.down_stages = nn.ModuleList([DecoderStage(c, n, config) for c, n in stages])
         self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairs])
         self.transformer = TransformerStage(
-            config.hidden_size, config.num_layers, config.attention_head_dim, config.embedding_channels, config.dropout
+            config.hidden_size,
+            config.num_layers,
+            config.attention_head_dim,
+            config.embedding_channels,
+            config.dropout,
+            train_tokens=config.attention_train_tokens,
         )
         self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairs])
         self.up_stages = nn.ModuleList([DecoderStage(c, n, config) for c, n in stages])

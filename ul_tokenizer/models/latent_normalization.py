@@ -46,6 +46,11 @@ def denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
     return latents / scale + shift
 
 
+def is_normalized(vae: Any) -> bool:
+    """Whether an autoencoder of ours normalises its latents at all."""
+    return _shift_and_scale(vae, torch.zeros(1, vae.config.latent_channels, 1, 1)) is not None
+
+
 def _shift_and_scale(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
     """What is subtracted, then multiplied by; None for the identity."""
     config = vae.config

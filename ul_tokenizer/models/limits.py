@@ -50,6 +50,16 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}.")
 
 
+def check_train_tokens(num_tokens: int | None, stages: int = 1) -> None:
+    """Raises a ValueError unless `num_tokens` is None or leaves two tokens, of which there is a logarithm, to a stage.
+
+    Every one of `stages` after the first has a quarter of the tokens.
+    """
+    least = 2 * 4 ** (stages - 1)
+    if num_tokens is not None and not _is_integer(num_tokens, least, MAX_WEIGHTS):
+        raise ValueError(f"attention_train_tokens must be None or an integer of at least {least}, got {num_tokens!r}.")
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a finite real number within the range of fp32."""
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= MAX_FP32  # type: ignore[operator]

@@ -121,6 +121,14 @@ class Stage1Arguments(TrainingArguments):
     pan_fraction: float = arg(
         0.5, "Fraction of the clips that are pans over images, if there are videos as well.", FRACTION
     )
+    pan_motion: Literal["steady", "camera"] = arg(
+        "steady",
+        "How pans over images move: steadily, or as with a camera that speeds up or slows down, turns and zooms, and "
+        "before which something nearer may move faster. Pans in validation are always steady.",
+    )
+    pan_layer_fraction: float = arg(
+        0.5, "Fraction of the pans that have a foreground, with --pan_motion camera.", FRACTION
+    )
 
     # Validation
     validation_metrics: str | None = arg(

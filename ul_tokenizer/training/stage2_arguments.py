@@ -56,6 +56,12 @@ class Stage2Arguments(TrainingArguments):
         "Encode every training image once before the first step, into a latent data set in the output folder, which "
         "later runs use again.",
     )
+    cached_crops: int | None = arg(
+        None,
+        "With --cache_latents, encode this number of random crops of every image, as --scale_min, --scaling and "
+        "--random_flip say, instead of the only crop.",
+        POSITIVE,
+    )
 
     # Captions
     text_encoder: str | None = arg(
@@ -113,6 +119,11 @@ class Stage2Arguments(TrainingArguments):
     )
 
     # Objective
+    as_prior: bool = arg(
+        False,
+        "Train a prior of --pretrained_autoencoder instead of a base model: without classes, with the weight 1 of the "
+        "bound on its bits at all levels, and written with the autoencoder, as `train autoencoder` does.",
+    )
     sigmoid_bias: float = arg(
         2.0, "Bias b of the loss weight sigmoid(b - log-SNR). A higher bias gives fine detail more weight."
     )
@@ -168,6 +179,8 @@ class Stage2Arguments(TrainingArguments):
             raise ValueError("--logsnr_max needs --pretrained_vae, because our autoencoders define their own level.")
         self._check_data()
         self._check_text()
+        if self.as_prior:
+            self._check_prior()
 
     @property
     def has_text(self) -> bool:
@@ -203,10 +216,26 @@ class Stage2Arguments(TrainingArguments):
             raise ValueError(
                 f"either images (--train_data_dir or --dataset_name) or --latent_dataset are needed, got {got}."
             )
-        if self.cache_latents and not self._crops_are_fixed():
+        if self.cached_crops is not None:
+            if not self.cache_latents:
+                raise ValueError("--cached_crops needs --cache_latents.")
+            if self.aspect_ratio_buckets or self.latent_dataset is not None:
+                raise ValueError("--cached_crops needs images, cut to squares without --aspect_ratio_buckets.")
+        elif self.cache_latents and not self._crops_are_fixed():
             raise ValueError(
-                "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1."
+                "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1; or a "
+                "number of random crops of every image, --cached_crops."
             )
+
+    def _check_prior(self) -> None:
+        for name in ("pretrained_vae", "text_encoder", "num_context_latents"):
+            if getattr(self, name):
+                raise ValueError(f"--as_prior trains a prior of an autoencoder of ours alone, without --{name}.")
+        if self.text_encoder_config is not None:
+            raise ValueError(
+                "--as_prior trains a prior of an autoencoder of ours alone, without --text_encoder_config."
+            )
+        self.class_conditional = False
 
     def _crops_are_fixed(self) -> bool:
         return self.latent_dataset is None and self.center_crop and not self.random_flip and self.scale_min == 1

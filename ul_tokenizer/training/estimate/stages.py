@@ -90,7 +90,7 @@ def plan_distillation(args: DistillArguments, student: UnifiedLatentsAutoencoder
     has_auxiliary, pixels = args.objective == "moments", Pixels(args.resolution)
     # In the costs of a step, the auxiliary network is a second pass of the student, which has the same size.
     cost = count_step((student,), distillation_loss([student] * (1 + has_auxiliary), pixels))
-    x = torch.empty(1, *pixels.shape, device="meta")
+    x = torch.empty(1, *pixels.shape, device="meta", dtype=student.dtype)
     steps = 1 if has_auxiliary else args.teacher_inference_steps
     extra = count_inference(lambda: student.encode(x)) + _flops_of_decoding(student, x, steps)
     trained = count_weights(student.decoder) * (1 + has_auxiliary)
@@ -102,7 +102,8 @@ def plan_distillation(args: DistillArguments, student: UnifiedLatentsAutoencoder
 def _flops_of_decoding(autoencoder: UnifiedLatentsAutoencoder, x: Tensor, num_steps: int) -> int:
     """FLOPs of decoding latents of images (B, 3, H, W) on the meta device; latents are embedded only once."""
     decoder, clip = autoencoder.decoder, x.unsqueeze(2)
-    z = torch.empty(len(x), *latents_of(autoencoder, Pixels(x.shape[-1])).shape, device="meta").unsqueeze(2)
+    shape = (len(x), *latents_of(autoencoder, Pixels(x.shape[-1])).shape)
+    z = torch.empty(shape, device="meta", dtype=x.dtype).unsqueeze(2)
     features, logsnr = decoder.embed_latents(z), torch.empty(len(x), device="meta")
     of_step = count_inference(lambda: decoder(clip, logsnr, features))
     return count_inference(lambda: decoder.embed_latents(z)) + num_steps * of_step
