@@ -28,7 +28,7 @@ DESCRIPTIONS: dict[Target, str] = {
 EXAMPLES: dict[Target, str] = {
     "autoencoder": "ul-tokenizer train autoencoder --config ul-photo-f8 --train_data_dir photos/",
     "base": "ul-tokenizer train base --config ul-fashion-base --train_data_dir photos/",
-    "distill": "ul-tokenizer train distill --config ul-photo-f8-distilled --train_data_dir photos/",
+    "distill": "ul-tokenizer train distill --config ul-photo-f8-distilled --train_data_dir my/",
 }
 
 NOT_ENOUGH_MEMORY = (
