@@ -54,7 +54,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             continue  # a download of hundreds of megabytes
         is_offline = {"PIP_NO_INDEX": "1"} if "requirements.txt" in command and "-r " in command else {}
         done = subprocess.run(
-            ["sh", "-c", command.replace("--no-deps dist/", "--no-deps --ignore-installed dist/")],
+            ["sh", "-c", command.replace('-c constraints.txt "$wheel', '--no-deps --ignore-installed "$wheel')],
             cwd=build,
             env={**os.environ, "PATH": path, **is_offline},
             capture_output=True,
