@@ -40,14 +40,13 @@ def project() -> dict[str, Any]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder /build after all RUN lines but torch's, and the environment that they installed into."""
     build = tmp_path_factory.mktemp("docker")
-    for name in sources():
-        path = ROOT / name
-        shutil.copytree(path, build / name) if path.is_dir() else shutil.copyfile(path, build / name)
+    for path in (ROOT / name for name in sources()):
+        shutil.copytree(path, build / path.name) if path.is_dir() else shutil.copyfile(path, build / path.name)
     environment = build / "environment"
     venv.create(environment, with_pip=True)
     site = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
     Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    programs = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     for line in instructions("RUN"):
         command = re.sub(r"--mount=\S+ ", "", line)
         if "torch" in command:
@@ -56,7 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(
             ["sh", "-c", command.replace('-c constraints.txt "$wheel', '--no-deps --ignore-installed "$wheel')],
             cwd=build,
-            env={**os.environ, "PATH": path, **is_offline},
+            env={**os.environ, "PATH": programs, **is_offline},
             capture_output=True,
             text=True,
             timeout=300,

@@ -70,8 +70,8 @@ def installed(distributions: Path) -> Path:
     site = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     (wheel,) = distributions.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--ignore-installed", wheel], check=True, timeout=300)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--ignore-installed", str(wheel)], check=True, timeout=300)
     return folder
 
 
