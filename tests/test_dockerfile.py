@@ -44,6 +44,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(path, build / path.name) if path.is_dir() else shutil.copyfile(path, build / path.name)
     environment = build / "environment"
     venv.create(environment, with_pip=True)
+    old = [str(environment / "bin" / "pip"), "uninstall", "--quiet", "--yes", "setuptools"]
+    subprocess.run(old, check=True)  # an old one that comes with pip would hide that of the dependencies
     site = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
     Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     programs = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
