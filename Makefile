@@ -27,7 +27,10 @@ help: ## list the targets
 
 demo: $(DEMO_ENV)/.installed ## put the bundled photos through the bundled autoencoder, offline; pictures in demo/
 	HF_HUB_OFFLINE=1 $(DEMO_ENV)/bin/ul-tokenizer reconstruct examples/images -o demo --model ul-photo-f8 --force
-	@echo "The pictures, original beside reconstruction, are in $(CURDIR)/demo"
+	@printf '%s\n' '' 'The pictures, each original beside its reconstruction, are in $(CURDIR)/demo' 'Try next:' \
+	  '  $(DEMO_ENV)/bin/ul-tokenizer reconstruct PHOTO.jpg -o out      # your own picture, or a folder' \
+	  '  $(DEMO_ENV)/bin/ul-tokenizer generate --class sneaker -o grid.png' \
+	  '  $(DEMO_ENV)/bin/ul-tokenizer --help'
 
 test: $(TEST_ENV)/.installed ## run the tests that are not slow, a process per core; PYTEST="-k name" selects some
 	$(TEST_ENV)/bin/python $(PYTEST_IN_PARALLEL) -m "not slow" $(PYTEST)

@@ -13,6 +13,7 @@ import typer
 
 from ul_tokenizer.cli.evaluation_tables import print_all
 from ul_tokenizer.cli.flags import in_flags
+from ul_tokenizer.cli.help import IMAGES, METRICS, SAMPLING, Group, example
 from ul_tokenizer.cli.lists import choices, numbers, texts
 from ul_tokenizer.cli.options import (
     DEFAULT_PIPELINE,
@@ -55,7 +56,7 @@ _OLD = (
 )
 
 
-class _Group(typer.core.TyperGroup):
+class _Group(Group):
     """The group; the former single command is refused with its new spelling."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -68,7 +69,8 @@ class _Group(typer.core.TyperGroup):
 app = typer.Typer(
     name="evaluate",
     cls=_Group,
-    help="Measure reconstructions, generated images and predicted frames, each figure with its protocol.",
+    help="Measure reconstructions, generated images and predicted frames. Each figure comes with its protocol.",
+    epilog=example("evaluate reconstruction photos/ --model ul-photo-f8 --steps 1,4"),
     no_args_is_help=True,
 )
 
@@ -102,6 +104,7 @@ Models = Annotated[
     list[str],
     typer.Option(
         "--model",
+        metavar="NAME",
         help="What to measure; may be repeated. An autoencoder, ours or any of diffusers' (bundled name, folder or hub "
         "id), a codec at a quality (jpeg:30, webp:40, avif:35), or folder:PATH for reconstructions made elsewhere.",
     ),
@@ -110,12 +113,21 @@ CropOption = Annotated[
     CropChoice | None,
     typer.Option(
         "--crop",
-        help="Squares from the centre or from random places, or whole images.",
+        metavar="NAME",
+        help="Pixels to measure: a square from the center or from a random place, or none for whole images.",
         show_default="center with --resolution or --crop-size, else none",
+        rich_help_panel=IMAGES,
     ),
 ]
 CropSize = Annotated[
-    int | None, typer.Option(min=1, help="Side of the squares in pixels.", show_default="as --resolution")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Side of the squares in pixels.",
+        show_default="as --resolution",
+        rich_help_panel=IMAGES,
+    ),
 ]
 Num = Annotated[
     int | None,
@@ -123,52 +135,76 @@ Num = Annotated[
         "--num",
         "-n",
         min=1,
-        help="Images to measure, drawn by the seed; with random crops also more than there are.",
+        metavar="N",
+        help="Images to measure, drawn by the seed. With random crops, it can be more than there are.",
         show_default="all, once",
+        rich_help_panel=IMAGES,
     ),
 ]
 StepsList = Annotated[
     str | None,
     typer.Option(
         "--steps",
-        help="Decoding steps of our autoencoders; separate several by commas to measure each.",
+        metavar="N,…",
+        help="Decoding steps of our autoencoders. Separate several by commas to measure each.",
         show_default="set by the model",
     ),
 ]
 Latent = Annotated[
-    LatentChoice, typer.Option(help="Decode a sample of the latent's distribution, as in use, or its mode.")
+    LatentChoice,
+    typer.Option(metavar="NAME", help="Decode a sample of the latent's distribution, as in use, or its mode."),
 ]
 FeatureNames = Annotated[
     list[str] | None,
     typer.Option(
         "--features",
+        metavar="NAME",
         help="Network for distances; may be repeated: inception (FID), dinov2, efficientnet-lite0, "
         "classifier:TRAIN,TEST (trained on folders of labelled images), i3d (clips only), or none.",
         show_default="efficientnet-lite0",
+        rich_help_panel=METRICS,
     ),
 ]
 FeatureWeights = Annotated[
     list[str] | None,
-    typer.Option("--feature-weights", metavar="NAME=FILE", help="File with a network's weights; may be repeated."),
+    typer.Option(
+        "--feature-weights",
+        metavar="NAME=FILE",
+        help="File with a network's weights; may be repeated.",
+        rich_help_panel=METRICS,
+    ),
 ]
 References = Annotated[
     list[str] | None,
     typer.Option(
         "--reference",
         metavar="NAME=FILE",
-        help="File with a network's features of the real images, which is made if it doesn't exist; may be repeated.",
+        help="File with a network's features of the real images; may be repeated. It is created if needed.",
         show_default="a cache",
+        rich_help_panel=METRICS,
     ),
 ]
-Lpips = Annotated[str, typer.Option(help="Network of the perceptual distance LPIPS: alex, vgg or none.")]
+Lpips = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Network of the perceptual distance LPIPS: alex, vgg or none.", rich_help_panel=METRICS
+    ),
+]
 Mosaic = Annotated[
     bool,
     typer.Option(
-        "--mosaic", help="Codecs compress each batch as one picture, so that headers of small files hardly count."
+        "--mosaic",
+        help="Let codecs compress each batch as one picture, so that headers of small files hardly count.",
+        rich_help_panel=METRICS,
     ),
 ]
 ForceFd = Annotated[
-    bool, typer.Option("--force-fd", help="Compute Fréchet distances of fewer images than there are features, too.")
+    bool,
+    typer.Option(
+        "--force-fd",
+        help="Compute Fréchet distances even of fewer images than the network has features.",
+        rich_help_panel=METRICS,
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -176,13 +212,19 @@ Output = Annotated[
         "--output",
         "-o",
         file_okay=False,
-        help="Folder for results: a JSON file each, with pictures. What is there is not measured again, and a killed "
-        "job is continued.",
+        metavar="FOLDER",
+        help="Folder for the results: one JSON file each, with pictures. Results that are there are not measured "
+        "again, and an interrupted job is continued.",
         show_default="keep nothing",
     ),
 ]
 DropDuplicates = Annotated[
-    bool, typer.Option("--drop-duplicates", help="Leave out files that have the same content as another file.")
+    bool,
+    typer.Option(
+        "--drop-duplicates",
+        help="Leave out files that have the same content as another file.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 
 
@@ -285,11 +327,11 @@ def reconstruction(
     dtype: ComputeDtype = Dtype.float32,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how faithfully autoencoders and codecs give images or clips back.
+    """Measure how faithfully autoencoders and codecs reconstruct images or clips.
 
-    All are measured on the same pixels, rounded to 8 bits. Prints PSNR in two means, SSIM, MS-SSIM, LPIPS, distances
-    between features beside their floor, bits per pixel, seconds and memory, with 95 % intervals over images. Networks
-    that are not installed are named, and everything else is measured. For several processes use
+    All of them are measured on the same pixels, rounded to 8 bits. Prints PSNR in two means, SSIM, MS-SSIM, LPIPS,
+    distances between features beside their floor, bits per pixel, seconds and memory, with 95 % intervals over images.
+    A network that is not installed is named, and the other figures are measured. To use several processes, start
     `accelerate launch -m ul_tokenizer evaluate …`.
     """
     with _in_flags():
@@ -341,6 +383,7 @@ Real = Annotated[
 Generator = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         help="Pipeline: a bundled name, a folder or a hub id, tried in this order. With --prior it can also be an "
         "autoencoder that has a prior.",
         show_default=f"{DEFAULT_PIPELINE}, unless --images is given",
@@ -348,26 +391,48 @@ Generator = Annotated[
 ]
 Images = Annotated[
     str | None,
-    typer.Option(help="Images that another generator wrote, in place of a model: a folder, .tar or .parquet."),
+    typer.Option(
+        metavar="PATH",
+        help="Images that another generator wrote, in place of a model: a folder, .tar or .parquet.",
+    ),
 ]
 Train = Annotated[
     str | None,
-    typer.Option(help="Real training images, which give the floor of distances and show what is memorised."),
+    typer.Option(
+        metavar="DATA",
+        help="Real training images. They give the floor of the distances and show what is memorised.",
+    ),
 ]
-NumDrawn = Annotated[int, typer.Option("--num", "-n", min=2, help="Images to draw for each result.")]
-Solvers = Annotated[str, typer.Option("--solver", help=f"{SOLVER_HELP} {LISTS}")]
-SampleSteps = Annotated[str, typer.Option("--steps", help=f"{STEPS_HELP} {LISTS}")]
-Scales = Annotated[str, typer.Option("--guidance", help=f"{GUIDANCE_HELP} {LISTS}")]
+NumDrawn = Annotated[int, typer.Option("--num", "-n", min=2, metavar="N", help="Images to draw for each result.")]
+Solvers = Annotated[
+    str, typer.Option("--solver", metavar="NAME,…", help=f"{SOLVER_HELP} {LISTS}", rich_help_panel=SAMPLING)
+]
+SampleSteps = Annotated[
+    str, typer.Option("--steps", metavar="N,…", help=f"{STEPS_HELP} {LISTS}", rich_help_panel=SAMPLING)
+]
+Scales = Annotated[
+    str, typer.Option("--guidance", metavar="X,…", help=f"{GUIDANCE_HELP} {LISTS}", rich_help_panel=SAMPLING)
+]
 Decode = Annotated[
     str,
     typer.Option(
-        help="Latent that is decoded: z0, the sample with its noise, as in use; clean or scaled-clean, an estimate "
-        f"without noise, for comparison. {LISTS}"
+        metavar="NAME,…",
+        help="Latent to decode. z0 is the sample with its noise, as in use. clean and scaled-clean are estimates "
+        f"without noise, for comparison. {LISTS}",
+        rich_help_panel=SAMPLING,
     ),
 ]
-Unconditional = Annotated[bool, typer.Option("--unconditional", help="Draw images without asking for a class.")]
+Unconditional = Annotated[
+    bool,
+    typer.Option("--unconditional", help="Draw images without asking for a class.", rich_help_panel=SAMPLING),
+]
 Prior = Annotated[
-    bool, typer.Option("--prior", help="Draw with the autoencoder's stage-1 prior instead of the base model.")
+    bool,
+    typer.Option(
+        "--prior",
+        help="Draw with the autoencoder's stage-1 prior instead of the base model.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 
 
@@ -487,13 +552,18 @@ def _check_images(
 
 # ---------------------------------------------------------------- prediction
 
-Given = Annotated[int, typer.Option("--given", min=1, help="Frames of each clip that the model sees.")]
-WholeClips = Annotated[int, typer.Option("--clip-frames", min=2, help="Frames of a clip, given ones included.")]
+Given = Annotated[int, typer.Option("--given", min=1, metavar="N", help="Frames of each clip that the model sees.")]
+WholeClips = Annotated[
+    int, typer.Option("--clip-frames", min=2, metavar="N", help="Frames of a clip, including the given ones.")
+]
+
+OneSolver = Annotated[Solver, typer.Option(metavar="NAME", help=SOLVER_HELP, rich_help_panel=SAMPLING)]
+OneCount = Annotated[int, typer.Option(min=1, metavar="N", help=STEPS_HELP, rich_help_panel=SAMPLING)]
 
 
 def prediction(
     data: Data,
-    model: Annotated[str, typer.Option(help="Pipeline of clips: a folder or a hub id.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Pipeline of clips: a folder or a hub id.")],
     clip_frames: WholeClips,
     given: Given,
     revision: Revision = None,
@@ -502,8 +572,8 @@ def prediction(
     crop_size: CropSize = None,
     num: Num = None,
     seed: Seed = 0,
-    solver: Annotated[Solver, typer.Option(help=SOLVER_HELP)] = DEFAULT_SOLVER,
-    steps: Annotated[int, typer.Option(min=1, help=STEPS_HELP)] = 32,
+    solver: OneSolver = DEFAULT_SOLVER,
+    steps: OneCount = 32,
     decoder_steps: DecoderSteps = None,
     features: FeatureNames = None,
     feature_weights: FeatureWeights = None,
@@ -521,7 +591,7 @@ def prediction(
 ) -> None:
     """Measure how a model continues clips: it sees the first frames and predicts the rest.
 
-    PSNR, SSIM and flicker are those of the predicted frames. Distances between features are those of whole clips.
+    PSNR, SSIM and flicker are measured on the predicted frames, distances between features on whole clips.
     """
     require(given < clip_frames, f"--given must be less than --clip-frames {clip_frames}, got {given}.")
     with _in_flags():

@@ -9,20 +9,25 @@ import typer
 
 from ul_tokenizer.cli.options import Force
 
-EXAMPLE = "evaluate report results/ -o report"
 Files = Annotated[
     list[Path],
     typer.Argument(metavar="FILES", help="Result files of `evaluate`, or folders with them.", show_default=False),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the report: a new one, or with --force an earlier report.")
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the report: a new one, or with --force that of an earlier report.",
+    ),
 ]
 
 
 def report(files: Files, output: Output, force: Force = False) -> None:
     """Make a report from result files: report.md, results.csv, plots and pictures.
 
-    Results of the same protocol share a section, with the protocol in full, all figures with their intervals, and every
+    Results of the same protocol share a section. It has the full protocol, all figures with their intervals, and every
     distance beside its floor. Plots show rate against distortion and distances against steps; they need matplotlib. The
     same files give the same report.
     """

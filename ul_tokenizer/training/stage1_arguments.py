@@ -24,6 +24,15 @@ class Stage1Arguments(TrainingArguments):
         "validation_video_dir",
     )
     RENAMED: ClassVar[dict[str, str]] = {"autoencoder": "autoencoder_config", "prior": "prior_config"}
+    GROUPS: ClassVar[dict[str, str]] = {
+        "train_data_dir": "data",
+        "num_frames": "clips",
+        "preset": "networks",
+        "loss_factor": "objective",
+        "prior_warmup": "warm-up of the prior's weight",
+        **TrainingArguments.GROUPS,
+        "validation_inference_steps": "validation",
+    }
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "ms_ssim", "lpips", "kid")
 
     # Networks

@@ -33,13 +33,25 @@ class Stage2Arguments(TrainingArguments):
         "text_embeddings_dir",
     )
     RENAMED: ClassVar[dict[str, str]] = {"base": "base_config"}
+    GROUPS: ClassVar[dict[str, str]] = {
+        "pretrained_autoencoder": "latents",
+        "train_data_dir": "data",
+        "text_encoder": "captions",
+        "num_context_latents": "clips",
+        "preset": "network",
+        "sigmoid_bias": "objective",
+        **TrainingArguments.GROUPS,
+        "dry_run_latent_frames": "dry run",
+        "validation_inference_steps": "validation",
+    }
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("kid",)
 
     # Latents
     pretrained_autoencoder: str | None = arg(None, "The frozen autoencoder (bundled name, folder or hub id).")
     pretrained_vae: str | None = arg(
         None,
-        "Any autoencoder of diffusers, of images or of clips, instead of --pretrained_autoencoder, to compare latents.",
+        "Train on the latents of any autoencoder of diffusers, for images or clips, instead of those of "
+        "--pretrained_autoencoder. Use it to compare latents.",
     )
     autoencoder_preset: str | None = arg(
         None,
@@ -78,10 +90,10 @@ class Stage2Arguments(TrainingArguments):
     text_encoder_config: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Condition the model on captions through a fresh text encoder instead of --text_encoder. This JSON "
-            "object has entries of its transformers config to change, {} for none: a small DistilBERT or, with "
-            "model_type, another kind. Its tokenizer is made from the training captions, with at most vocab_size "
-            "(8192) tokens."
+            "help": "Condition the model on captions through a fresh text encoder instead of --text_encoder: a small "
+            "DistilBERT, or another kind with the key model_type. This JSON object has the entries of its transformers "
+            "config to change; {} changes none. Its tokenizer is learned from the training captions and has at most "
+            "vocab_size (8192) tokens."
         },
     )
     train_text_encoder: bool | None = arg(
@@ -90,13 +102,13 @@ class Stage2Arguments(TrainingArguments):
     )
     token_dropout: float = arg(
         0.05,
-        "Probability of making a token of a caption unknown when a fresh text encoder is trained, which prepares it "
-        "for prompts with unknown words.",
+        "Probability of replacing a token of a caption by the unknown token while a fresh text encoder is trained. It "
+        "prepares the encoder for prompts with unknown words.",
         BELOW_1,
     )
     max_text_tokens: int | None = arg(
         None,
-        "Cut off captions after this number of tokens. Without it, it is the encoder's own limit, and at most 256.",
+        "Cut off captions after this number of tokens. The default is the encoder's own limit, but at most 256.",
         POSITIVE,
     )
     caption_dropout: float = arg(0.1, "Probability of training without the caption, which guidance needs.", BELOW_1)
@@ -129,8 +141,8 @@ class Stage2Arguments(TrainingArguments):
     )
     logsnr_max: float | None = arg(
         None,
-        f"Highest log-SNR, for --pretrained_vae only, where {OTHERS_LOGSNR_MAX} is used without it. Our own "
-        "autoencoders define it themselves.",
+        f"Highest log-SNR. For --pretrained_vae only, where the default is {OTHERS_LOGSNR_MAX}. Our own autoencoders "
+        "define it themselves.",
     )
     logsnr_min: float = arg(-10.0, "Lowest log-SNR.")
     schedule: Literal["linear", "cosine"] = arg("linear", "Noise schedule.")
