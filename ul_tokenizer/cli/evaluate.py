@@ -239,7 +239,19 @@ _FLAGS = {
 }
 _ALIKE = (
     *("model", "images", "train", "resolution", "crop", "crop_size", "seed", "steps", "features", "feature_weights"),
-    *("lpips", "batch_size", "latent", "clip_frames", "clip_stride", "clip_fps", "solver", "decode", "image_column"),
+    *(
+        "prompts",
+        "caption_column",
+        "lpips",
+        "batch_size",
+        "latent",
+        "clip_frames",
+        "clip_stride",
+        "clip_fps",
+        "solver",
+        "decode",
+        "image_column",
+    ),
     "device",
 )
 
@@ -365,7 +377,20 @@ Decode = Annotated[
         f"without noise, for comparison. {LISTS}"
     ),
 ]
-Unconditional = Annotated[bool, typer.Option("--unconditional", help="Draw images without asking for a class.")]
+Unconditional = Annotated[
+    bool, typer.Option("--unconditional", help="Draw images without asking for a class or giving a text.")
+]
+PromptData = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="DATA",
+        help="Data set whose captions are the prompts of a model of captions, and whose classes are requested with "
+        "them if the model has classes too; none asks for classes only.",
+        show_default="REAL, if the model takes texts",
+    ),
+]
+CaptionColumn = Annotated[str, typer.Option(help="Column of the captions.")]
 Prior = Annotated[
     bool, typer.Option("--prior", help="Draw with the autoencoder's stage-1 prior instead of the base model.")
 ]
@@ -386,6 +411,8 @@ def generation(
     decoder_steps: DecoderSteps = None,
     decode: Decode = "z0",
     unconditional: Unconditional = False,
+    prompts: PromptData = None,
+    caption_column: CaptionColumn = "caption",
     prior: Prior = False,
     resolution: Resolution = None,
     crop: CropOption = None,
@@ -409,7 +436,8 @@ def generation(
 
     Prints Fréchet distances and KID beside their floor, precision, recall, density and coverage. With a classifier
     among the --features also the accuracy, the part of the images that show the class asked for. With --train also how
-    many images are nearer to a training image than real test images are.
+    many images are nearer to a training image than real test images are. Models of captions draw images for the
+    captions of REAL or of --prompts.
     """
     drawing: dict[str, Any] = {
         "num_images": num,
@@ -420,7 +448,9 @@ def generation(
     }
     with _in_flags():
         samplings = _samplings(solver, steps, guidance, decode, drawing)
-        _check_images(images, model, revision, prior, samplings)
+        _check_images(images, model, revision, prior, samplings, prompts)
+        require(not (unconditional and prompts), "--prompts can't be used with --unconditional.")
+        require(not (prior and prompts), "--prompts can't be used with --prior: a stage-1 prior takes no text.")
         networks = _networks(features, feature_weights, reference)
         from ul_tokenizer.evaluation.job import evaluate_generation
 
@@ -431,6 +461,8 @@ def generation(
             train=train,
             samplings=samplings if images is None else None,
             prior=prior,
+            prompts=prompts,
+            caption_column=caption_column,
             crops=_crops(resolution, crop, crop_size, None, 0),  # real images stay the same for all seeds
             **networks,
             force_fd=force_fd,
@@ -455,7 +487,7 @@ def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict
     require(shared["guidance_interval"] is None or is_guided, "--guidance-low and --guidance-high need --guidance.")
     require(
         not (shared["unconditional"] and is_guided),
-        "--guidance can't be used with --unconditional: it needs a class.",
+        "--guidance can't be used with --unconditional: it needs a class or a text.",
     )
     from ul_tokenizer.evaluation.drawing import Sampling
 
@@ -472,7 +504,12 @@ def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict
 
 
 def _check_images(
-    images: str | None, model: str | None, revision: str | None, prior: bool, samplings: Sequence[Sampling]
+    images: str | None,
+    model: str | None,
+    revision: str | None,
+    prior: bool,
+    samplings: Sequence[Sampling],
+    prompts: str | None,
 ) -> None:
     """Refuses options of drawing for images that are there already."""
     from ul_tokenizer.evaluation.drawing import Sampling
@@ -480,7 +517,7 @@ def _check_images(
     is_drawing = prior or list(samplings) != [Sampling(solver=DEFAULT_SOLVER.value)]
     require(images is None or model is None, "--model and --images can't be used together.")
     require(
-        images is None or not (is_drawing or revision),
+        images is None or not (is_drawing or revision or prompts),
         "--images can't be used with options of drawing, such as --num, --steps or --prior: they are drawn already.",
     )
 
