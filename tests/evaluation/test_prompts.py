@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.evaluation.conftest import COLOURS, SIDE, make_pipeline, moved
 from tests.evaluation.test_generation import Means, flat, measure
 from tests.training.text_models import WIDTH, save_text_encoder
-from ul_tokenizer.cli import main
+from ul_tokenizer.cli import app
 from ul_tokenizer.evaluation.drawing import Sampling, sample_generators
 from ul_tokenizer.evaluation.job import Networks
 from ul_tokenizer.evaluation.prompts import Prompts
@@ -72,7 +73,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(path: Path, prompts: Prompts) -> torch.Tensor:
-    """Images that a pipeline draws for prompts that take turns, with the generators of an evaluation, four at a time."""
+    """Images that a pipeline draws for prompts that take turns, in batches of four."""
     pipeline = UnifiedLatentsPipeline.from_pretrained(path)
     pipeline.scheduler = LogSNRScheduler.from_config(pipeline.scheduler.config, algorithm_type="ddim")
     images = []
@@ -195,21 +196,28 @@ def test_a_class_that_the_pipeline_lacks_is_refused(pipelines: dict[str, Path], 
         Prompts.of(FolderSource(captioned), "", num_classes=2)
 
 
+def run(*words: object) -> tuple[int, str]:
+    """Exit status and all that a command prints, on one line."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    shown = result.output if result.exception is None else f"{result.output} {result.exception}"
+    return result.exit_code, " ".join(shown.split())
+
+
 def test_the_command_takes_prompts_and_names_its_flags(
-    pipelines: dict[str, Path],
-    captioned: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    pipelines: dict[str, Path], captioned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ul_tokenizer.evaluation.job.load_networks", lambda *_: Networks([Means()], None, [], {}))
-    words = ["evaluate", "generation", str(captioned), "--num", "4", "--steps", "1", "--device", "cpu", "--guidance"]
-    model = ["--model", str(pipelines["both"])]
-    assert main([*words, "2", *model, "--prompts", str(captioned), "--train", str(captioned)]) == 0
-    shown = capsys.readouterr().out
-    assert "with captions" in shown and "4 images are nearer to a training image" in " ".join(shown.split())
-    assert main([*words, "2", "--model", str(pipelines["classes"]), "--prompts", str(captioned)]) == 1
-    assert "error: --prompts must be left out for a pipeline without a text encoder" in capsys.readouterr().err
-    assert main([*words, "1", *model, "--prompts", "x", "--unconditional"]) == 2
-    assert "--prompts can't be used with --unconditional" in capsys.readouterr().err
-    assert main([*words, "1", "--images", str(captioned), "--prompts", "x"]) == 2
-    assert "--images can't be used with options of drawing" in capsys.readouterr().err
+    words = ["evaluate", "generation", captioned, "--num", "4", "--steps", "1", "--device", "cpu"]
+    both = [*words, "--model", pipelines["both"]]
+    status, shown = run(*both, "--guidance", "2", "--prompts", captioned, "--train", captioned)
+    assert status == 0 and "with captions" in shown
+    assert "of 4 images are nearer to a training image than 99 % of the real images are" in shown
+    status, shown = run(*words, "--model", pipelines["classes"], "--prompts", captioned)
+    assert status != 0 and "--prompts must be left out for a pipeline without a text encoder" in shown
+    for options, sentence in (
+        ([*both, "--prompts", "x", "--unconditional"], "--prompts can't be used with --unconditional"),
+        ([*both, "--prompts", "x", "--prior"], "--prompts can't be used with --prior"),
+        ([*words[:3], "--images", captioned, "--prompts", "x"], "--images can't be used with options of drawing"),
+    ):
+        status, shown = run(*options)
+        assert status != 0 and sentence in shown

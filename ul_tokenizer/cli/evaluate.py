@@ -449,8 +449,7 @@ def generation(
     with _in_flags():
         samplings = _samplings(solver, steps, guidance, decode, drawing)
         _check_images(images, model, revision, prior, samplings, prompts)
-        require(not (unconditional and prompts), "--prompts can't be used with --unconditional.")
-        require(not (prior and prompts), "--prompts can't be used with --prior: a stage-1 prior takes no text.")
+        _check_prompts(prompts, unconditional, prior)
         networks = _networks(features, feature_weights, reference)
         from ul_tokenizer.evaluation.job import evaluate_generation
 
@@ -520,6 +519,11 @@ def _check_images(
         images is None or not (is_drawing or revision or prompts),
         "--images can't be used with options of drawing, such as --num, --steps or --prior: they are drawn already.",
     )
+
+
+def _check_prompts(prompts: str | None, unconditional: bool, prior: bool) -> None:
+    require(not (unconditional and prompts), "--prompts can't be used with --unconditional.")
+    require(not (prior and prompts), "--prompts can't be used with --prior: a stage-1 prior takes no text.")
 
 
 # ---------------------------------------------------------------- prediction

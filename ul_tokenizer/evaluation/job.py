@@ -162,14 +162,11 @@ def evaluate_generation(
         train: the real training images, for the floor and for what is memorised.
         samplings: ways of drawing, each measured by itself; None for the defaults of `Sampling`, and with `images`.
         prior: whether the autoencoder's stage-1 prior draws in place of the base model.
-        prompts: a data set, as `data` in `evaluate_reconstruction`, whose captions are the prompts of a pipeline with a
-            text encoder; None for `real`, and "none" for no text. If the pipeline also has classes, those of the
-            captions' samples are requested.
+        prompts: the data set whose captions are the prompts of a pipeline with a text encoder; None for `real`, "none"
+            for no text. If the pipeline has classes, those of the captions' samples are requested with them.
         caption_column: column of the captions.
-        crops: how pixels are taken from real images and from `images`; None takes whole images. Its number of samples
-            is that of the real images.
-        features: networks for distances, or their names; see `load_feature_net`. With a classifier, the accuracy is
-            measured too.
+        crops: how pixels are taken from real images, as many as it says, and from `images`; None takes whole images.
+        features: networks for distances, or their names; see `load_feature_net`. A classifier also gives the accuracy.
         feature_weights: files with the weights of networks, by the network's name.
         references: files with the real images' features, by the network's name; they are made if they don't exist.
         force_fd: whether to compute Fréchet distances of fewer images than features.
@@ -208,14 +205,25 @@ def evaluate_generation(
         device=place,
     )
     if model is None:
-        assert images is not None
-        return [evaluation.run(FolderImages(open_evaluation_samples(images, whole, source_options)))]
+        return [evaluation.run(FolderImages(open_evaluation_samples(images or "", whole, source_options)))]
     pipeline = load_generator(model, revision, prior, torch_dtype(dtype), place)
-    ways = samplings or (Sampling(),)
-    texts = _prompts_for(pipeline, ways, prompts, samples, caption_column, source_options)
-    size, num_classes = _size_and_classes(samples, found.nets)
-    drawers = [Drawer(pipeline, how, size, num_classes, None if how.unconditional else texts) for how in ways]
+    drawers = _drawers(pipeline, samplings, samples, found.nets, prompts, caption_column, source_options)
     return [evaluation.run(PipelineImages(drawer, model, "prior" if prior else "base")) for drawer in drawers]
+
+
+def _drawers(
+    pipeline: UnifiedLatentsPipeline,
+    samplings: Sequence[Sampling] | None,
+    real: EvaluationSamples,
+    nets: Sequence[FeatureNet],
+    prompts: str | Path | Source | None,
+    column: str,
+    source_options: SourceOptions,
+) -> list[Drawer]:
+    ways = samplings or (Sampling(),)
+    texts = _prompts_for(pipeline, ways, prompts, real, column, source_options)
+    size, num_classes = _size_and_classes(real, nets)
+    return [Drawer(pipeline, how, size, num_classes, None if how.unconditional else texts) for how in ways]
 
 
 def _prompts_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase as fnmatch
 from typing import TYPE_CHECKING, NamedTuple
 
 from ul_tokenizer.evaluation.report.style import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 BITS, PSNR = "metrics.bits_per_pixel", "metrics.psnr_of_mean_mse"
 NOMINAL = "nominal"  # how the kind of bits begins that no prior and no file gave
 FLOOR_LABEL = "floor: real against real"
+Families = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ def looks(series: Sequence[Series]) -> list[Look]:
 # ---------------------------------------------------------------- rate and distortion
 
 
-def rate_distortion(section: Section) -> bytes | None:
+def rate_distortion(section: Section, families: Families | None = None) -> bytes | None:
     """Bits per pixel against PSNR: codecs as curves, models as points, those of several steps joined.
 
     Args:
         section: results of one protocol.
+        families: name → patterns of the names of models that differ in their rate. Those of a family are joined, a
+            line for each number of steps.
 
     Returns:
         a PNG file; None if fewer than two results have both figures.
@@ -76,14 +80,18 @@ def rate_distortion(section: Section) -> bytes | None:
     rows = [row for row in section.rows if _value(row, BITS) and _value(row, PSNR) is not None]
     if len(rows) < 2:
         return None
-    series = series_of(rows, lambda row: label_of(row.result, without=("name", "num_inference_steps")))
-    series = [Series(one.label, sorted(one.rows, key=_codec_bits)) for one in series]
+    members = {row.path: family for row in rows if (family := family_of(row, families or {}))}
+    series = series_of(rows, lambda row: _rate_label(row, members.get(row.path)))
+    in_order = {row.path: _known(row, BITS) for row in rows if row.path in members or is_codec(row.result)}
+    series = [Series(one.label, sorted(one.rows, key=lambda row: in_order.get(row.path, 0.0))) for one in series]
 
     def draw(figure: Figure, panels: Sequence[Axes]) -> None:
         axes = panels[0]
         axes.set_xscale("log")
         for one, style in zip(series, looks(series), strict=True):
             _draw_rates(axes, one, style)
+            if len(one.rows) > 1 and one.rows[0].path not in members:
+                _name_steps(axes, one, style)
         _plain_rate_ticks(axes)
         axes.set_xlabel("bits per pixel")
         axes.set_ylabel("PSNR of the mean MSE (dB)")
@@ -92,9 +100,19 @@ def rate_distortion(section: Section) -> bytes | None:
     return render(draw, size=(WIDTH, HEIGHT + 0.4))
 
 
-def _codec_bits(row: Row) -> float:
-    """Sorts qualities of a codec by their bits, and leaves models in the order of their steps."""
-    return _known(row, BITS) if is_codec(row.result) else 0.0
+def family_of(row: Row, families: Families) -> str | None:
+    """The first family one of whose patterns fits the model's name, or the last part of its path; None if none does."""
+    name = str(row.result["subject"]["name"])
+    spellings = () if is_codec(row.result) else (name, name.rstrip("/").rpartition("/")[2])
+    fits = (family for family, patterns in families.items() for p in patterns if any(fnmatch(s, p) for s in spellings))
+    return next(fits, None)
+
+
+def _rate_label(row: Row, family: str | None) -> str:
+    """What the line of a result is called: its codec, its model whatever the steps, or its family at these steps."""
+    if family is None:
+        return label_of(row.result, without=("name", "num_inference_steps"))
+    return label_of({**row.result, "subject": {**row.result["subject"], "name": family}})
 
 
 def _draw_rates(axes: Axes, series: Series, style: Look) -> None:
@@ -110,8 +128,6 @@ def _draw_rates(axes: Axes, series: Series, style: Look) -> None:
     axes.plot(x, y, **options, label=label)
     for row in series.rows:
         _draw_interval(axes, row, style)
-    if len(series.rows) > 1 and all(row.figure("subject.num_inference_steps") for row in series.rows):
-        _name_steps(axes, series, style)
 
 
 def _draw_interval(axes: Axes, row: Row, style: Look) -> None:
@@ -121,7 +137,9 @@ def _draw_interval(axes: Axes, row: Row, style: Look) -> None:
 
 
 def _name_steps(axes: Axes, series: Series, style: Look) -> None:
-    """Writes the numbers of steps of the first and of the last point beside them."""
+    """Writes the numbers of steps of the first and of the last point beside them, if all points have one."""
+    if not all(row.figure("subject.num_inference_steps") for row in series.rows):
+        return
     for row in (series.rows[0], series.rows[-1]):
         steps, place = row.figure("subject.num_inference_steps"), (_known(row, BITS), _known(row, PSNR))
         write_beside(axes, f"{steps} step{'' if steps == 1 else 's'}", place, style.color)
