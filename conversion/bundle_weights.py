@@ -9,8 +9,8 @@ to take all of them from another folder, if the pipeline has no prior or its dec
 
 The script also keeps the configurations and the training curve of SRC and of the earlier phases of its training,
 without the names of folders, and what each phase was and cost, for the card's table: see
-conversion/training_record.py, which also draws the curve. It replaces the model that was bundled as NAME before, except for its cards and figures
-(*.md, *.png, *.jsonl). Norms are stored in fp32.
+conversion/training_record.py, which also draws the curve. It replaces the model that was bundled as NAME before,
+except for its cards and figures (*.md, *.png, *.jsonl). Norms are stored in fp32.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from torch import nn
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conversion.training_record import add_options, write_record  # noqa: E402
-from ul_tokenizer import pretrained  # noqa: E402
-from ul_tokenizer.files import read_json_object, write_json  # noqa: E402
-from ul_tokenizer.models.repository import (  # noqa: E402
+from conversion.training_record import add_options, write_record
+from ul_tokenizer import pretrained
+from ul_tokenizer.files import read_json_object, write_json
+from ul_tokenizer.models.repository import (
     PRIOR,
     TEACHER,
     MissingTeacherError,
@@ -45,10 +45,10 @@ from ul_tokenizer.models.repository import (  # noqa: E402
     load_prior,
     load_teacher,
 )
-from ul_tokenizer.models.transformer import UnifiedLatentsTransformer  # noqa: E402
-from ul_tokenizer.training.stage1 import Stage1Arguments  # noqa: E402
-from ul_tokenizer.training.stage2 import Stage2Arguments  # noqa: E402
-from ul_tokenizer.training.text import load_text_encoder  # noqa: E402
+from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
+from ul_tokenizer.training.stage1 import Stage1Arguments
+from ul_tokenizer.training.stage2 import Stage2Arguments
+from ul_tokenizer.training.text import load_text_encoder
 
 MAX_BYTES = 20_000_000  # of safetensors in all
 MAX_CURVE_POINTS = 200

@@ -24,9 +24,9 @@ import yaml
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.plot_training import draw_runs  # noqa: E402
-from ul_tokenizer import pretrained  # noqa: E402
-from ul_tokenizer.files import read_json_object, write_json, write_whole  # noqa: E402
+from examples.plot_training import draw_runs
+from ul_tokenizer import pretrained
+from ul_tokenizer.files import read_json_object, write_json, write_whole
 
 FILE, CURVE = "training_phases.json", "training_curve.json"
 NAMES = {"autoencoder": "autoencoder and prior", "base": "base model", "distill": "distilled decoder"}

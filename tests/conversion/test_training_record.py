@@ -67,7 +67,7 @@ def test_a_phase_without_rates_or_steps_is_refused_in_a_sentence(module: ModuleT
 
 
 def test_the_machine_is_kept_when_the_record_is_written_anew(module: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must hold training-phase-1.yaml and training_curve.json"):
+    with pytest.raises(ValueError, match=r"must hold training-phase-1\.yaml and training_curve\.json"):
         module.write_record(tmp_path, None, None, None)
     (tmp_path / "training-phase-1.yaml").write_text(yaml.safe_dump(FIRST))
     curve = {"training": [row for row in ROWS if "loss" in row], "validation": [ROWS[1], ROWS[4]]}
