@@ -38,9 +38,8 @@ def test_teacher_and_student_are_measured_in_their_steps_and_small_and_large_dec
     arguments = [str(IMAGES), "--model", str(model), "-o", str(tmp_path / "out"), "--quick", *SMALL]
     assert few_steps.main(arguments) == 0
     results = [read_result(path) for path in (tmp_path / "out").glob("*step*.json")]
-    steps = sorted(
-        (str(r["subject"]["name"]).endswith("-teacher"), r["subject"]["num_inference_steps"]) for r in results
-    )
+    subjects = [result["subject"] for result in results]
+    steps = sorted((str(one["name"]).endswith("-teacher"), one["num_inference_steps"]) for one in subjects)
     assert steps == [(False, 1), (False, 2), (True, 1), (True, 2), (True, 4), (True, 8), (True, 16)]
     assert len({one["weights_sha256"] for one in subjects}) == 2
     assert len({json.dumps(r["metrics"]["bits_per_pixel"]) for r in results}) == 1  # one encoder, one prior
