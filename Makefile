@@ -57,6 +57,7 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 	$(EVALUATE) reconstruction examples/images --crop random --crop-size 128 -n 6 --features none --lpips none \
 	  --model ul-photo-f8 --model jpeg:30 -o $(RESULTS)/demo
 	rm -rf $(RESULTS)/*/*.pictures # of photographs that we may not redistribute
+	$(TEST_ENV)/bin/python conversion/training_record.py $(notdir $(wildcard ul_tokenizer/pretrained/ul-*))
 	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
 	$(TEST_ENV)/bin/python conversion/model_card.py
 

@@ -11,6 +11,9 @@ The script also keeps the configurations and the training curve of SRC and of th
 without the names of folders, and what each phase was and cost, for the card's table: see
 conversion/training_record.py, which also draws the curve. It replaces the model that was bundled as NAME before,
 except for its cards and figures (*.md, *.png, *.jsonl). Norms are stored in fp32.
+
+After bundling, `make figures` measures the new weights and makes the cards' tables, figures and curves anew, and
+`python tests/bundled_figures.py --write` and `python tests/golden.py --write` renew what the tests expect.
 """
 
 from __future__ import annotations
