@@ -20,7 +20,7 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench figures photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
+.PHONY: help demo test test-all lint format bench figures figures-fashion photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -60,6 +60,18 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 	$(TEST_ENV)/bin/python conversion/training_record.py $(notdir $(wildcard ul_tokenizer/pretrained/ul-*))
 	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
 	$(TEST_ENV)/bin/python conversion/model_card.py
+
+figures-fashion: JUDGED = generation $(FASHION)/test --train $(FASHION)/train --model ul-fashion --features classifier:$(FASHION)/train,$(FASHION)/test -o $(RESULTS)/fashion-card
+figures-fashion: fashion ## measure the card of ul-fashion anew, for an hour; run again, it goes on; then run `make figures`
+	$(EVALUATE) $(JUDGED) -n 10000 --solver dpmsolver++ --guidance 2.5
+	$(EVALUATE) $(JUDGED) -n 500 --solver ddim,dpmsolver++,ddpm --steps 4,8,16,32,64
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --guidance 1,1.5,2,3
+	@set -e; for steps in 1 2 8; do $(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --guidance 1.5 --decoder-steps $$steps; done
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --decode clean,scaled-clean
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --unconditional
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --unconditional --prior
+	$(EVALUATE) reconstruction $(FASHION)/test --model ul-fashion --lpips none --features classifier:$(FASHION)/train,$(FASHION)/test -o $(RESULTS)/fashion-card
+	$(TEST_ENV)/bin/python conversion/evaluation_rows.py $(RESULTS)/fashion-card ul-fashion
 
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)
