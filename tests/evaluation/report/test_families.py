@@ -13,6 +13,7 @@ from tests.evaluation.results_by_hand import autoencoder, codec, write_all
 from ul_tokenizer.cli import app
 from ul_tokenizer.evaluation.report import plots
 from ul_tokenizer.evaluation.report.page import make_report
+from ul_tokenizer.evaluation.report.style import LIGHT, Theme
 from ul_tokenizer.evaluation.results import read_results
 
 RATES = {"low": (0.2, 25.0), "mid": (0.4, 27.0), "high": (0.7, 29.0)}
@@ -37,10 +38,10 @@ def lines(folder: Path, monkeypatch: pytest.MonkeyPatch, families: dict[str, lis
 
     drawn: dict[str, list[float]] = {}
 
-    def render(draw: Callable[[Figure, Sequence[Any]], None], **_: Any) -> bytes:
+    def render(draw: Callable[[Figure, Sequence[Any], Theme], None], **_: Any) -> bytes:
         figure = Figure()
         axes = figure.subplots()
-        draw(figure, [axes])
+        draw(figure, [axes], LIGHT)
         drawn.update({str(line.get_label()): list(map(float, line.get_xdata())) for line in axes.get_lines()})
         return b""
 
