@@ -46,12 +46,12 @@ from examples.plot_training import draw_runs  # noqa: E402
 
 OUTPUT = ROOT / "docs" / "images"
 PHOTO, PHOTO_MODEL = ROOT / "examples" / "images" / "moose.jpg", "ul-photo-f8"
-CORNER, SIDE, FEW_STEPS = (120, 20), 300, 4  # the part of the photograph that is shown, pixel for pixel
+CORNER, SIDE, FEW_STEPS = (120, 20), 304, 4  # the part of the photograph that is shown, pixel for pixel
 PROMPTS = (
     *("red apple", "cat face", "rocket", "smiling face", "green leaf"),
     *("blue heart", "guitar", "sunflower", "pizza", "owl"),
 )
-TILE, TILES, GAP, MARGIN, FONT = 113, 10, 12, 4, 17
+TILE, TILES, GAP, MARGIN, FONT = 113, 10, 12, 4, 20
 KID = "distances.efficientnet-lite0.kid"
 MAX_BYTES = 400_000  # of one picture
 
