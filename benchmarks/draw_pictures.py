@@ -1,10 +1,11 @@
 """Draws the pictures of README and cards from the bundled models and from results, for light and for dark pages.
 
-    python benchmarks/draw_pictures.py [--only banner,strip,rates,curves]
+    python benchmarks/draw_pictures.py [--only banner,strip,rates,curves,badges]
 
     docs/images/banner-{light,dark}.webp           a photograph, its latent, and what one and a few steps make of it
     docs/images/strip-{light,dark}.webp            pictures that the bundled pipelines generate
     docs/images/rate-distortion-{light,dark}.png   bits against PSNR and KID, from benchmarks/results/photos
+    docs/images/badge-*.svg                        what pyproject.toml says of licence, Python and types
     ul_tokenizer/pretrained/*/curve.png            training curves, of models whose card shows them
 
 Run it again when weights or results change (`make pictures` does). The banner's photograph is in the public domain.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from torch import Tensor
 from ul_tokenizer.evaluation.autoencoders import load_any_autoencoder
 from ul_tokenizer.evaluation.measures.metrics import psnr, squared_errors
 from ul_tokenizer.evaluation.report.plots import PSNR, Axis, rate_plot
-from ul_tokenizer.evaluation.report.style import THEMES, Theme, check_matplotlib
+from ul_tokenizer.evaluation.report.style import LIGHT, THEMES, Theme, check_matplotlib
 from ul_tokenizer.evaluation.results import by_protocol, read_results
 from ul_tokenizer.evaluation.subjects import AutoencoderSubject
 from ul_tokenizer.files import write_whole
@@ -44,12 +46,12 @@ from examples.plot_training import draw_runs  # noqa: E402
 
 OUTPUT = ROOT / "docs" / "images"
 PHOTO, PHOTO_MODEL = ROOT / "examples" / "images" / "moose.jpg", "ul-photo-f8"
-CORNER, SIDE, FEW_STEPS = (120, 20), 300, 4  # the part of the photograph that is shown, pixel for pixel
+CORNER, SIDE, FEW_STEPS = (120, 20), 304, 4  # the part of the photograph that is shown, pixel for pixel
 PROMPTS = (
     *("red apple", "cat face", "rocket", "smiling face", "green leaf"),
     *("blue heart", "guitar", "sunflower", "pizza", "owl"),
 )
-TILE, TILES, GAP, MARGIN, FONT = 113, 10, 12, 4, 17
+TILE, TILES, GAP, MARGIN, FONT = 113, 10, 12, 4, 20
 KID = "distances.efficientnet-lite0.kid"
 MAX_BYTES = 400_000  # of one picture
 
@@ -215,11 +217,52 @@ def draw_curves() -> Iterator[tuple[Path, bytes]]:
             yield folder / "curve.png", draw_runs([folder])
 
 
+def draw_badges() -> Iterator[tuple[Path, bytes]]:
+    """The README's badges, which say what the repository says, and are fetched from nowhere."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    megabytes = sum(path.stat().st_size for path in PRETRAINED.rglob("*.safetensors")) / 1e6
+    facts = {
+        "licence": _stated(project, r'^license = "(.+)"$'),
+        "python": _stated(project, r'^requires-python = ">=(.+)"$') + " or newer",
+        "typed": "mypy --strict" if _stated(project, r"^strict = (\w+)$") == "true" else "partly",
+        "weights": f"in the package, {megabytes:.0f} MB",
+    }
+    yield from ((OUTPUT / f"badge-{name}.svg", badge(name, fact).encode()) for name, fact in facts.items())
+
+
+def _stated(text: str, pattern: str) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"pyproject.toml must have a line like {pattern}, which is missing.")
+    return found[1]
+
+
+def badge(name: str, fact: str) -> str:
+    """An SVG file: a name on grey beside a fact on blue."""
+    left, right = (round(font().getlength(text) * 11 / FONT) + 14 for text in (name, fact))
+    return BADGE.format(name=name, fact=fact, left=left, right=right, width=left + right, colour=LIGHT.colours[0])
+
+
+BADGE = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{name}: {fact}">
+  <title>{name}: {fact}</title>
+  <clipPath id="r"><rect width="{width}" height="20" rx="3"/></clipPath>
+  <g clip-path="url(#r)">
+    <rect width="{left}" height="20" fill="#555"/>
+    <rect x="{left}" width="{right}" height="20" fill="{colour}"/>
+  </g>
+  <g fill="#fff" font-family="DejaVu Sans,Verdana,sans-serif" font-size="11" lengthAdjust="spacingAndGlyphs">
+    <text x="7" y="14">{name}</text>
+    <text x="{left}" dx="7" y="14">{fact}</text>
+  </g>
+</svg>
+"""
 PICTURES: dict[str, Callable[[], Iterator[tuple[Path, bytes]]]] = {
     "banner": draw_banner,
     "strip": draw_strip,
     "rates": draw_rates,
     "curves": draw_curves,
+    "badges": draw_badges,
 }
 
 

@@ -111,6 +111,7 @@ SETTINGS: dict[str, Any] = {
     "legend.fontsize": 9,
     "errorbar.capsize": 0,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.1,  # inches around each panel
 }
 Draw = Callable[["Figure", Sequence["Axes"], Theme], None]
 
