@@ -61,7 +61,6 @@ figures: photos clips fashion ## measure the figures of the cards that aren't in
 	  -o $(RESULTS)/fashion
 	$(TEST_ENV)/bin/python benchmarks/bundled_models.py --output $(RESULTS)/models
 	rm -rf $(RESULTS)/*/*.pictures # of photographs that we may not redistribute
-	$(TEST_ENV)/bin/python conversion/training_record.py $(notdir $(wildcard ul_tokenizer/pretrained/ul-*))
 	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
 	$(TEST_ENV)/bin/python conversion/model_card.py
 	$(MAKE) pictures

@@ -3,8 +3,8 @@
     python conversion/training_record.py ul-photo-f8 --machine "2 cores of an AMD EPYC" --watts 60
 
 `conversion/bundle_weights.py` writes the file when it bundles a model. This command writes it anew from the arguments
-and the curve that were kept, for example to state the machine. Then it draws curve.png, and `make figures` inserts the
-card's table of phases, which benchmarks/tables.yaml defines.
+and the curve that were kept, for example to state the machine. `make figures` then inserts the card's table of phases,
+which benchmarks/tables.yaml defines, and `make pictures` draws the curve.
 
 Seconds are those of the training steps, from the logged rates; validations and interruptions don't count. The energy is
 hours × the stated power of the machine, an estimate; without a stated power there is none.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ import yaml
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.plot_training import draw_runs
 from ul_tokenizer import pretrained
-from ul_tokenizer.files import read_json_object, write_json, write_whole
+from ul_tokenizer.files import read_json_object, write_json
 
 FILE, CURVE = "training_phases.json", "training_curve.json"
 NAMES = {"autoencoder": "autoencoder and prior", "base": "base model", "distill": "distilled decoder"}
@@ -155,16 +153,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", metavar="NAME", nargs="+", help="bundled models")
     add_options(parser)
-    parser.add_argument("--no-curve", action="store_true", help="don't draw curve.png, which needs matplotlib")
     args = parser.parse_args(argv)
     try:
         for name in args.names:
             folder = pretrained.ROOT / name
             made = write_record(folder, None, args.machine, args.watts)
-            if not args.no_curve:
-                draw_curve(folder)
             print(f"{name}: {len(made['phases'])} phases, {made['hours']:.2f} hours")
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}")
         return 1
     return 0
@@ -174,15 +169,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options about the machine, which the logs don't name."""
     parser.add_argument("--machine", metavar="WORDS", help="what trained, such as '2 cores of an AMD EPYC'")
     parser.add_argument("--watts", metavar="W", type=float, help="power of this machine while it trains")
-
-
-def draw_curve(folder: Path) -> None:
-    """Draws curve.png of the kept curve.
-
-    Raises:
-        MissingMatplotlibError: matplotlib isn't installed.
-    """
-    write_whole(folder / "curve.png", draw_runs([folder]))
 
 
 if __name__ == "__main__":
