@@ -9,8 +9,8 @@ to take all of them from another folder, if the pipeline has no prior or its dec
 
 The script also keeps the configurations and the training curve of SRC and of the earlier phases of its training,
 without the names of folders, and what each phase was and cost, for the card's table: see
-conversion/training_record.py. It replaces the model that was bundled as NAME before,
-except for its cards and figures (*.md, *.png, *.jsonl). Norms are stored in fp32.
+conversion/training_record.py. It replaces the model that was bundled as NAME before, except for its cards and figures
+(*.md, *.png, *.jsonl). Norms are stored in fp32.
 
 After bundling, `make figures` measures the new weights and makes the cards' tables, figures and curves anew, and
 `python tests/bundled_figures.py --write` and `python tests/golden.py --write` renew what the tests expect.

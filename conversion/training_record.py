@@ -20,9 +20,6 @@ from typing import Any
 
 import yaml
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from ul_tokenizer import pretrained
 from ul_tokenizer.files import read_json_object, write_json
 
