@@ -34,7 +34,7 @@ def row_of(result: Result) -> dict[str, Any]:
         names = ", ".join(result["distances"])
         raise ValueError(f"results must have distances of one network, got {names} for {result['subject']['name']}.")
     subject = result["subject"]
-    net = next(iter(result["distances"].values()), {})
+    net: dict[str, Any] = next(iter(result["distances"].values()), {})
     distance = net.get("frechet", {})
     value, floor = distance.get("value"), distance.get("floor")
     common = {

@@ -37,7 +37,7 @@ from tests.bundled_figures import (
 from tests.evaluation.test_prompts import make_text_pipeline
 from ul_tokenizer.evaluation.autoencoders import load_any_autoencoder
 from ul_tokenizer.evaluation.job import evaluate_reconstruction
-from ul_tokenizer.evaluation.measures.metrics import flicker, psnr_of_mean_mse
+from ul_tokenizer.evaluation.measures.metrics import flicker, mean_psnr, psnr_of_mean_mse
 from ul_tokenizer.evaluation.results import read_result
 from ul_tokenizer.evaluation.samples import Crops
 from ul_tokenizer.models.latent_normalization import normalize_latents
@@ -195,7 +195,7 @@ def test_a_trouser_is_taller_than_wide_and_a_sneaker_wider_than_tall() -> None:
 def test_generated_clothes_survive_encoding_and_decoding() -> None:
     """They are smoother than real ones, so their PSNR is higher."""
     vae, pixels = bundled_figures.pipeline_of("ul-fashion").vae, generated_clothes()
-    found = bundled_figures.mean_psnr(pixels, decoded(vae, noisy_latents(vae, pixels)))
+    found = mean_psnr(pixels, decoded(vae, noisy_latents(vae, pixels)))
     assert found > bundled_figures.expected()["ul-fashion"]["figures"]["psnr"]
 
 

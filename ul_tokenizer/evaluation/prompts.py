@@ -29,8 +29,8 @@ class Prompts:
     def __post_init__(self) -> None:
         if not self.texts:
             raise ValueError("prompts must hold at least one text, got none.")
-        pairs = zip(self.texts, self.labels or [None] * len(self.texts), strict=True)
-        lines = "".join(f"{label}\t{text!r}\n" for text, label in pairs)
+        labels = [None] * len(self.texts) if self.labels is None else self.labels
+        lines = "".join(f"{label}\t{text!r}\n" for text, label in zip(self.texts, labels, strict=True))
         object.__setattr__(self, "digest", hashlib.sha256(lines.encode()).hexdigest())
 
     @classmethod

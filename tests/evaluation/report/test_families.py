@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -42,7 +43,9 @@ def lines(folder: Path, monkeypatch: pytest.MonkeyPatch, families: dict[str, lis
         figure = Figure()
         axes = figure.subplots()
         draw(figure, [axes], LIGHT)
-        drawn.update({str(line.get_label()): list(map(float, line.get_xdata())) for line in axes.get_lines()})
+        drawn.update(
+            {str(line.get_label()): [float(x) for x in np.asarray(line.get_xdata())] for line in axes.get_lines()}
+        )
         return b""
 
     monkeypatch.setattr(plots, "render", render)
