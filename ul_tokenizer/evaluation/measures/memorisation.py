@@ -17,6 +17,7 @@ from ul_tokenizer.evaluation.samples import EvaluationSamples
 from ul_tokenizer.media.pixels import to_float
 
 NUM_NEIGHBOURS = 8  # generated images of a line, beside the training images nearest to them
+GAP = 12  # pixels between the pairs of lines
 NEAR = 0.01  # the part of unseen real images that is as near as what counts as memorised
 
 
@@ -61,10 +62,13 @@ class Nearest:
         """
         order = np.argsort(self.of_generated, kind="stable")
         spread = order[np.linspace(0, len(order) - 1, NUM_NEIGHBOURS).round().astype(int)]
-        lines = []
+        pairs = []
         for places in (order[:NUM_NEIGHBOURS], spread):
             wanted = [int(numbers[place]) for place in places]
             images, _ = generated.images(Batch(wanted, [generated.read(number) for number in wanted]))
             found = [train.read(int(of_train[self.rows[place]])).pixels for place in places]
-            lines += [to_float(images), to_float(torch.stack(found))]
-        return comparison_grid(lines, NUM_NEIGHBOURS)
+            pairs.append(comparison_grid([to_float(images), to_float(torch.stack(found))], NUM_NEIGHBOURS))
+        picture = Image.new("RGB", (pairs[0].width, 2 * pairs[0].height + GAP), "white")
+        for number, pair in enumerate(pairs):
+            picture.paste(pair, (0, number * (pair.height + GAP)))
+        return picture
