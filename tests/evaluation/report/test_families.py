@@ -43,9 +43,8 @@ def lines(folder: Path, monkeypatch: pytest.MonkeyPatch, families: dict[str, lis
         figure = Figure()
         axes = figure.subplots()
         draw(figure, [axes], LIGHT)
-        drawn.update(
-            {str(line.get_label()): [float(x) for x in np.asarray(line.get_xdata())] for line in axes.get_lines()}
-        )
+        for line in axes.get_lines():
+            drawn[str(line.get_label())] = [float(x) for x in np.asarray(line.get_xdata())]
         return b""
 
     monkeypatch.setattr(plots, "render", render)
