@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from tests.evaluation.results_by_hand import autoencoder, codec, write_all
 from ul_tokenizer.cli import app
 from ul_tokenizer.evaluation.report import plots
-from ul_tokenizer.evaluation.report.page import make_report
 from ul_tokenizer.evaluation.report.style import LIGHT, Theme
-from ul_tokenizer.evaluation.results import read_results
+from ul_tokenizer.evaluation.results import by_protocol, read_results
 
 RATES = {"low": (0.2, 25.0), "mid": (0.4, 27.0), "high": (0.7, 29.0)}
 FAMILIES = {"three rates": ["ul-photo-f8-*"]}
@@ -48,7 +47,8 @@ def lines(folder: Path, monkeypatch: pytest.MonkeyPatch, families: dict[str, lis
         return b""
 
     monkeypatch.setattr(plots, "render", render)
-    make_report(read_results([folder]), families)
+    (section,) = by_protocol(read_results([folder]))
+    plots.rate_distortion(section, families)
     return drawn
 
 
