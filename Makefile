@@ -9,8 +9,9 @@ CLIPS ?= $(HOME)/.cache/ul_tokenizer/clips
 FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
 EMOJI ?= $(HOME)/.cache/ul_tokenizer/emoji
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
-# Neither inserts figures nor needs an environment of its own.
-BENCHMARKS ?= $(filter-out benchmarks/quote_figures.py benchmarks/fidelity_check.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
+# Those that measure, and need no environment of their own.
+NO_BENCHMARKS := benchmarks/draw_pictures.py benchmarks/quote_figures.py benchmarks/fidelity_check.py
+BENCHMARKS ?= $(filter-out $(NO_BENCHMARKS),$(sort $(wildcard benchmarks/[a-z]*.py)))
 RESULTS := benchmarks/results
 CODECS := $(foreach codec,jpeg:10 jpeg:20 jpeg:30 jpeg:40 jpeg:60 webp:5 webp:10 webp:20 webp:40 webp:60 avif:20 avif:30 avif:40 avif:50 avif:60,--model $(codec))
 EVALUATE = $(TEST_ENV)/bin/ul-tokenizer evaluate
@@ -20,7 +21,7 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench figures notebooks dit photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
+.PHONY: help demo test test-all lint format bench figures figures-fashion pictures notebooks dit photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -50,7 +51,7 @@ format: $(TEST_ENV)/.installed ## format the code and apply ruff's safe fixes
 bench: $(TEST_ENV)/.installed ## print the figures that README and MODEL_CARD quote; BENCHMARKS=file for one
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV)/bin/python $$script; done
 
-figures: photos clips ## measure the figures of the cards that aren't in benchmarks/results yet, and insert all that is quoted
+figures: photos clips fashion ## measure the figures of the cards that aren't in benchmarks/results yet, and insert all that is quoted
 	$(EVALUATE) reconstruction $(PHOTOS)/validation --resolution 320 --crop random --crop-size 128 -n 252 --mosaic \
 	  --batch-size 42 --model ul-photo-f8 --steps 1,2,4,8 $(CODECS) -o $(RESULTS)/photos
 	$(EVALUATE) reconstruction $(CLIPS)/validation --clip-frames 16 --resolution 96 --crop random --crop-size 96 \
@@ -59,9 +60,28 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 	  --batch-size 4 --model ul-photo-f8 --steps 1 -o $(RESULTS)/clips
 	$(EVALUATE) reconstruction examples/images --crop random --crop-size 128 -n 6 --features none --lpips none \
 	  --model ul-photo-f8 --model jpeg:30 -o $(RESULTS)/demo
+	$(EVALUATE) reconstruction $(FASHION)/test --resolution 32 -n 1000 --lpips none --model ul-fashion --steps 1,4 \
+	  -o $(RESULTS)/fashion
+	$(TEST_ENV)/bin/python benchmarks/bundled_models.py --output $(RESULTS)/models
 	rm -rf $(RESULTS)/*/*.pictures # of photographs that we may not redistribute
 	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
 	$(TEST_ENV)/bin/python conversion/model_card.py
+	$(MAKE) pictures
+
+pictures: $(TEST_ENV)/.installed ## draw the pictures of README and cards from the bundled weights and the measured figures
+	HF_HUB_OFFLINE=1 $(TEST_ENV)/bin/python benchmarks/draw_pictures.py
+
+figures-fashion: JUDGED = generation $(FASHION)/test --train $(FASHION)/train --model ul-fashion --features classifier:$(FASHION)/train,$(FASHION)/test -o $(RESULTS)/fashion-card
+figures-fashion: fashion ## measure the card of ul-fashion anew, for an hour; run again, it goes on; then run `make figures`
+	$(EVALUATE) $(JUDGED) -n 10000 --solver dpmsolver++ --guidance 2.5
+	$(EVALUATE) $(JUDGED) -n 500 --solver ddim,dpmsolver++,ddpm --steps 4,8,16,32,64
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --guidance 1,1.5,2,3
+	@set -e; for steps in 1 2 8; do $(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --guidance 1.5 --decoder-steps $$steps; done
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --decode clean,scaled-clean
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --unconditional
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --unconditional --prior
+	$(EVALUATE) reconstruction $(FASHION)/test --model ul-fashion --lpips none --features classifier:$(FASHION)/train,$(FASHION)/test -o $(RESULTS)/fashion-card
+	$(TEST_ENV)/bin/python conversion/evaluation_rows.py $(RESULTS)/fashion-card ul-fashion
 
 notebooks: $(TEST_ENV)/.installed ## execute the notebooks in place, after a change of code or weights; NOTEBOOKS=name.ipynb for one
 	$(TEST_ENV)/bin/python examples/notebooks/execute.py $(NOTEBOOKS)

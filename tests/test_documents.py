@@ -1,17 +1,14 @@
-"""What README and CONTRIBUTING tell a reader to type exists, and the usage snippet runs."""
+"""What README and CONTRIBUTING tell a reader to type exists; tests/test_readme.py runs what the README shows."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import typer
-from PIL import Image
 
-from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.training.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,44 +54,3 @@ def test_every_recipe_in_a_document_exists() -> None:
     texts = [text_of(document) for document in (*DOCUMENTS, "Makefile")]
     named = {name for text in texts for name in re.findall(r"--config (ul-[\w-]+)", text)}
     assert named and named <= set(recipe_names())
-
-
-def snippets() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
-
-
-def test_the_readmes_snippet_of_generation_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = (text for text in snippets() if "UnifiedLatentsPipeline" in text)
-    monkeypatch.chdir(tmp_path)
-    exec(snippet, {})
-    assert Image.open("sneaker.png").size == (32, 32)
-
-
-def test_the_readmes_usage_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = (text for text in snippets() if "AutoencoderKL" in text or "VaeImageProcessor" in text)
-    model = UnifiedLatentsAutoencoder(
-        latent_channels=4,
-        encoder_block_out_channels=(8, 8, 16),
-        encoder_layers_per_block=(1, 1, 1),
-        decoder_block_out_channels=(8, 8),
-        decoder_layers_per_block=(1, 1),
-        decoder_hidden_size=16,
-        decoder_num_layers=2,
-        attention_head_dim=8,
-        embedding_channels=16,
-    )
-    model.save_pretrained(tmp_path / "tiny")
-    Image.new("RGB", (64, 48), "teal").save(tmp_path / "photo.png")
-    monkeypatch.chdir(tmp_path)
-    exec(snippet.replace("ul-photo-f8", "./tiny").replace("examples/images/moose.jpg", "photo.png"), {})
-    assert Image.open("moose-again.png").size == (64, 48)
-
-
-def test_the_readmes_snippet_of_training_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (snippet,) = (text for text in snippets() if "train_autoencoder" in text)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "examples" / "images", "my/photos")
-    exec(snippet.replace("max_train_steps=5000", "max_train_steps=5000, dry_run=True"), {})
-    assert "max_train_steps: 5000" in capsys.readouterr().out

@@ -281,7 +281,19 @@ _FLAGS = {
 }
 _ALIKE = (
     *("model", "images", "train", "resolution", "crop", "crop_size", "seed", "steps", "features", "feature_weights"),
-    *("lpips", "batch_size", "latent", "clip_frames", "clip_stride", "clip_fps", "solver", "decode", "image_column"),
+    *(
+        "prompts",
+        "caption_column",
+        "lpips",
+        "batch_size",
+        "latent",
+        "clip_frames",
+        "clip_stride",
+        "clip_fps",
+        "solver",
+        "decode",
+        "image_column",
+    ),
     "device",
 )
 
@@ -424,8 +436,24 @@ Decode = Annotated[
 ]
 Unconditional = Annotated[
     bool,
-    typer.Option("--unconditional", help="Draw images without asking for a class.", rich_help_panel=SAMPLING),
+    typer.Option(
+        "--unconditional",
+        help="Draw images without asking for a class or giving a text.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
+PromptData = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="DATA",
+        help="Data set whose captions are the prompts of a model of captions, and whose classes are requested with "
+        "them if the model has classes too; none asks for classes only.",
+        show_default="REAL, if the model takes texts",
+        rich_help_panel=SAMPLING,
+    ),
+]
+CaptionColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the captions.", rich_help_panel=SAMPLING)]
 Prior = Annotated[
     bool,
     typer.Option(
@@ -451,6 +479,8 @@ def generation(
     decoder_steps: DecoderSteps = None,
     decode: Decode = "z0",
     unconditional: Unconditional = False,
+    prompts: PromptData = None,
+    caption_column: CaptionColumn = "caption",
     prior: Prior = False,
     resolution: Resolution = None,
     crop: CropOption = None,
@@ -474,7 +504,8 @@ def generation(
 
     Prints Fréchet distances and KID beside their floor, precision, recall, density and coverage. With a classifier
     among the --features also the accuracy, the part of the images that show the class asked for. With --train also how
-    many images are nearer to a training image than real test images are.
+    many images are nearer to a training image than real test images are. Models of captions draw images for the
+    captions of REAL or of --prompts.
     """
     drawing: dict[str, Any] = {
         "num_images": num,
@@ -485,7 +516,8 @@ def generation(
     }
     with _in_flags():
         samplings = _samplings(solver, steps, guidance, decode, drawing)
-        _check_images(images, model, revision, prior, samplings)
+        _check_images(images, model, revision, prior, samplings, prompts)
+        _check_prompts(prompts, unconditional, prior)
         networks = _networks(features, feature_weights, reference)
         from ul_tokenizer.evaluation.job import evaluate_generation
 
@@ -496,6 +528,8 @@ def generation(
             train=train,
             samplings=samplings if images is None else None,
             prior=prior,
+            prompts=prompts,
+            caption_column=caption_column,
             crops=_crops(resolution, crop, crop_size, None, 0),  # real images stay the same for all seeds
             **networks,
             force_fd=force_fd,
@@ -520,7 +554,7 @@ def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict
     require(shared["guidance_interval"] is None or is_guided, "--guidance-low and --guidance-high need --guidance.")
     require(
         not (shared["unconditional"] and is_guided),
-        "--guidance can't be used with --unconditional: it needs a class.",
+        "--guidance can't be used with --unconditional: it needs a class or a text.",
     )
     from ul_tokenizer.evaluation.drawing import Sampling
 
@@ -537,7 +571,12 @@ def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict
 
 
 def _check_images(
-    images: str | None, model: str | None, revision: str | None, prior: bool, samplings: Sequence[Sampling]
+    images: str | None,
+    model: str | None,
+    revision: str | None,
+    prior: bool,
+    samplings: Sequence[Sampling],
+    prompts: str | None,
 ) -> None:
     """Refuses options of drawing for images that are there already."""
     from ul_tokenizer.evaluation.drawing import Sampling
@@ -545,9 +584,14 @@ def _check_images(
     is_drawing = prior or list(samplings) != [Sampling(solver=DEFAULT_SOLVER.value)]
     require(images is None or model is None, "--model and --images can't be used together.")
     require(
-        images is None or not (is_drawing or revision),
+        images is None or not (is_drawing or revision or prompts),
         "--images can't be used with options of drawing, such as --num, --steps or --prior: they are drawn already.",
     )
+
+
+def _check_prompts(prompts: str | None, unconditional: bool, prior: bool) -> None:
+    require(not (unconditional and prompts), "--prompts can't be used with --unconditional.")
+    require(not (prior and prompts), "--prompts can't be used with --prior: a stage-1 prior takes no text.")
 
 
 # ---------------------------------------------------------------- prediction

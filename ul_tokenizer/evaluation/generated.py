@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -43,6 +45,10 @@ class Generated(Protocol):
 
     def label(self, number: int) -> int | None:
         """The class that the image should show; None if there is none."""
+        ...
+
+    def prompt(self, number: int) -> str | None:
+        """The text that the image should show; None if there is none."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -90,15 +96,22 @@ class PipelineImages:
         labels = self.drawer.labels([number])
         return None if labels is None else int(labels)
 
+    def prompt(self, number: int) -> str | None:
+        """The image's prompt; None without prompts."""
+        texts = self.drawer.texts([number])
+        return None if texts is None else texts[0]
+
     def facts(self) -> dict[str, Any]:
         """What a result file says of the subject."""
         pipeline, sampling = self.drawer.pipeline, asdict(self.drawer.sampling)
         del sampling["num_images"]
+        prompts = self.drawer.prompts
         interval, steps = sampling["guidance_interval"], sampling["decoder_num_inference_steps"]
         return {
             "name": self._name,
             "type": type(pipeline).__name__,
             "weights_sha256": weights_sha256(pipeline.transformer, pipeline.vae),
+            **({} if prompts is None else {"text_sha256": _text_sha256(pipeline), "prompts": prompts.facts()}),
             "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
             "generator": self._generator,
             "size": list(self.drawer.size),
@@ -110,6 +123,12 @@ class PipelineImages:
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Draws the images of a batch."""
         return self.drawer.draw(batch.numbers)
+
+
+def _text_sha256(pipeline: Any) -> str:
+    """Hash of a pipeline's text encoder and of the numbers of its tokens."""
+    tokens = json.dumps(sorted(pipeline.tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{weights_sha256(pipeline.text_encoder)} {tokens}".encode()).hexdigest()
 
 
 class FolderImages:
@@ -147,6 +166,10 @@ class FolderImages:
     def label(self, number: int) -> int | None:
         """The class whose folder the image lies in; None without classes."""
         return self._samples.label(number)
+
+    def prompt(self, number: int) -> str | None:
+        """None: what the images were made of isn't known."""
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What a result file says of the subject."""
