@@ -217,12 +217,8 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         z = self._initial_latents(size, height, width, generator, latents, device, clip)
         callback = StepEnd(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         scheduler.set_timesteps(num_inference_steps, device=device)
-        levels: list[float] = scheduler.timesteps.tolist()  # once: reading one at each step waits for the GPU
         predict = self._predictor(conditions, guidance, clip.context)
-        for i, logsnr in enumerate(self.progress_bar(scheduler.timesteps)):
-            v = predict(z, logsnr, guidance.applies(levels[i]))
-            z = scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
-            z = callback(i, levels[i], z)
+        z = self._denoised(z, scheduler, predict, guidance, generator, callback)
 
         images: Any = clip.completed(z, scheduler.config.logsnr_max, generator)
         if output_type != "latent":
@@ -247,6 +243,23 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             raise ValueError(f"latent_logsnr must be from {lowest} to {highest}, got {latent_logsnr}.")
         scheduler: LogSNRScheduler = type(self.scheduler).from_config(self.scheduler.config, logsnr_max=latent_logsnr)
         return scheduler
+
+    def _denoised(
+        self,
+        z: Tensor,
+        scheduler: LogSNRScheduler,
+        predict: Callable[[Tensor, Tensor, bool], Tensor],
+        guidance: Guidance,
+        generator: Generators,
+        callback: StepEnd,
+    ) -> Tensor:
+        """z_1 → z_0, through all timesteps of the scheduler."""
+        levels: list[float] = scheduler.timesteps.tolist()  # once: reading one at each step waits for the GPU
+        for i, logsnr in enumerate(self.progress_bar(scheduler.timesteps)):
+            v = predict(z, logsnr, guidance.applies(levels[i]))
+            z = scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
+            z = callback(i, levels[i], z)
+        return z
 
     def _initial_latents(
         self,
