@@ -30,7 +30,7 @@ def train(folder: Path, steps: int) -> None:
         Stage1Arguments(
             preset="ul-tiny-f8",
             train_data_dir=str(PHOTOS),
-            validation_data_dir=str(PHOTOS),
+            validation_fraction=0.34,
             num_validation_images=8,
             output_dir=str(folder),
             resolution=32,

@@ -13,6 +13,7 @@ from PIL import Image, ImageChops
 
 from tests.evaluation.conftest import COLOURS, make_pipeline
 from ul_tokenizer.evaluation.report.style import DARK, LIGHT
+from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 
 pytest.importorskip("matplotlib")
 
@@ -32,7 +33,8 @@ def test_the_direction_with_most_variance_is_red() -> None:
 def test_the_picture_of_a_latent_does_not_depend_on_its_scale() -> None:
     latent = torch.randn(6, 9, 5, generator=torch.Generator().manual_seed(0))
     assert latent_picture(latent).size == (5, 9)
-    assert ImageChops.difference(latent_picture(latent), latent_picture(3 * latent + 1)).getextrema() == ((0, 1),) * 3
+    difference = ImageChops.difference(latent_picture(latent), latent_picture(3 * latent + 1))
+    assert max(high for _, high in difference.getextrema()) <= 1
 
 
 def test_a_page_shows_its_pictures_and_words_on_its_colour() -> None:
@@ -49,16 +51,22 @@ def test_a_page_shows_its_pictures_and_words_on_its_colour() -> None:
     assert page([cells, cells], LIGHT).height > 2 * light.height - 4 * margin
 
 
+def trained(pipeline: UnifiedLatentsPipeline) -> UnifiedLatentsPipeline:
+    """A pipeline that knows the size of its training images, as those from a training do."""
+    pipeline.transformer.register_to_config(sample_size=4)
+    return pipeline
+
+
 def test_a_pipeline_with_classes_draws_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw_pictures, "class_names", lambda name: tuple(f"{n}-{c}" for n, c in enumerate(COLOURS)))
-    cells = generated("mine", make_pipeline())
+    cells = generated("mine", trained(make_pipeline()))
     assert [cell.title for cell in cells] == list(COLOURS)
     assert {cell.picture.size for cell in cells} == {(draw_pictures.TILE, draw_pictures.TILE)}
 
 
 def test_a_pipeline_without_classes_draws_as_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw_pictures, "class_names", lambda name: ())
-    cells = generated("mine", make_pipeline(None))
+    cells = generated("mine", trained(make_pipeline(None)))
     assert [cell.title for cell in cells] == [""] * draw_pictures.TILES
 
 
