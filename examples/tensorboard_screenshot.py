@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from ul_tokenizer.training import Stage1Arguments, train_autoencoder
 
 PHOTOS = Path(__file__).resolve().parent / "images"
-SIZE = {"width": 1280, "height": 860}
+SIZE: ViewportSize = {"width": 1280, "height": 860}
 
 
 def train(folder: Path, steps: int) -> None:
