@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -169,11 +170,17 @@ def generated(name: str, pipeline: UnifiedLatentsPipeline) -> list[Cell]:
     by_text = pipeline.text_encoder is not None
     named = PROMPTS if by_text else [text.lstrip("0123456789-") for text in classes]
     titles = list(named[:TILES]) or [""] * TILES
-    wanted = {"prompt": titles} if by_text else {"class_labels": list(range(len(titles)))} if classes else {}
+    labels = list(range(len(titles))) if classes and not by_text else None
+    scale, count = (2.0, 1) if by_text or labels else (1.0, len(titles))
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(titles))]
-    count = {} if wanted else {"num_images_per_prompt": len(titles)}
-    images = pipeline(**wanted, **count, guidance_scale=2.0 if wanted else 1.0, generator=generators).images
-    return [Cell(_tile(image), title) for image, title in zip(images, titles, strict=True)]
+    made: Any = pipeline(
+        labels,
+        prompt=titles if by_text else None,
+        num_images_per_prompt=count,
+        guidance_scale=scale,
+        generator=generators,
+    )
+    return [Cell(_tile(image), title) for image, title in zip(made.images, titles, strict=True)]
 
 
 def _tile(image: Image.Image) -> Image.Image:

@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from ul_tokenizer.training import Stage1Arguments, train_autoencoder
 
 PHOTOS = Path(__file__).resolve().parent / "images"
-SIZE = {"width": 1280, "height": 860}
+SIZE: ViewportSize = {"width": 1280, "height": 860}
 
 
 def train(folder: Path, steps: int) -> None:
@@ -30,7 +30,7 @@ def train(folder: Path, steps: int) -> None:
         Stage1Arguments(
             preset="ul-tiny-f8",
             train_data_dir=str(PHOTOS),
-            validation_data_dir=str(PHOTOS),
+            validation_fraction=0.34,
             num_validation_images=8,
             output_dir=str(folder),
             resolution=32,
@@ -60,7 +60,7 @@ def served(logs: Path) -> Iterator[str]:
 
 def photograph(page: Page, address: str, output: Path) -> None:
     """Takes the picture when the curves are drawn."""
-    page.goto(f"{address}#timeseries")
+    page.goto(f"{address}?tagFilter=validation&smoothing=0#timeseries")
     page.wait_for_selector("line-chart", timeout=60_000)
     page.wait_for_timeout(4000)  # its charts grow with an animation
     output.parent.mkdir(parents=True, exist_ok=True)

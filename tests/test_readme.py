@@ -94,7 +94,14 @@ def test_every_command_and_snippet_runs_from_top_to_bottom(clone: Path) -> None:
             words = ["bash", "-c", script] if block.language == "sh" else [sys.executable, "-c", script]
             done = subprocess.run(words, cwd=clone, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    for made in ("demo/moose.jpg.png", "moose-again.png", "latents/manifest.json", "out/photo.jpg.png", "grid.png"):
+    for made in (
+        "demo/moose.jpg.png",
+        "moose-again.png",
+        "latents/header.json",
+        "out/photo.jpg.png",
+        "grid.png",
+        "sneakers.png",
+    ):
         assert (clone / made).is_file(), made
 
 

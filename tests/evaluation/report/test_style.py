@@ -63,7 +63,12 @@ def test_light_and_dark_figures_have_one_size() -> None:
     assert drawn({"a": [0, 1]}, LIGHT)[0].size == drawn({"a": [0, 1]}, DARK)[0].size
 
 
-CROWDED = {"first": [0, 1, 2, 3, 4], "second": [0.4, 1.3, 2.4, 3.3, 4.4], "third": [4, 3, 2, 1, 0], "fourth": [1] * 5}
+CROWDED: dict[str, Sequence[float]] = {
+    "first": [0, 1, 2, 3, 4],
+    "second": [0.4, 1.3, 2.4, 3.3, 4.4],
+    "third": [4, 3, 2, 1, 0],
+    "fourth": [1] * 5,
+}
 
 
 def test_labels_do_not_overlap_and_stay_in_their_panel() -> None:
@@ -85,7 +90,9 @@ def test_a_label_stands_nearest_to_its_own_line() -> None:
         distances = {}
         for line in axes.get_lines():
             x = np.linspace(0, 4, 500)
-            places = axes.transData.transform(np.column_stack([x, np.interp(x, range(5), CROWDED[line.get_label()])]))
+            places = axes.transData.transform(
+                np.column_stack([x, np.interp(x, range(5), CROWDED[str(line.get_label())])])
+            )
             beside = np.maximum(np.maximum([box.x0, box.y0] - places, places - [box.x1, box.y1]), 0)
             distances[line.get_label()] = np.hypot(*beside.T).min()
         assert min(distances, key=lambda key: distances[key]) == name

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.transforms import Bbox
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -227,8 +226,9 @@ def label_lines(axes: Axes, theme: Theme) -> None:
     """
     import numpy as np
 
-    axes.figure.draw_without_rendering()  # lays the panels out; without it, nothing has its place yet
-    lines = [line for line in axes.get_lines() if len(line.get_xdata())]
+    figure: Any = axes.figure
+    figure.draw_without_rendering()  # lays the panels out; without it, nothing has its place yet
+    lines: list[Any] = [line for line in axes.get_lines() if np.size(line.get_xdata())]
     points = [_dense_points(line) for line in lines]
     taken = [text.get_window_extent() for text in axes.texts]
     for number, line in enumerate(lines):
@@ -242,7 +242,7 @@ def label_lines(axes: Axes, theme: Theme) -> None:
         taken.append(_moved(text, *best))
 
 
-def _spots(line: Line2D) -> list[tuple[float, float]]:
+def _spots(line: Any) -> list[tuple[float, float]]:
     """Points of a line beside which its label may stand, best first: its ends, then points between them."""
     last = len(line.get_xdata()) - 1
     numbers = dict.fromkeys([last, 0, 3 * last // 4, last // 2, last // 4])
@@ -257,7 +257,7 @@ def _moved(text: Any, spot: tuple[float, float], place: tuple[tuple[float, float
     return text.get_window_extent()
 
 
-def _dense_points(line: Line2D) -> np.ndarray:
+def _dense_points(line: Any) -> np.ndarray:
     """Points on a line, so close to each other that no label slips between them; in pixels."""
     import numpy as np
 
