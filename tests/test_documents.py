@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING tell a reader to type exists, and the usage snippet runs."""
+"""What README, CONTRIBUTING, the notes and the concepts name exists, and the usage snippet runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ul_tokenizer.training.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+FOLDERS = ("docs/concepts", "docs/notes")
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 
 def text_of(name: str) -> str:
@@ -41,9 +43,10 @@ def test_every_make_target_is_explained_by_make_help() -> None:
     assert set(re.findall(r"^([a-z-]+):[^#\n]*## \S", text_of("Makefile"), re.MULTILINE)) == make_targets()
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "Makefile"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES, "Makefile"])
 def test_every_path_in_a_document_exists(document: str) -> None:
-    paths = re.findall(r"(?<![\w./])(?:examples|tests|ul_tokenizer|benchmarks|\.ci)/[\w./-]*\w", text_of(document))
+    rooms = "examples|tests|ul_tokenizer|benchmarks|conversion|docs|\\.ci"
+    paths = re.findall(rf"(?<![\w./])(?:{rooms})/[\w./-]*\w", text_of(document))
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
