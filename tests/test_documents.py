@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
+import runpy
 import shutil
 from importlib import import_module
 from pathlib import Path
