@@ -52,6 +52,26 @@ def test_every_path_in_a_document_exists(document: str) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "concepts" in page])
+def test_every_name_that_a_concept_links_in_the_reference_exists(page: str) -> None:
+    names = re.findall(r"\]\[(ul_tokenizer[\w.]+)\]", text_of(page))
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_exists(page: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text_of(page)) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_the_figure_of_the_networks_is_what_its_script_draws(name: str) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "three_networks.py"))
+    assert script["draw"](script["PALETTES"][name]) == text_of(f"docs/figures/three-networks-{name}.svg")
+
+
 def test_every_subcommand_in_the_readme_exists() -> None:
     named = set(re.findall(r"^ul-tokenizer ([a-z]+)", text_of("README.md"), re.MULTILINE))
     assert named
