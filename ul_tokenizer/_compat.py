@@ -130,14 +130,14 @@ def conv2d_with(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copies each source into its target, in place, with one call for all of them."""
+    """Copies each source into its target of the same shape, in place, with one call for all of them."""
     import torch
 
     torch._foreach_copy_(list(targets), list(sources))
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The L2 norm of each tensor, with one call for all of them."""
+    """The L2 norm of each tensor, 0-dimensional, with one call for all of them; the tensors have any shapes."""
     import torch
 
     return list(torch._foreach_norm(list(tensors)))
@@ -163,7 +163,7 @@ def skip_steps_where(optimizer: torch.optim.Optimizer, flag: Tensor) -> bool:
 
     Args:
         optimizer: any optimiser.
-        flag: one element, fp32, 0 or 1, on the device of the weights.
+        flag: (1,) or (), fp32, 0 or 1, on the device of the weights.
 
     Returns:
         whether the optimiser can do this, as torch's fused ones can.

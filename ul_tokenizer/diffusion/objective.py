@@ -27,6 +27,9 @@ class SigmoidWeighting:
     weight that it has at λ_f, so that few-step decoding, which starts there, is trained. The factor is undone in
     the gradient that reaches z_0 (`scale_gradient`): each level's optimal decoder and the encoder's trade-off
     between bits and distortion stay those of the plain loss.
+
+    Raises:
+        ValueError: a loss factor that is not positive.
     """
 
     loss_factor: float = 1.5  # c_lf
@@ -68,7 +71,7 @@ class UnifiedLatentsLoss:
         return self.prior + self.terminal_kl
 
     def total(self, divisor: float, prior_weight: float | Tensor = 1.0) -> Tensor:
-        """Scalar to minimise: batch mean of (prior_weight · L_z + L_x) / divisor, one divisor for both."""
+        """Scalar to minimise, (): batch mean of (prior_weight · L_z + L_x) / divisor, one divisor for both."""
         return ((prior_weight * self.latent + self.decoder_boosted) / divisor).mean()
 
 
@@ -99,9 +102,20 @@ def sum_of_squares(x: Tensor) -> Tensor:
 def eps_squared_error(
     prediction: Tensor, clean: Tensor, noise: Tensor, logsnr: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """‖ε − ε̂‖² (B,), from any prediction without dividing by α or σ.
+    """‖ε − ε̂‖² from any prediction without dividing by α or σ: e^λ ‖x − x̂‖² = ‖ε − ε̂‖² = α² ‖v − v̂‖².
 
-    e^λ ‖x − x̂‖² = ‖ε − ε̂‖² = α² ‖v − v̂‖².
+    Args:
+        prediction: the network's output (B, …), any float dtype.
+        clean: x, shaped like `prediction`.
+        noise: ε, shaped like `prediction`.
+        logsnr: λ, (B,).
+        prediction_type: what `prediction` is.
+
+    Returns:
+        (B,), fp32, summed over dimensions.
+
+    Raises:
+        ValueError: an unknown `prediction_type`.
     """
     prediction, clean, noise = prediction.float(), clean.float(), noise.float()
     if prediction_type == "epsilon":

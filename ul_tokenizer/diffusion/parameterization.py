@@ -46,7 +46,7 @@ def velocity(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
 
 
 def x_of_v(v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x̂ = αx_t − σv; α and σ broadcast to `x_t`."""
+    """x̂ = αx_t − σv, shaped like `v` and `x_t` (B, ...); α and σ broadcast to them."""
     return alpha * x_t - sigma * v
 
 

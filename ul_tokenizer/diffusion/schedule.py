@@ -48,6 +48,10 @@ class LogSNRSchedule:
 
     λ(t) = base(t) + (1 − t)·s₀ + t·s₁ with base linear, or cosine: −2 ln tan(a t + b).
     s₀ = s₁ shifts a schedule; s₀ ≠ s₁ interpolates between two shifts (simple diffusion, Eq. 5).
+
+    Raises:
+        ValueError: an unknown `kind`, values that are not finite, ends in the wrong order, or shifts with which λ(t)
+            rises.
     """
 
     logsnr_max: float  # λ(0), the cleanest level
@@ -106,7 +110,7 @@ class LogSNRSchedule:
         return base + (1.0 - t) * self.shift_clean + t * self.shift_noisy
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """dλ/dt, exact and negative; of the cosine −2a / (sin(a t + b) cos(a t + b))."""
+        """dλ/dt, shaped like `t`, exact and negative; of the cosine −2a / (sin(a t + b) cos(a t + b))."""
         drift = self.shift_noisy - self.shift_clean
         if self.kind == "linear":
             start, end = self._base_ends

@@ -59,8 +59,8 @@ def ode_step(z_t: Tensor, D: Tensor, t: Level, s: Level) -> Tensor:
 def extrapolated(x: Tensor, x_last: Tensor, last: Level, t: Level, s: Level) -> Tensor:
     """D = x̂ + (x̂ − x̂_last)/(2r), r the last step over this one (DPM-Solver++, arXiv 2211.01095, Algorithm 2).
 
-    The first step of a run has no last level, and therefore is of first order. The last step is of second order, since
-    its end is finite.
+    `x` and `x_last` are x̂ at levels t and `last`, (B, ...); the result has their shape. The first step of a run has no
+    last level, and therefore is of first order. The last step is of second order, since its end is finite.
     """
     r = (t.logsnr - last.logsnr) / (s.logsnr - t.logsnr)
     return torch.lerp(x_last, x, 1.0 + 0.5 / r)

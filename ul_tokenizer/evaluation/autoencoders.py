@@ -129,9 +129,9 @@ class AnyAutoencoder:
 
     @torch.inference_mode()
     def flops(self, pixels: Tensor, steps: int | None) -> dict[str, dict[str, int]] | None:
-        """FLOPs of encoding and of decoding pixels as `encode` takes them; None where they can't be counted.
+        """FLOPs of encoding and of decoding pixels (B, 3, [T,] H, W) as `encode` takes them.
 
-        They are counted on the meta device, where nothing is computed.
+        They are counted on the meta device, where nothing is computed. None where they cannot be counted.
         """
         try:
             meta = AnyAutoencoder(self.name, copy.deepcopy(self.model).to("meta"), latent="mode")

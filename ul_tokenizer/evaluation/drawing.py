@@ -93,7 +93,7 @@ class Drawer:
         self.num_classes = _num_classes(pipeline, sampling, num_classes)
 
     def labels(self, numbers: Sequence[int]) -> Tensor | None:
-        """The requested classes, which take turns; None if no class is requested."""
+        """The requested classes of images, (B,) int64, which take turns; None if no class is requested."""
         return torch.tensor(numbers) % self.num_classes if self.num_classes else None
 
     @torch.inference_mode()

@@ -108,7 +108,7 @@ class PipelineImages:
         }
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Draws the images of a batch."""
+        """Draws the images of a batch, (B, 3, H, W) uint8; also which of them are finite, (B,) bool."""
         return self.drawer.draw(batch.numbers)
 
 
@@ -154,6 +154,6 @@ class FolderImages:
         return {"name": self._samples.name, "type": "folder", "num_inference_steps": None, **crops}
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The images of a batch."""
+        """The images of a batch, (B, 3, H, W) uint8, all of which are finite, (B,) bool."""
         pixels = torch.stack([sample.pixels for sample in batch.samples])
         return pixels, torch.ones(len(pixels), dtype=torch.bool)

@@ -183,7 +183,9 @@ class LatentDataset(Dataset[Sample]):
         return (self[index] for index in range(len(self)))
 
     def sample_z0(self, index: int, seed: int, epoch: int = 0) -> Tensor:
-        """z_0 = α₀ z_clean + σ₀ ε, as the decoder expects it, with ε a pure function of (seed, epoch, id).
+        """z_0 = α₀ z_clean + σ₀ ε (c, [t,] h, w), fp32, as the decoder expects it.
+
+        ε is a pure function of (seed, epoch, id).
 
         Raises:
             ValueError: the data set normalises its latents; the noise level is that of z_clean itself.

@@ -47,7 +47,11 @@ DECODER_ALGORITHMS = ("ddim", "dpmsolver++")  # an ancestral sampler would draw 
 
 
 def check_autoencoder_config(config: Mapping[str, Any]) -> None:
-    """Raises one ValueError for the first argument of `UnifiedLatentsAutoencoder` that is out of range."""
+    """Checks all arguments of `UnifiedLatentsAutoencoder`.
+
+    Raises:
+        ValueError: an argument is out of range; the sentence names the first one.
+    """
     check_bounds(**{name: config[name] for name in SIZES})
     check_stage_bounds(**{name: config[name] for name in STAGES})
     check_numbers(**{name: config[name] for name in NUMBERS})

@@ -79,6 +79,9 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         latent_logsnr: λ_z(0), the cleanest level in training.
         sample_size: height and width of the latents in training; informative.
         sample_frames: latent frames of a clip in training, None for images; informative.
+
+    Raises:
+        ValueError: an argument out of range, widths that heads do not divide, or stages that do not fit together.
     """
 
     _pipeline_part = "transformer"

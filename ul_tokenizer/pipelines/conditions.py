@@ -39,7 +39,7 @@ class Conditions:
         return Conditions(2 * self.batch_size, labels, text, mask)
 
     def model_inputs(self) -> dict[str, Tensor | None]:
-        """Arguments of `UnifiedLatentsTransformer`."""
+        """Arguments of `UnifiedLatentsTransformer`, with the shapes of the fields, (B, …)."""
         return {
             "class_labels": self.class_labels,
             "encoder_hidden_states": self.text,
@@ -55,6 +55,13 @@ def make_conditions(
     device: torch.device,
 ) -> Conditions:
     """Checks classes and texts and expands them; without either it is one image.
+
+    Args:
+        transformer: the base model.
+        class_labels: one class, or one per image, (N,).
+        text: hidden states (N, L, D) and their mask (N, L), true where there is a token.
+        num_images_per_prompt: images of each class or text.
+        device: where the result is.
 
     Raises:
         ValueError: the model takes no such condition, a class is out of range, or there are more of one than of the

@@ -212,7 +212,7 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted loss in nats per latent dimension."""
+        """Returns the weighted loss in nats per latent dimension, 0-dimensional."""
         z = self._normalized(batch["latents"]) if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
         context, z = self._divided(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)

@@ -419,7 +419,11 @@ class ClassifierNet:
         }
 
     def __call__(self, images: Tensor) -> Tensor:
-        """As `FeatureNet`; the images must have the size of those that the classifier was trained on."""
+        """Features of images (B, 3, H, W), uint8, on any device → (B, D), fp32, on the CPU.
+
+        Raises:
+            ValueError: another dtype or shape; H and W must be those of the images that the classifier was trained on.
+        """
         check_images(images)
         if images.shape[2:] != self.reference.image_shape[1:]:
             height, width = self.reference.image_shape[1:]
