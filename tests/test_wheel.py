@@ -81,6 +81,6 @@ def test_damaged_weights_are_seen(installed: Path) -> None:
         done = run(
             installed, "from ul_tokenizer import UnifiedLatentsAutoencoder as A; A.from_pretrained('ul-photo-f8')"
         )
-        assert "is damaged, its sha256 is not the manifest's" in done.stderr
+        assert "is damaged: its sha256 differs from the manifest" in done.stderr
     finally:
         weights.write_bytes(content)

@@ -250,7 +250,7 @@ def cached_ref(repository: Path, revision: str) -> Path:
 
 
 def cached_digest(path: Path) -> str:
-    """The hash of a snapshot's file: the name of the blob that it links to; "" if it is no link to a blob.
+    """The hash of a snapshot's file: the name of the blob that it links to; "" if it is not a link to a blob.
 
     Returns:
         64 hex digits (sha256) for large files, 40 (git's blob id) for others.

@@ -191,7 +191,7 @@ def load_any_autoencoder(
         latent: see `AnyAutoencoder`.
 
     Raises:
-        ValueError: there is no such model, or it is no autoencoder.
+        ValueError: there is no such model, or it is not an autoencoder.
     """
     if latent not in ("sample", "mode"):
         raise ValueError(f"latent must be sample or mode, got {latent!r}.")

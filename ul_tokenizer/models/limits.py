@@ -89,8 +89,8 @@ def check_weights(widths: Sequence[int], layers: Sequence[int]) -> None:
     estimate = 18 * max(widths) ** 2 * (sum(layers) + len(layers))
     if estimate > MAX_WEIGHTS:
         raise ValueError(
-            f"the config's widths and layers would make about {estimate:.0e} weights, more than the {MAX_WEIGHTS:.0e} "
-            f"that are legal, got a width of {max(widths)} and {sum(layers)} layers."
+            f"the config's widths and layers would make about {estimate:.0e} weights, more than the limit "
+            f"of {MAX_WEIGHTS:.0e}, got a width of {max(widths)} and {sum(layers)} layers."
         )
 
 

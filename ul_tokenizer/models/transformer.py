@@ -199,7 +199,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
             v shaped like `sample`, fp32.
 
         Raises:
-            ValueError: wrong rank, channels or dtype, an empty sample, a grid that is no multiple of `size_multiple`,
+            ValueError: wrong rank, channels or dtype, an empty sample, a grid that `size_multiple` does not divide,
                 a wrong number of levels, a condition that the config does not provide for, or a condition that does
                 not fit the sample.
         """

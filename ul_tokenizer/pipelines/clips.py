@@ -63,7 +63,7 @@ def plan_clip(
 
     Raises:
         ValueError: both kinds of context are given, their number is not that of the clips, or the length after given
-            frames is no multiple of the temporal compression ratio.
+            frames is not a multiple of the temporal compression ratio.
     """
     ratio = temporal_ratio(vae)
     trained = transformer.config.sample_frames

@@ -69,5 +69,5 @@ def _verify(root: Path, name: str) -> None:
             raise ValueError(f"Bundled file {path} is missing; install ul_tokenizer again.")
         if sha256_of(path) != expected:
             raise ValueError(
-                f"Bundled file {path} is damaged, its sha256 is not the manifest's; install ul_tokenizer again."
+                f"Bundled file {path} is damaged: its sha256 differs from the manifest; install ul_tokenizer again."
             )

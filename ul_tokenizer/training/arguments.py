@@ -325,7 +325,7 @@ class TrainingArguments:
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be different numbers, got {','.join(map(str, values))}.")
         if not self.ema_decay:
-            raise ValueError("--ema_decay must have at least one number; --no-use_ema keeps no averages.")
+            raise ValueError("--ema_decay must have at least one number; use --no-use_ema for no averages.")
 
     def _check_crops_and_workers(self) -> None:
         if self.aspect_ratio_buckets and self.scaling != "short_side":

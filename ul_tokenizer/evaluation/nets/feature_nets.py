@@ -101,7 +101,7 @@ def load_feature_net(
     if name == "dinov2":
         return _dinov2(device) if path is None else _DINOv2Folder(path, device)
     if path is not None:
-        raise ValueError(f"weights must be None for {name}, which brings its own, got {path}.")
+        raise ValueError(f"weights must be None for {name}, which comes with its own, got {path}.")
     if name == "efficientnet-lite0":
         return _EfficientNetLite0(device)
     if name.startswith(_CLASSIFIER) and name != _CLASSIFIER:
@@ -255,8 +255,8 @@ def _inception(weights: Path | None, device: torch.device) -> _TorchFidelityNet:
     }
     if weights is not None and not weights.is_file():
         raise MissingFeatureNetError(
-            f"weights must be a file of torch-fidelity's Inception weights, got {weights}, which is none "
-            f"({STILL_WORKS})."
+            f"weights must be a file of torch-fidelity's Inception weights, got {weights}, which does "
+            f"not exist ({STILL_WORKS})."
         )
     library = optional_module("torch_fidelity", "torch-fidelity", "eval", "inception")
     url = import_module("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
