@@ -78,7 +78,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 
 
 def is_native_on_cpu(precision: str) -> bool | None:
-    """Whether this CPU computes in "bf16" or "fp16" by itself; None if torch doesn't know."""
+    """Whether this CPU computes in "bf16" or "fp16" natively; None if torch doesn't know."""
     import torch
 
     is_supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)

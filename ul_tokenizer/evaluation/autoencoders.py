@@ -144,7 +144,7 @@ class AnyAutoencoder:
         return {"encode": encode._asdict(), "decode": decode._asdict()}
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject, without decoding steps."""
+        """What a result file says about the subject, without decoding steps."""
         networks = [self.model] if self.prior is None else [self.model, self.prior]
         return {
             "name": self.name,

@@ -46,7 +46,7 @@ class Generated(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         ...
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class PipelineImages:
         return None if labels is None else int(labels)
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         pipeline, sampling = self.drawer.pipeline, asdict(self.drawer.sampling)
         del sampling["num_images"]
         interval, steps = sampling["guidance_interval"], sampling["decoder_num_inference_steps"]
@@ -149,7 +149,7 @@ class FolderImages:
         return self._samples.label(number)
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         crops = {name: value for name, value in self._samples.facts().items() if name not in ("data", "rounding")}
         return {"name": self._samples.name, "type": "folder", "num_inference_steps": None, **crops}
 

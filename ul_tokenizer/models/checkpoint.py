@@ -1,4 +1,4 @@
-"""What can be wrong with a model's folder, found in its files before diffusers is asked to load them.
+"""Checks of the files in a model's folder, before diffusers loads them.
 
 diffusers reports such faults in long messages that differ between versions. Here each has one sentence of ours.
 """

@@ -122,7 +122,7 @@ class ModelFiles(NamedTuple):
         return [folder / name for name in names if name.endswith(".safetensors")]
 
     def sha256(self) -> str:
-        """Of the autoencoder's weights; with several shards, of all in a row."""
+        """Hash of the autoencoder's weights; several shards are hashed one after the other."""
         return sha256_of(*self.weights())
 
 

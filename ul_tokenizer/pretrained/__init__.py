@@ -35,7 +35,7 @@ def bundled_path(name: str) -> Path | None:
 
 
 def write_manifest(folder: Path) -> dict[str, str]:
-    """Enters a bundled model into the manifest beside its folder, which names it.
+    """Adds a bundled model, under the name of its folder, to the manifest beside it.
 
     Returns:
         relative file → sha256 of what was entered.

@@ -244,7 +244,7 @@ class TrainingArguments:
         "efficientnet-lite0", "Network whose features the metric kid compares, as named in `ul-tokenizer evaluate`."
     )
     validation_feature_weights: str | None = arg(
-        None, "File or folder with the weights of that network, if it does not bring its own."
+        None, "File or folder with the weights of that network, if they are not installed with it."
     )
     logging_steps: int = arg(20, "Number of steps between log entries, which contain means over these steps.", POSITIVE)
     checkpointing_steps: int = arg(500, "Number of steps between checkpoints.", POSITIVE)

@@ -68,7 +68,7 @@ def _frees_after_forward() -> bool:
 
 
 def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Turns FSDP on for processes on CPUs, for which accelerate leaves it out without a word although torch has it."""
+    """Turns FSDP on for processes on CPUs, for which accelerate silently ignores it although torch has it."""
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
