@@ -89,7 +89,19 @@ def stratified_times(batch_size: int, generator: torch.Generator | None = None) 
 
 
 def diffuse(clean: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """x_t = α x + σ ε in fp32; `logsnr` is (B,), the others (B, …)."""
+    """x_t = α x + σ ε in fp32.
+
+    Args:
+        clean: x, (B, …), any float dtype.
+        noise: ε, shaped like `clean`.
+        logsnr: λ, (B,), or () for all samples.
+
+    Returns:
+        x_t, shaped like `clean`, fp32.
+
+    Raises:
+        ValueError: a `logsnr` that does not fit the batch.
+    """
     alpha, sigma = alpha_sigma(broadcast_to_rank(logsnr, clean))
     return alpha * clean.float() + sigma * noise.float()
 
@@ -217,5 +229,11 @@ def nats_to_bits(nats: Tensor) -> Tensor:
 
 
 def bits_per_pixel_divisor(height: int, width: int, num_frames: int = 1) -> float:
-    """What nats per sample are divided by to give bits per pixel: T·H·W·ln 2; colour channels don't count."""
+    """What nats per sample are divided by to give bits per pixel: T·H·W·ln 2; colour channels don't count.
+
+    Args:
+        height: H, in pixels.
+        width: W, in pixels.
+        num_frames: T; 1 for images.
+    """
     return num_frames * height * width * math.log(2)

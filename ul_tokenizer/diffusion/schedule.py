@@ -76,7 +76,18 @@ class LogSNRSchedule:
 
     @classmethod
     def interpolated(cls, resolution: int, low: int, high: int, logsnr_max: float, logsnr_min: float) -> LogSNRSchedule:
-        """Cosine schedule interpolated between noise resolutions: `high` at the clean end, `low` at the noisy end."""
+        """Cosine schedule interpolated between two noise resolutions.
+
+        Args:
+            resolution: side of the images, in pixels.
+            low: noise resolution at the noisy end.
+            high: noise resolution at the clean end.
+            logsnr_max: λ(0).
+            logsnr_min: λ(1).
+
+        Raises:
+            ValueError: a resolution that is not positive, or values that do not form a schedule.
+        """
         return cls(
             logsnr_max,
             logsnr_min,

@@ -51,7 +51,17 @@ def round_to_fp32(value: float) -> float:
 
 
 def ode_step(z_t: Tensor, D: Tensor, t: Level, s: Level) -> Tensor:
-    """z_s of the ODE, a new tensor shaped like `z_t`."""
+    """z_s of the ODE.
+
+    Args:
+        z_t: the noisy sample, (B, ...).
+        D: x̂, or its extrapolation, shaped like `z_t`.
+        t: the level of `z_t`.
+        s: the cleaner level to go to.
+
+    Returns:
+        z_s, a new tensor shaped like `z_t`.
+    """
     h = 0.5 * (s.logsnr - t.logsnr)
     return torch.add(s.sigma / t.sigma * z_t, D, alpha=-s.alpha * math.expm1(-h))
 
@@ -67,7 +77,17 @@ def extrapolated(x: Tensor, x_last: Tensor, last: Level, t: Level, s: Level) -> 
 
 
 def posterior_mean(z_t: Tensor, x: Tensor, t: Level, s: Level) -> Tensor:
-    """Mean of q(z_s | z_t, x̂): the SDE's step without its noise, a new tensor shaped like `z_t`."""
+    """Mean of q(z_s | z_t, x̂): the SDE's step without its noise.
+
+    Args:
+        z_t: the noisy sample, (B, ...).
+        x: x̂, shaped like `z_t`.
+        t: the level of `z_t`.
+        s: the cleaner level to go to.
+
+    Returns:
+        the mean, a new tensor shaped like `z_t`.
+    """
     h = 0.5 * (s.logsnr - t.logsnr)
     return torch.add(s.sigma / t.sigma * math.exp(-h) * z_t, x, alpha=-s.alpha * math.expm1(-2.0 * h))
 

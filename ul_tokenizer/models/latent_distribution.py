@@ -16,9 +16,15 @@ from ul_tokenizer.diffusion.schedule import alpha_sigma
 def draw_noise(
     shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
 ) -> Tensor:
-    """ε of the given shape (B, …), fp32: a generator gives the same noise for latents of every dtype.
+    """Standard normal noise ε. A generator gives the same noise for latents of every dtype.
 
-    A list has one generator per sample.
+    Args:
+        shape: (B, …).
+        generator: one generator, or a list with one per sample; None takes torch's own.
+        device: where the noise is.
+
+    Returns:
+        ε of this shape, fp32.
 
     Raises:
         ValueError: a list of another length than the batch.

@@ -63,7 +63,13 @@ def load_autoencoder(
 def load_prior(
     name: str, *, revision: str | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
 ) -> UnifiedLatentsTransformer:
-    """The stage-1 prior of a repository; arguments as `load_autoencoder`.
+    """The stage-1 prior of a repository, with which `UnifiedLatentsAutoencoder.bits` measures bits.
+
+    Args:
+        name: a bundled name, a local folder or a hub id, tried in this order.
+        revision: branch, tag or commit on the hub.
+        torch_dtype: of the weights; fp32 where None.
+        **kwargs: as for `from_pretrained`.
 
     Raises:
         MissingPriorError: the repository has none.
