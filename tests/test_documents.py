@@ -8,6 +8,7 @@ import runpy
 import shutil
 from importlib import import_module
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -66,10 +67,13 @@ def test_every_file_that_a_page_links_exists(page: str) -> None:
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["light", "dark"])
-def test_the_figure_of_the_networks_is_what_its_script_draws(name: str) -> None:
-    script = runpy.run_path(str(ROOT / "docs" / "figures" / "three_networks.py"))
-    assert script["draw"](script["PALETTES"][name]) == text_of(f"docs/figures/three-networks-{name}.svg")
+@pytest.mark.parametrize("palette", ["light", "dark"])
+@pytest.mark.parametrize("figure", ["three-networks", "decoder-weight"])
+def test_the_figures_of_the_concepts_are_what_their_script_draws(figure: str, palette: str) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "concepts.py"))
+    drawn = script["FIGURES"][figure](script["PALETTES"][palette])
+    assert drawn == text_of(f"docs/figures/{figure}-{palette}.svg")
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
 
 
 def test_every_subcommand_in_the_readme_exists() -> None:
