@@ -372,7 +372,7 @@ def test_latents_of_other_weights_are_decoded_with_one_warning(model: str) -> No
     build_autoencoder("ul-tiny-f8").save_pretrained("other")
     result = ul("decode", "latents", "-o", "out", model="other")
     assert result.stderr.count("warning: ") == 1
-    assert "those of other" in result.stderr
+    assert "are decoded by other, which has other weights" in result.stderr
 
 
 # ---------------------------------------------------------------- reconstruct
