@@ -149,7 +149,7 @@ def test_what_is_no_name_folder_or_hub_id_is_refused_without_asking_the_network(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ul_tokenizer.models.loading.fetch", lambda *a, **k: pytest.fail("asked"))
-    assert f"Model {name} is no bundled name" in sentence(name)
+    assert f"Model {name} is neither a bundled name" in sentence(name)
 
 
 def test_a_file_is_no_model(repository: Path) -> None:
