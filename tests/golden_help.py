@@ -6,6 +6,7 @@ depends on the versions of typer and rich, so they are made and compared with th
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -79,6 +80,7 @@ def has_tested_versions() -> bool:
 
 def main() -> None:
     """Writes all files anew and removes those of commands that no longer exist."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     texts, _ = render()
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path in FOLDER.glob("*.txt"):

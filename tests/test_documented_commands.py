@@ -35,6 +35,7 @@ from ul_tokenizer.training.stage2 import Stage2Arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "docs/latent_format.md", "docs/training.md"]
+DOCUMENTS += [f"docs/notes/{page}.md" for page in ("processes-and-signals", "training")]
 PROGRAMS = ("ul-tokenizer", "accelerate", "torchrun", "sbatch", "python")
 # What the documents' commands read; `~` is a temporary folder, too.
 FOLDERS = ["photos", "videos", "latents", "runs/my-model", "runs/first-evening-base", "my/photos", "my/classes"]

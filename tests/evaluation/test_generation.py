@@ -328,7 +328,7 @@ def test_a_model_or_images_are_wanted_and_not_both(model: Path, test: Path) -> N
     with pytest.raises(ValueError, match=r"^model or images must be given, got both\.$"):
         measure(test, model, images=test)
     for drawing in ({"samplings": [QUICK]}, {"prior": True}):
-        with pytest.raises(ValueError, match="samplings, prior and prompts must be left out for images"):
+        with pytest.raises(ValueError, match="samplings, prior and prompts can't be used with images"):
             measure(test, images=test, **drawing)
 
 

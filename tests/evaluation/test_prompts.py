@@ -173,8 +173,8 @@ def test_the_estimate_without_noise_knows_the_prompts(pipelines: dict[str, Path]
         ("classes", {"prompts": "captioned"}, "prompts must be left out for a pipeline without a text encoder"),
         ("texts", {"caption_column": "title"}, 'with a title, got none in .*; name a data set .* or "none"'),
         ("texts", {"prompts": "captioned", "caption_column": "title"}, "prompts must hold samples with a title, got"),
-        ("texts", {"prompts": "captioned", "prior": True}, "prompts must be left out for a stage-1 prior"),
-        (None, {"prompts": "captioned", "images": "captioned"}, "must be left out for images, which are drawn"),
+        ("texts", {"prompts": "captioned", "prior": True}, "prompts can't be used with a stage-1 prior"),
+        (None, {"prompts": "captioned", "images": "captioned"}, "can't be used with images, which exist already"),
         ("texts", {"prompts": "none", "samplings": [QUICK]}, "guidance_scale must be 1 where no class and no text"),
         (
             "texts",

@@ -440,7 +440,7 @@ def test_stored_latents_are_normalised_as_the_config_of_our_autoencoder_says(
         ),
         ({"base_config": {"width": 5}}, "UnifiedLatentsTransformer has no config key 'width'"),
         ({"resolution": 20}, "--resolution must be a multiple of 8 for these networks, got 20"),
-        ({"pretrained_autoencoder": "/no/such"}, "Model /no/such is no bundled name"),
+        ({"pretrained_autoencoder": "/no/such"}, "Model /no/such is neither a bundled name"),
         ({"pretrained_autoencoder": None, "pretrained_vae": "/no/such"}, "--pretrained_vae /no/such can't be loaded"),
     ],
 )

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ul_tokenizer.evaluation.samples import Crops
 
 _OLD = (
-    "evaluate has become a group of commands; write `ul-tokenizer evaluate generation TEST --train TRAIN --features "
+    "evaluate is now a group of commands; use `ul-tokenizer evaluate generation TEST --train TRAIN --features "
     "classifier:TRAIN,TEST …` for images of a model, and `ul-tokenizer evaluate reconstruction TEST …` in place of "
     "--reconstruction."
 )
@@ -578,14 +578,14 @@ def _check_images(
     samplings: Sequence[Sampling],
     prompts: str | None,
 ) -> None:
-    """Refuses options of drawing for images that are there already."""
+    """Refuses options for drawing images if the images are given."""
     from ul_tokenizer.evaluation.drawing import Sampling
 
     is_drawing = prior or list(samplings) != [Sampling(solver=DEFAULT_SOLVER.value)]
     require(images is None or model is None, "--model and --images can't be used together.")
     require(
         images is None or not (is_drawing or revision or prompts),
-        "--images can't be used with options of drawing, such as --num, --steps or --prior: they are drawn already.",
+        "--images can't be used with options for drawing images, such as --num, --steps or --prior.",
     )
 
 

@@ -27,6 +27,9 @@ class SigmoidWeighting:
     weight that it has at λ_f, so that few-step decoding, which starts there, is trained. The factor is undone in
     the gradient that reaches z_0 (`scale_gradient`): each level's optimal decoder and the encoder's trade-off
     between bits and distortion stay those of the plain loss.
+
+    Raises:
+        ValueError: a loss factor that is not positive.
     """
 
     loss_factor: float = 1.5  # c_lf
@@ -127,7 +130,7 @@ class UnifiedLatentsLoss:
         return self.prior + self.terminal_kl - self.variance_gain
 
     def total(self, divisor: float, prior_weight: float | Tensor = 1.0) -> Tensor:
-        """Scalar to minimise, one divisor for all terms.
+        """Scalar to minimise, (), one divisor for all terms.
 
         The batch mean of (prior_weight · L_z + L_x) / divisor; if the encoder pays a KL instead of L_z, that of
         (L_z + prior_weight · KL + L_x) / divisor.
@@ -151,7 +154,19 @@ def stratified_times(batch_size: int, generator: torch.Generator | None = None) 
 
 
 def diffuse(clean: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """x_t = α x + σ ε in fp32; `logsnr` is (B,), the others (B, …)."""
+    """x_t = α x + σ ε in fp32.
+
+    Args:
+        clean: x, (B, …), any float dtype.
+        noise: ε, shaped like `clean`.
+        logsnr: λ, (B,), or () for all samples.
+
+    Returns:
+        x_t, shaped like `clean`, fp32.
+
+    Raises:
+        ValueError: a `logsnr` that does not fit the batch.
+    """
     alpha, sigma = alpha_sigma(broadcast_to_rank(logsnr, clean))
     return alpha * clean.float() + sigma * noise.float()
 
@@ -164,9 +179,20 @@ def sum_of_squares(x: Tensor) -> Tensor:
 def eps_squared_error(
     prediction: Tensor, clean: Tensor, noise: Tensor, logsnr: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """‖ε − ε̂‖² (B,), from any prediction without dividing by α or σ.
+    """‖ε − ε̂‖² from any prediction without dividing by α or σ: e^λ ‖x − x̂‖² = ‖ε − ε̂‖² = α² ‖v − v̂‖².
 
-    e^λ ‖x − x̂‖² = ‖ε − ε̂‖² = α² ‖v − v̂‖².
+    Args:
+        prediction: the network's output (B, …), any float dtype.
+        clean: x, shaped like `prediction`.
+        noise: ε, shaped like `prediction`.
+        logsnr: λ, (B,).
+        prediction_type: what `prediction` is.
+
+    Returns:
+        (B,), fp32, summed over dimensions.
+
+    Raises:
+        ValueError: an unknown `prediction_type`.
     """
     prediction, clean, noise = prediction.float(), clean.float(), noise.float()
     if prediction_type == "epsilon":
@@ -303,5 +329,11 @@ def nats_to_bits(nats: Tensor) -> Tensor:
 
 
 def bits_per_pixel_divisor(height: int, width: int, num_frames: int = 1) -> float:
-    """What nats per sample are divided by to give bits per pixel: T·H·W·ln 2; colour channels don't count."""
+    """What nats per sample are divided by to give bits per pixel: T·H·W·ln 2; colour channels don't count.
+
+    Args:
+        height: H, in pixels.
+        width: W, in pixels.
+        num_frames: T; 1 for images.
+    """
     return num_frames * height * width * math.log(2)

@@ -102,7 +102,7 @@ class Drawer:
         self.num_classes = None if prompts is not None else _num_classes(pipeline, sampling, num_classes)
 
     def labels(self, numbers: Sequence[int]) -> Tensor | None:
-        """The requested classes, those of the prompts or in turns; None if no class is requested."""
+        """The requested classes of images, (B,) int64, of the prompts or in turns; None if no class is requested."""
         if self.prompts is not None:
             labels = self.prompts.labels_of_images(numbers)
             return None if labels is None else torch.tensor(labels)

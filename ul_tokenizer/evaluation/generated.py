@@ -52,7 +52,7 @@ class Generated(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         ...
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class PipelineImages:
         return None if texts is None else texts[0]
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         pipeline, sampling = self.drawer.pipeline, asdict(self.drawer.sampling)
         del sampling["num_images"]
         prompts = self.drawer.prompts
@@ -121,7 +121,7 @@ class PipelineImages:
         }
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Draws the images of a batch."""
+        """Draws the images of a batch, (B, 3, H, W) uint8; also which of them are finite, (B,) bool."""
         return self.drawer.draw(batch.numbers)
 
 
@@ -172,11 +172,11 @@ class FolderImages:
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         crops = {name: value for name, value in self._samples.facts().items() if name not in ("data", "rounding")}
         return {"name": self._samples.name, "type": "folder", "num_inference_steps": None, **crops}
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The images of a batch."""
+        """The images of a batch, (B, 3, H, W) uint8, all of which are finite, (B,) bool."""
         pixels = torch.stack([sample.pixels for sample in batch.samples])
         return pixels, torch.ones(len(pixels), dtype=torch.bool)

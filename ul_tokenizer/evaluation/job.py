@@ -259,9 +259,9 @@ def _check_who_draws(model: Any, images: Any, samplings: Any, prior: bool, promp
     if (model is None) == (images is None):
         raise ValueError(f"model or images must be given, got {'neither' if model is None else 'both'}.")
     if images is not None and (samplings is not None or prior or prompts is not None):
-        raise ValueError("samplings, prior and prompts must be left out for images, which are drawn already.")
+        raise ValueError("samplings, prior and prompts can't be used with images, which exist already.")
     if prior and prompts is not None:
-        raise ValueError("prompts must be left out for a stage-1 prior, which takes no text.")
+        raise ValueError("prompts can't be used with a stage-1 prior, which takes no text.")
 
 
 def _size_and_classes(samples: EvaluationSamples, nets: Sequence[FeatureNet]) -> tuple[tuple[int, int], int]:
@@ -475,7 +475,7 @@ def load_networks(
             continue
         takes_clips = bool(getattr(net, "takes_clips", False))
         if takes_clips and not of_clips:
-            raise ValueError(f"features must be networks of images for images, got {net.name}, one of clips.")
+            raise ValueError(f"features must be networks for images, got {net.name}, which takes clips.")
         found.nets.append(ClipNet(net) if of_clips and not takes_clips else net)
         if name in references:
             found.references[found.nets[-1].name] = references[name]
@@ -494,8 +494,8 @@ def _loaded_net(name: str, weights: Mapping[str, Path], device: torch.device) ->
         return load_feature_net(name, weights.get(name), device)
     if name not in weights:
         raise MissingFeatureNetError(
-            "FVD needs the weights of an I3D network: pass a TorchScript or safetensors file with --feature-weights "
-            "i3d=FILE; the distance over clips of other networks works without."
+            "FVD needs the weights of an I3D network; pass a TorchScript or safetensors file with --feature-weights "
+            "i3d=FILE. Other networks measure a distance over clips without it."
         )
     return load_i3d(weights[name], device)
 

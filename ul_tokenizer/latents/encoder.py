@@ -77,7 +77,7 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Encodes a batch."""
+        """Pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w) on the encoder's device."""
         x = pixels.to(self.device, non_blocking=True)
         is_reduced = self.dtype != "float32"
         reduced = getattr(torch, self.dtype) if is_reduced else None

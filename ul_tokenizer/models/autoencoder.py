@@ -102,6 +102,9 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         scale_factor_spatial: derived.
         scale_factor_temporal: derived.
         timestep_conditioning: derived.
+
+    Raises:
+        ValueError: an argument out of range, stages that do not fit together, or levels that do not form a schedule.
     """
 
     _pipeline_part = "vae"

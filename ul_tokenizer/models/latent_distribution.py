@@ -16,7 +16,15 @@ from ul_tokenizer.diffusion.schedule import alpha_sigma
 def draw_noise(
     shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
 ) -> Tensor:
-    """ε in fp32: a generator gives the same noise for latents of every dtype. A list has one generator per sample.
+    """Standard normal noise ε. A generator gives the same noise for latents of every dtype.
+
+    Args:
+        shape: (B, …).
+        generator: one generator, or a list with one per sample; None takes torch's own.
+        device: where the noise is.
+
+    Returns:
+        ε of this shape, fp32.
 
     Raises:
         ValueError: a list of another length than the batch.
@@ -63,14 +71,20 @@ class LatentDistribution:
         self.logvar = 2 * self.std.log()
 
     def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
-        """z_0 = α₀ z_clean + std ε, the input of decoders; a list has one generator per sample."""
+        """z_0 = α₀ z_clean + std ε, the input of decoders, in the shape and dtype of the latent.
+
+        A list has one generator per sample.
+
+        Raises:
+            ValueError: a list of another length than the batch.
+        """
         noise = draw_noise(tuple(self.latent.shape), generator, self.latent.device)
         if self.latent_logvar is not None:
             return (self.mean.float() + self.std * noise).to(self.latent.dtype)
         return diffuse(self.latent, noise, self.logsnr).to(self.latent.dtype)
 
     def mode(self) -> Tensor:
-        """α₀ z_clean: z_0 without its noise."""
+        """α₀ z_clean, z_0 without its noise, in the shape and dtype of the latent."""
         return self.mean
 
     def sample_clean(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
@@ -96,5 +110,5 @@ class UnifiedLatentsEncoderOutput(BaseOutput):
 
     @property
     def latents(self) -> Tensor:
-        """z_clean, under the name that some pipelines use."""
+        """z_clean (B, c, [t,] h, w), under the name that some pipelines use."""
         return self.latent

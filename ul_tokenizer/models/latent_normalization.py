@@ -38,7 +38,10 @@ def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
 
 
 def denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
-    """z' → z, the inverse of `normalize_latents`: what a generator makes → what the autoencoder decodes."""
+    """z' → z, the inverse of `normalize_latents`: what a generator makes → what the autoencoder decodes.
+
+    Arguments, result and errors are those of `normalize_latents`; latents (B, c, [t,] h, w) keep their shape.
+    """
     shift_and_scale = _shift_and_scale(vae, latents)
     if shift_and_scale is None:
         return latents

@@ -82,6 +82,9 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         sample_frames: latent frames of a clip in training, None for images; informative.
         attention_train_tokens: positions of the latents in training. Larger latents are then attended to with sharper
             logits, see `log_length_temperature`. None leaves the logits alone.
+
+    Raises:
+        ValueError: an argument out of range, widths that heads do not divide, or stages that do not fit together.
     """
 
     _pipeline_part = "transformer"
@@ -202,7 +205,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
             v shaped like `sample`, fp32.
 
         Raises:
-            ValueError: wrong rank, channels or dtype, an empty sample, a grid that is no multiple of `size_multiple`,
+            ValueError: wrong rank, channels or dtype, an empty sample, a grid that `size_multiple` does not divide,
                 a wrong number of levels, a condition that the config does not provide for, or a condition that does
                 not fit the sample.
         """

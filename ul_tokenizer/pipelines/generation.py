@@ -322,7 +322,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             return decode_any(self.vae, latents, **options)
         if num_inference_steps is not None:
             raise ValueError(
-                f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one go, "
+                f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one step, "
                 f"got {num_inference_steps}."
             )
         pixels = decode_any(self.vae, latents)
@@ -358,7 +358,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             ValueError: this pipeline has no text encoder.
         """
         if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(f"prompt must be None, this pipeline has no text encoder, got {prompt!r}.")
+            raise ValueError(f"prompt must be None for a pipeline without a text encoder, got {prompt!r}.")
         device = device or _compat.execution_device(self)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         return encode_texts(self.text_encoder, self.tokenizer, texts, device)

@@ -255,7 +255,7 @@ class TrainingArguments:
         "efficientnet-lite0", "Network whose features the metric kid compares, as named in `ul-tokenizer evaluate`."
     )
     validation_feature_weights: str | None = arg(
-        None, "File or folder with the weights of that network, if it does not bring its own."
+        None, "File or folder with the weights of that network, if they are not installed with it."
     )
     logging_steps: int = arg(20, "Number of steps between log entries, which contain means over these steps.", POSITIVE)
     checkpointing_steps: int = arg(500, "Number of steps between checkpoints.", POSITIVE)
@@ -336,7 +336,7 @@ class TrainingArguments:
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be different numbers, got {','.join(map(str, values))}.")
         if not self.ema_decay:
-            raise ValueError("--ema_decay must have at least one number; --no-use_ema keeps no averages.")
+            raise ValueError("--ema_decay must have at least one number; use --no-use_ema for no averages.")
 
     def _check_crops_and_workers(self) -> None:
         if self.aspect_ratio_buckets and self.scaling != "short_side":

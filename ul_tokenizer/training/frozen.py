@@ -112,7 +112,7 @@ def load_other(name: str, subfolder: str | None = None, revision: str | None = N
     """Loads any autoencoder of diffusers; its config names the class.
 
     Raises:
-        ValueError: there is no model, or it is no autoencoder.
+        ValueError: there is no model, or it is not an autoencoder.
     """
     try:
         vae = AutoModel.from_pretrained(name, subfolder=subfolder, revision=revision, use_safetensors=True)

@@ -68,7 +68,7 @@ def encode_all(
         try:
             writer = LatentWriter(folder, header, processes.rank, processes.world_size)
         except ValueError as error:
-            raise ValueError(f"--cache_latents would mix latents: {error} Remove {folder} to encode anew.") from error
+            raise ValueError(f"--cache_latents would mix latents: {error} Remove {folder} to encode again.") from error
         with writer:
             done = _encode_mine(args, crops, autoencoder, writer, device, processes)
     counts = processes.gather(done)

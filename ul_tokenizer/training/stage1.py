@@ -135,7 +135,7 @@ class Stage1:
         return collate_crops(samples)
 
     def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns L in bits per pixel, and its terms."""
+        """Returns L in bits per pixel, and its terms, all 0-dimensional."""
         pixels = to_float(batch["pixel_values"])
         divisor = bits_per_pixel_divisor(*pixels.shape[-2:]) * (pixels.shape[2] if pixels.ndim == 5 else 1)
         self.warmup.begin(draws.step)

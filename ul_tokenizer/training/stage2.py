@@ -221,7 +221,7 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted loss in nats per latent dimension."""
+        """Returns the weighted loss in nats per latent dimension, 0-dimensional."""
         stored = "latents" in batch
         z = self._normalized(batch["latents"]) if stored else self._encoded(batch["pixel_values"], draws.local)
         context, z = self._divided(z, draws.of_step.start)
