@@ -47,7 +47,7 @@ def crops_of(x: Tensor, side: int) -> Tensor:
 def joined(crops: Tensor, side: int) -> Tensor:
     """Undoes `crops_of`; `side` is that of the whole."""
     across = side // crops.shape[-1]
-    rows = crops.unflatten(0, (across, across)).permute(2, 0, 3, 1, 4)
+    rows = crops.reshape(across, across, *crops.shape[1:]).permute(2, 0, 3, 1, 4)
     return rows.reshape(1, crops.shape[1], side, side)
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from torch import nn
 
 from conversion.bundle_weights import MAX_BYTES
 from conversion.image_to_video import main as image_to_video
@@ -105,7 +106,7 @@ def test_each_model_is_small_enough_to_be_bundled() -> None:
         )
     )
     student = build_autoencoder(photo["preset"], photo["autoencoder_config"]).decoder  # beside its teacher
-    models = {
+    models: dict[str, list[nn.Module]] = {
         "photo": [build_autoencoder(photo["preset"]), student, build_base(prior["preset"], prior["base_config"])],
         "fashion": [
             build_autoencoder(fashion["preset"], fashion["autoencoder_config"]),

@@ -62,6 +62,9 @@ class RandomLatentLevel:
 
     The prior's bound then has the weight P(λ_z(0) > λ), nearly the sigmoid weighting of a base model, so that one
     model can be the prior and the generator. The decoder is conditioned on the level (`latent_logsnr_min`).
+
+    Raises:
+        ValueError: `low` is not below `high`.
     """
 
     bias: float  # b_z, where the untruncated distribution has its median
@@ -100,6 +103,9 @@ class Variant:
       is trained all the same and measures the bits.
     * `reconstruction="mse"`: the decoder takes a single step, from its noisiest level, under a Gaussian likelihood of
       variance e^{−b} / c_lf (Table 5: rFID 1.1 against 0.86). A diffusion decoder may be trained afterwards, alone.
+
+    Raises:
+        ValueError: `kl_weight` is not positive.
     """
 
     latent_cost: Literal["prior", "normal"] = "prior"

@@ -19,6 +19,9 @@ class Prompts:
         texts: the prompts, N ≥ 1.
         labels: the class that belongs to each; None for no classes.
         data: what the data set is called in results.
+
+    Raises:
+        ValueError: no texts.
     """
 
     texts: Sequence[str]

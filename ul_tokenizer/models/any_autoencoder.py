@@ -72,7 +72,11 @@ def is_random(vae: Any) -> bool:
 
 
 def check_deterministic(vae: Any) -> None:
-    """Raises a ValueError for an autoencoder with a learned variance, whose latent is another one in each draw."""
+    """Refuses an autoencoder with a learned variance, whose latent is another one in each draw.
+
+    Raises:
+        ValueError: it has one.
+    """
     if is_random(vae):
         raise ValueError("latents are stored and given only of encoders without learned_variance, got one with it.")
 

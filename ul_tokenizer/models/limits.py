@@ -66,9 +66,12 @@ def check_dropout(dropout: float) -> None:
 
 
 def check_train_tokens(num_tokens: int | None, stages: int = 1) -> None:
-    """Raises a ValueError unless `num_tokens` is None or leaves two tokens, of which there is a logarithm, to a stage.
+    """Checks that `num_tokens` is None or leaves two tokens, of which there is a logarithm, to each stage.
 
     Every one of `stages` after the first has a quarter of the tokens.
+
+    Raises:
+        ValueError: it is neither.
     """
     least = 2 * 4 ** (stages - 1)
     if num_tokens is not None and not _is_integer(num_tokens, least, MAX_WEIGHTS):
