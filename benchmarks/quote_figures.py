@@ -54,7 +54,7 @@ from ul_tokenizer.files import write_whole
 Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "docs/*.md", "ul_tokenizer/pretrained/*/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "docs/**/*.md", "ul_tokenizer/pretrained/*/README.md")
 RESULTS, TABLES = "benchmarks/results", "benchmarks/tables.yaml"
 NOTHING = "–"
 MARK = re.compile(
