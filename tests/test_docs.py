@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.hooks import cards, command_line, formulas, public_names, reports, source_pages, training_keys
+from docs.hooks import (
+    cards,
+    command_line,
+    formulas,
+    notebooks,
+    public_names,
+    reports,
+    source_pages,
+    training_keys,
+)
 from tests import golden_help
 from ul_tokenizer.pretrained import bundled_names
 from ul_tokenizer.training.command import ARGUMENTS
@@ -206,6 +216,25 @@ def test_links_to_files_outside_of_docs_lead_to_pages_that_show_them() -> None:
     made = source_pages.pages(ROOT, {"how-to/x.md": text})
     assert "source/examples/train_autoencoder.py.md" in made and "source/examples/data/emoji.py.md" in made
     assert (ROOT / "examples/train_autoencoder.py").read_text() in made["source/examples/train_autoencoder.py.md"]
+
+
+def test_a_notebook_becomes_a_page_with_its_outputs_and_links(tmp_path: Path) -> None:
+    stream = {"output_type": "stream", "text": ["\x1b[31mloss 1\x1b[0m\n"]}
+    picture = {"output_type": "display_data", "data": {"image/png": "aGVsbG8=", "text/plain": ["<Image>"]}}
+    cells = [
+        {"cell_type": "markdown", "source": ["# First\n", "[a](../../docs/how-to/files.md#x), [b](other.ipynb), "]},
+        {"cell_type": "markdown", "source": ["[c](../data/emoji.py), [d](https://e.org)"]},
+        {"cell_type": "code", "source": ["print(1)"], "outputs": [stream, picture]},
+    ]
+    (tmp_path / "examples" / "notebooks").mkdir(parents=True)
+    (tmp_path / "examples" / "notebooks" / "first.ipynb").write_text(json.dumps({"cells": cells}))
+    made = notebooks.pages(tmp_path)
+    assert notebooks.page_uris(tmp_path) == ["notebooks/first.md"]
+    assert made["notebooks/first-2-1.png"] == b"hello"
+    page = made["notebooks/first.md"]
+    assert isinstance(page, str) and page.startswith("# First\n[a](../how-to/files.md#x), [b](other.md), \n\n")
+    assert "[c](../../examples/data/emoji.py), [d](https://e.org)" in page
+    assert page.endswith("```python\nprint(1)\n```\n\n```text\nloss 1\n```\n\n![What the cell shows](first-2-1.png)\n")
 
 
 # ---------------------------------------------------------------- formulas

@@ -1,7 +1,7 @@
 """What `mkdocs build` does beyond turning pages into HTML; mkdocs.yml names this file.
 
 Pages that would repeat something are made at build time: the cards of the bundled models, reports on measured results,
-the command line, the keys of the trainings, and each file of the repository that a page links. A figure that its file
+notebooks, the command line, the keys of the trainings, and each file of the repository that a page links. A figure that its file
 does not have, and a public name without documentation, end the build.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -18,16 +19,30 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [folder for folder in (str(ROOT), str(ROOT / "benchmarks")) if folder not in sys.path]
 
-from docs.hooks import cards, command_line, formulas, public_names, reports, source_pages, training_keys  # noqa: E402
+from docs.hooks import (  # noqa: E402
+    cards,
+    command_line,
+    formulas,
+    notebooks,
+    public_names,
+    reports,
+    source_pages,
+    training_keys,
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Adds the pages that are made for each model and each report to the navigation."""
+    """Adds the pages that are made for each model, each report and each notebook, and the notes, to the navigation."""
+    notes = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "notes").glob("*.md"))
+    more = {
+        "Get started": [{"Notebooks": list[Any](notebooks.page_uris(ROOT))}],
+        "Models": [{name: uri} for name, uri in cards.page_uris(ROOT).items()],
+        "Results": [{title: uri} for title, uri in reports.page_uris(ROOT).items()],
+        "Reference": [{"Laboratory notes": list[Any](notes)}],
+    }
     for entry in config.nav or []:
-        if "Models" in entry:
-            entry["Models"] += [{name: uri} for name, uri in cards.page_uris(ROOT).items()]
-        if "Results" in entry:
-            entry["Results"] += [{title: uri} for title, uri in reports.page_uris(ROOT).items()]
+        for title, pages in entry.items():
+            pages += [page for page in more.get(title, []) if all(page.values())]
     return config
 
 
@@ -43,6 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         raise PluginError("\n".join(problems))
     made = {
         **cards.pages(ROOT),
+        **notebooks.pages(ROOT),
         **reports.pages(ROOT),
         "reference/command-line.md": command_line.page(),
         "reference/training-arguments.md": training_keys.page(),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(((?:\.\./)+[^)#\s]+)\)")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".ipynb": "json", ".toml": "toml"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".toml": "toml"}
 FENCE = "`" * 6
 
 

@@ -1,4 +1,4 @@
-"""The pages on training: their curve is that of the bundled weights, their flags and recipes exist, their rule is the presets'."""
+"""The pages on training: the curve is that of the bundled weights, flags and recipes exist, the rule is the presets'."""
 
 from __future__ import annotations
 
