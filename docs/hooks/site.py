@@ -1,8 +1,8 @@
 """What `mkdocs build` does beyond turning pages into HTML; mkdocs.yml names this file.
 
 Pages that would repeat something are made at build time: the cards of the bundled models, reports on measured results,
-notebooks, the command line, the keys of the trainings, and each file of the repository that a page links. A figure that its file
-does not have, and a public name without documentation, end the build.
+notebooks, the command line, the keys of the trainings, and each file of the repository that a page links. A figure
+that its file does not have, and a public name without documentation, end the build.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pages on training: the curve is that of the bundled weights, flags and recipes exist, the rule is the presets'."""
+"""The pages on training: the curve is the bundled weights', flags and recipes exist, the rule is the presets'."""
 
 from __future__ import annotations
 
