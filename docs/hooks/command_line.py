@@ -20,7 +20,7 @@ def page() -> str:
     """The page, with a section for each command."""
     from ul_tokenizer.cli import app
 
-    return "\n\n".join([HEAD, *_sections(("ul-tokenizer",), typer.main.get_command(app))]) + "\n"
+    return "\n\n".join([HEAD.rstrip(), *_sections(("ul-tokenizer",), typer.main.get_command(app))]) + "\n"
 
 
 def _sections(words: tuple[str, ...], command: Any) -> Iterator[str]:

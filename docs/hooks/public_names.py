@@ -17,14 +17,23 @@ def problems(root: Path, text: str) -> list[str]:
     """A sentence for each public name that the text of all pages does not show, or that is not documented."""
     package = griffe.load(PACKAGE, search_paths=[root], docstring_parser="google")
     assert isinstance(package, griffe.Module)
-    shown = set(SHOWN.findall(text))
+    shown = {_canonical(package, path) for path in SHOWN.findall(text)}
     found: list[str] = []
     for name, target in _public_names(package):
-        if not {name, target.canonical_path, target.canonical_path.rpartition(".")[0]} & shown:
+        if not {target.canonical_path, target.canonical_path.rpartition(".")[0]} & shown:  # itself or its module
             found.append(f"{name} is public, but no page of the reference shows it (write ::: {name}).")
         found += [f"{path} is public, but has no docstring." for path in _undocumented(target)]
         found += [f"{path} has Args that lack {', '.join(names)}." for path, names in _incomplete(target)]
     return sorted(set(found))
+
+
+def _canonical(package: griffe.Module, path: str) -> str:
+    """Where a name is defined; a page may show it under the name that users import."""
+    try:
+        member = package[path.removeprefix(f"{PACKAGE}.")]
+    except KeyError:
+        return path  # mkdocstrings reports it
+    return member.canonical_path
 
 
 def _public_names(package: griffe.Module) -> Iterator[tuple[str, griffe.Object]]:

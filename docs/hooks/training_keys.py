@@ -29,7 +29,7 @@ GROUP = re.compile(r"^    # (\w.*)$|^    (\w+): .*", re.MULTILINE)
 def page() -> str:
     """The page: keys that all trainings share, then those of each."""
     shared = {spec.name for spec in dataclasses.fields(TrainingArguments)}
-    parts = [HEAD, "## All trainings", *_tables(TrainingArguments, shared)]
+    parts = [HEAD.rstrip(), "## All trainings", *_tables(TrainingArguments, shared)]
     for target, cls in ARGUMENTS.items():
         own = {spec.name for spec in dataclasses.fields(cls)} - shared
         parts += [
