@@ -148,7 +148,7 @@ def check_launcher(program: str, words: list[str], is_complete: bool) -> None:
             raise CommandError(f"there is no command accelerate {command}")
     else:
         parser = torch.distributed.run.get_args_parser()
-    if not is_complete and not any("." in word for word in words):
+    if not is_complete and "-m" not in words and not any("." in word for word in words):
         words += ["-m", "ul_tokenizer.train"]  # a sentence about the launcher alone
     with refusing(words):
         args = parser.parse_args(words)

@@ -25,7 +25,8 @@ def page() -> str:
 
 def _sections(words: tuple[str, ...], command: Any) -> Iterator[str]:
     title = " ".join(words)
-    yield f"{'#' * min(len(words) + 1, 3)} {title} {{ #{'-'.join(words)} }}"
+    heading = " ".join(words[1:]) or title  # short ones fit beside the page
+    yield f"{'#' * min(len(words) + 1, 3)} {heading} {{ #{'-'.join(words)} }}"
     yield inspect.cleandoc(command.help or "")
     if command.epilog:
         yield f"```sh\n{command.epilog.removeprefix('Example: ').replace(' Example: ', chr(10))}\n```"

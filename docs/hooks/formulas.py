@@ -28,4 +28,6 @@ def _mathml(latex: str, is_block: bool) -> str:
         mathml: str = convert(text, display="block" if is_block else "inline")
     except Exception as error:  # each kind of mistake has a class of its own
         raise ValueError(f"{text!r} must be LaTeX that latex2mathml reads: {type(error).__name__}.") from None
+    if "\\" in mathml:  # it passes on commands that it does not know
+        raise ValueError(f"{text!r} must be LaTeX that latex2mathml reads, which leaves some of it.")
     return f'<div class="formula">{mathml}</div>' if is_block else mathml

@@ -15,7 +15,7 @@ SHOWN = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 
 def problems(root: Path, text: str) -> list[str]:
     """A sentence for each public name that the text of all pages does not show, or that is not documented."""
-    package = griffe.load(PACKAGE, search_paths=[root], docstring_parser="google")
+    package = griffe.load(PACKAGE, search_paths=[root], try_relative_path=False, docstring_parser="google")
     assert isinstance(package, griffe.Module)
     shown = {_canonical(package, path) for path in SHOWN.findall(text)}
     found: list[str] = []
