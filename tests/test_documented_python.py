@@ -14,7 +14,7 @@ from ul_tokenizer import encode_dataset
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 # What would take too long, and what takes its place.
-SHORTER = {"max_train_steps=5000": "max_train_steps=5000, dry_run=True", "resolution=256": "resolution=32"}
+SHORTER = {"max_train_steps=5000,": "max_train_steps=5000, dry_run=True,", "resolution=256": "resolution=32"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
