@@ -10,7 +10,7 @@ from ul_tokenizer.publish.card_merge import Card
 
 PRETRAINED = "ul_tokenizer/pretrained"
 TABLE_MARK = "<!-- bundled models -->"
-PICTURE = re.compile(r"!\[[^]]*\]\(([\w.-]+)\)")
+PICTURES = (".png", ".svg", ".webp")
 
 
 def page_uris(root: Path) -> dict[str, str]:
@@ -19,18 +19,18 @@ def page_uris(root: Path) -> dict[str, str]:
 
 
 def pages(root: Path) -> dict[str, str | bytes]:
-    """The pages, and the pictures that they show.
+    """The pages, and the pictures in the models' folders.
 
     Raises:
-        OSError: a card or a picture is missing.
+        OSError: a card is missing.
     """
     made: dict[str, str | bytes] = {}
     for name, uri in page_uris(root).items():
         folder = root / PRETRAINED / name
         body = Card.parsed((folder / "README.md").read_text(encoding="utf-8")).body
         made[uri] = body
-        for picture in PICTURE.findall(body):
-            made[f"models/{name}/{picture}"] = (folder / picture).read_bytes()
+        for picture in sorted(path for path in folder.iterdir() if path.suffix in PICTURES):
+            made[f"models/{name}/{picture.name}"] = picture.read_bytes()
     return made
 
 

@@ -50,8 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made.
 
     Raises:
-        PluginError: a document quotes a figure that the measured files do not have, or a file that a card shows is not
-            there.
+        PluginError: a document quotes a figure that the measured files do not have, or a public name lacks its
+            documentation.
     """
     problems = reports.wrong_figures(ROOT)
     if problems:
