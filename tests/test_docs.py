@@ -248,6 +248,12 @@ def test_latex_becomes_mathml() -> None:
     assert 'display="block"' in made and 'display="inline"' in made
 
 
+def test_styled_letters_are_characters_of_their_own_as_browsers_ignore_mathvariant() -> None:
+    made = formulas.rendered(r'<span class="arithmatex">\(\mathcal N, \mathbb R, \lVert x \rVert\)</span>')
+    assert "<mi>𝒩</mi>" in made and "<mi>ℝ</mi>" in made and "mathvariant" not in made
+    assert made.count('<mo stretchy="false">&#x02016;</mo>') == 2
+
+
 @pytest.mark.parametrize("latex", [r"\nonsense{a}", r"\frac", r"a^"])
 def test_a_formula_that_is_no_latex_is_named(latex: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{latex!r} must be LaTeX")):
