@@ -33,7 +33,8 @@ LINKED = ("CHANGELOG.md", "CONTRIBUTING.md", "MODEL_CARD.md", "README.md", "conv
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    # Not --quiet, which also stops warnings from being counted.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     path = os.pathsep.join([str(ROOT), *sys.path])
     return subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
 
