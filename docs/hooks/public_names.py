@@ -30,10 +30,10 @@ def problems(root: Path, text: str) -> list[str]:
 def _canonical(package: griffe.Module, path: str) -> str:
     """Where a name is defined; a page may show it under the name that users import."""
     try:
-        member = package[path.removeprefix(f"{PACKAGE}.")]
+        canonical: str = package[path.removeprefix(f"{PACKAGE}.")].canonical_path
     except KeyError:
         return path  # mkdocstrings reports it
-    return member.canonical_path
+    return canonical
 
 
 def _public_names(package: griffe.Module) -> Iterator[tuple[str, griffe.Object]]:

@@ -34,11 +34,11 @@ from docs.hooks import (  # noqa: E402
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds the pages that are made for each model, each report and each notebook, and the notes, to the navigation."""
     notes = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "notes").glob("*.md"))
-    more = {
-        "Get started": [{"Notebooks": list[Any](notebooks.page_uris(ROOT))}],
+    more: dict[str, list[dict[str, Any]]] = {
+        "Get started": [{"Notebooks": notebooks.page_uris(ROOT)}],
         "Models": [{name: uri} for name, uri in cards.page_uris(ROOT).items()],
         "Results": [{title: uri} for title, uri in reports.page_uris(ROOT).items()],
-        "Reference": [{"Laboratory notes": list[Any](notes)}],
+        "Reference": [{"Laboratory notes": notes}],
     }
     for entry in config.nav or []:
         for title, pages in entry.items():
