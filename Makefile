@@ -9,8 +9,9 @@ CLIPS ?= $(HOME)/.cache/ul_tokenizer/clips
 FASHION ?= $(HOME)/.cache/ul_tokenizer/fashion-mnist
 EMOJI ?= $(HOME)/.cache/ul_tokenizer/emoji
 PHOTO_CONFIGS := ul-photo-f8 ul-photo-f8-large-crops ul-photo-f8-prior
-# Neither inserts figures nor needs an environment of its own.
-BENCHMARKS ?= $(filter-out benchmarks/quote_figures.py benchmarks/fidelity_check.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
+# Those that measure, and need no environment of their own.
+NO_BENCHMARKS := benchmarks/draw_pictures.py benchmarks/quote_figures.py benchmarks/fidelity_check.py
+BENCHMARKS ?= $(filter-out $(NO_BENCHMARKS),$(sort $(wildcard benchmarks/[a-z]*.py)))
 RESULTS := benchmarks/results
 CODECS := $(foreach codec,jpeg:10 jpeg:20 jpeg:30 jpeg:40 jpeg:60 webp:5 webp:10 webp:20 webp:40 webp:60 avif:20 avif:30 avif:40 avif:50 avif:60,--model $(codec))
 EVALUATE = $(TEST_ENV)/bin/ul-tokenizer evaluate
@@ -20,14 +21,17 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs docs-serve bench figures photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
+.PHONY: help demo test test-all lint format docs docs-serve bench figures figures-fashion pictures notebooks dit photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 demo: $(DEMO_ENV)/.installed ## put the bundled photos through the bundled autoencoder, offline; pictures in demo/
 	HF_HUB_OFFLINE=1 $(DEMO_ENV)/bin/ul-tokenizer reconstruct examples/images -o demo --model ul-photo-f8 --force
-	@echo "The pictures, original beside reconstruction, are in $(CURDIR)/demo"
+	@printf '%s\n' '' 'The pictures, each original beside its reconstruction, are in $(CURDIR)/demo' 'Try next:' \
+	  '  $(DEMO_ENV)/bin/ul-tokenizer reconstruct PHOTO.jpg -o out      # your own picture, or a folder' \
+	  '  $(DEMO_ENV)/bin/ul-tokenizer generate --class sneaker -o grid.png' \
+	  '  $(DEMO_ENV)/bin/ul-tokenizer --help'
 
 test: $(TEST_ENV)/.installed ## run the tests that are not slow, a process per core; PYTEST="-k name" selects some
 	$(TEST_ENV)/bin/python $(PYTEST_IN_PARALLEL) -m "not slow" $(PYTEST)
@@ -54,7 +58,7 @@ docs-serve: $(TEST_ENV)/.installed ## show the site at http://127.0.0.1:8000 and
 bench: $(TEST_ENV)/.installed ## print the figures that README and MODEL_CARD quote; BENCHMARKS=file for one
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV)/bin/python $$script; done
 
-figures: photos clips ## measure the figures of the cards that aren't in benchmarks/results yet, and insert all that is quoted
+figures: photos clips fashion ## measure the figures of the cards that aren't in benchmarks/results yet, and insert all that is quoted
 	$(EVALUATE) reconstruction $(PHOTOS)/validation --resolution 320 --crop random --crop-size 128 -n 252 --mosaic \
 	  --batch-size 42 --model ul-photo-f8 --steps 1,2,4,8 $(CODECS) -o $(RESULTS)/photos
 	$(EVALUATE) reconstruction $(CLIPS)/validation --clip-frames 16 --resolution 96 --crop random --crop-size 96 \
@@ -63,9 +67,36 @@ figures: photos clips ## measure the figures of the cards that aren't in benchma
 	  --batch-size 4 --model ul-photo-f8 --steps 1 -o $(RESULTS)/clips
 	$(EVALUATE) reconstruction examples/images --crop random --crop-size 128 -n 6 --features none --lpips none \
 	  --model ul-photo-f8 --model jpeg:30 -o $(RESULTS)/demo
+	$(EVALUATE) reconstruction $(FASHION)/test --resolution 32 -n 1000 --lpips none --model ul-fashion --steps 1,4 \
+	  -o $(RESULTS)/fashion
+	$(TEST_ENV)/bin/python benchmarks/bundled_models.py --output $(RESULTS)/models
 	rm -rf $(RESULTS)/*/*.pictures # of photographs that we may not redistribute
 	$(TEST_ENV)/bin/python benchmarks/quote_figures.py
 	$(TEST_ENV)/bin/python conversion/model_card.py
+	$(MAKE) pictures
+
+pictures: $(TEST_ENV)/.installed ## draw the pictures of README and cards from the bundled weights and the measured figures
+	HF_HUB_OFFLINE=1 $(TEST_ENV)/bin/python benchmarks/draw_pictures.py
+
+figures-fashion: JUDGED = generation $(FASHION)/test --train $(FASHION)/train --model ul-fashion --features classifier:$(FASHION)/train,$(FASHION)/test -o $(RESULTS)/fashion-card
+figures-fashion: fashion ## measure the card of ul-fashion anew, for an hour; run again, it goes on; then run `make figures`
+	$(EVALUATE) $(JUDGED) -n 10000 --solver dpmsolver++ --guidance 2.5
+	$(EVALUATE) $(JUDGED) -n 500 --solver ddim,dpmsolver++,ddpm --steps 4,8,16,32,64
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --guidance 1,1.5,2,3
+	@set -e; for steps in 1 2 8; do $(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --guidance 1.5 --decoder-steps $$steps; done
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --decode clean,scaled-clean
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --unconditional
+	$(EVALUATE) $(JUDGED) -n 1000 --solver dpmsolver++ --unconditional --prior
+	$(EVALUATE) reconstruction $(FASHION)/test --model ul-fashion --lpips none --features classifier:$(FASHION)/train,$(FASHION)/test -o $(RESULTS)/fashion-card
+	$(TEST_ENV)/bin/python conversion/evaluation_rows.py $(RESULTS)/fashion-card ul-fashion
+
+notebooks: $(TEST_ENV)/.installed ## execute the notebooks in place, after a change of code or weights; NOTEBOOKS=name.ipynb for one
+	$(TEST_ENV)/bin/python examples/notebooks/execute.py $(NOTEBOOKS)
+
+dit: fashion ## train the DiT example on the latents of Fashion-MNIST, and put its samples into the page on generators
+	$(TEST_ENV)/bin/ul-tokenizer encode-dataset $(FASHION)/train -o runs/fashion-latents --model ul-fashion --resolution 32
+	$(TEST_ENV)/bin/python examples/train_dit_on_latents.py runs/fashion-latents -o runs/dit --steps 600
+	cp runs/dit/samples.png docs/how-to/dit-samples.png
 
 photos: $(TEST_ENV)/.installed ## fetch the training photos from Debian packages into PHOTOS (Debian or Ubuntu only)
 	$(TEST_ENV)/bin/python examples/data/debian_photos.py --cache $(PHOTOS)

@@ -8,8 +8,12 @@ the prior in `vae/prior/`. If the decoder was distilled, its teacher in `teacher
 to take all of them from another folder, if the pipeline has no prior or its decoder was trained further.
 
 The script also keeps the configurations and the training curve of SRC and of the earlier phases of its training,
-without the names of folders. It replaces the model that was bundled as NAME before, except for its cards and figures
+without the names of folders, and what each phase was and cost, for the card's table: see
+conversion/training_record.py. It replaces the model that was bundled as NAME before, except for its cards and figures
 (*.md, *.png, *.jsonl). Norms are stored in fp32.
+
+After bundling, `make figures` measures the new weights and makes the cards' tables, figures and curves anew, and
+`python tests/bundled_figures.py --write` and `python tests/golden.py --write` renew what the tests expect.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +33,10 @@ import yaml
 from diffusers import ModelMixin
 from torch import nn
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conversion.training_record import add_options, write_record
 from ul_tokenizer import pretrained
 from ul_tokenizer.files import read_json_object, write_json
 from ul_tokenizer.models.repository import (
@@ -58,6 +67,8 @@ def bundle(
     earlier: Sequence[Path] = (),
     autoencoder: Path | None = None,
     decoding_steps: int | None = None,
+    machine: str | None = None,
+    watts: float | None = None,
 ) -> Path:
     """Writes the bundled model completely or not at all, and returns its folder.
 
@@ -68,6 +79,8 @@ def bundle(
         earlier: folders of the trainings that `source` continued, in order.
         autoencoder: folder that replaces a pipeline's `vae`; it must have the same encoder.
         decoding_steps: new default of the autoencoder; None keeps the old one.
+        machine: what trained it, in words.
+        watts: power of this machine while it trained, for an estimate of the energy.
 
     Raises:
         ValueError: `source` holds no model, the encoders differ, a weight exceeds the dtype's range, or the weights
@@ -82,7 +95,7 @@ def bundle(
         _save_text_encoder(source, folder, dtype)
         _copy_pipeline_files(source, folder)
         _check_size(folder)
-        _keep_training_record([*earlier, source], folder)
+        _keep_training_record([*earlier, source], folder, machine, watts)
         final = pretrained.ROOT / name
         if final.exists():
             _keep_cards(final, folder)
@@ -158,7 +171,7 @@ def _check_size(folder: Path) -> None:
         raise ValueError(f"bundled weights must have at most {MAX_BYTES:,} bytes, got {size:,}.")
 
 
-def _keep_training_record(runs: Sequence[Path], folder: Path) -> None:
+def _keep_training_record(runs: Sequence[Path], folder: Path, machine: str | None, watts: float | None) -> None:
     phases = [run for run in runs if (run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()]
     rows: list[dict[str, Any]] = []
     for number, run in enumerate(phases, 1):
@@ -169,6 +182,7 @@ def _keep_training_record(runs: Sequence[Path], folder: Path) -> None:
         rows += read_rows(run, first_step=max((row["step"] for row in rows), default=0))
     if rows:
         (folder / "training_curve.json").write_text(json.dumps(summarise(rows), indent=1) + "\n", encoding="utf-8")
+        write_record(folder, rows, machine, watts)
 
 
 def read_rows(run: Path, first_step: int) -> list[dict[str, Any]]:
@@ -202,11 +216,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--autoencoder", metavar="RUN", type=Path, help="replaces a pipeline's vae")
     parser.add_argument("--decoding_steps", metavar="N", type=int, help="new default of the autoencoder")
+    add_options(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored weights (%(default)s)")
     args = parser.parse_args(argv)
     try:
         dtype = DTYPES[args.dtype]
-        folder = bundle(args.source, args.name, dtype, args.earlier, args.autoencoder, args.decoding_steps)
+        folder = bundle(
+            args.source,
+            args.name,
+            dtype,
+            args.earlier,
+            args.autoencoder,
+            args.decoding_steps,
+            args.machine,
+            args.watts,
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}")
         return 1

@@ -65,6 +65,10 @@ class DecoderGraph(nn.Module):
 
 def export(autoencoder: UnifiedLatentsAutoencoder, folder: Path) -> None:
     """Writes both graphs and the description of the loop into an existing folder."""
+    if autoencoder.config.learned_variance:
+        raise ValueError("only deterministic encoders can be exported, got one with learned_variance.")
+    if autoencoder.config.latent_logsnr_min is not None:
+        raise ValueError("only decoders of one latent level can be exported, got one with a latent_logsnr_min.")
     autoencoder = autoencoder.eval()
     ratio, channels = autoencoder.spatial_compression_ratio, autoencoder.config.latent_channels
     rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))

@@ -11,11 +11,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ul_tokenizer.pretrained import bundled_names
 from ul_tokenizer.publish.card_merge import Card
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAINED = "ul_tokenizer/pretrained"
-MODELS = ("ul-photo-f8", "ul-fashion", "ul-video")
+FIRST = ("ul-photo-f8", "ul-fashion", "ul-emoji", "ul-video")  # in this order; others follow
+MODELS = tuple(sorted(bundled_names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)))
 
 
 def compose(root: Path, models: Sequence[str]) -> str:

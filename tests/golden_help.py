@@ -1,11 +1,12 @@
 """The committed help texts of all commands, in `tests/golden/help/`. To write them anew: `python tests/golden_help.py`.
 
-They are rendered in a process of their own at 100 columns, without colours and whatever the terminal is. Their layout
+They are rendered in a process of their own at 80 columns, without colours and whatever the terminal is. Their layout
 depends on the versions of typer and rich, so they are made and compared with those in `constraints.txt`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "golden" / "help"
-COLUMNS = "100"
+COLUMNS = "80"
 _ENVIRONMENT = {
     "COLUMNS": COLUMNS,
     "TERMINAL_WIDTH": COLUMNS,
@@ -31,19 +32,19 @@ import json, sys
 from typer.testing import CliRunner
 from tests.golden_help import commands
 from ul_tokenizer.cli import app
-helps = {" ".join(words): CliRunner().invoke(app, [*words, "--help"]).stdout for words in commands()}
+helps = {" ".join(words): CliRunner().invoke(app, [*words, "--help"]).stdout for words in commands(with_trainings=True)}
 print(json.dumps({"helps": helps, "modules": sorted(sys.modules)}))
 """
 
 
-def commands() -> dict[tuple[str, ...], Any]:
-    """Words of each command and group → the command; not those whose help another parser prints."""
+def commands(with_trainings: bool = False) -> dict[tuple[str, ...], Any]:
+    """Words of each command and group → the command, with or without those of `train`, which argparse explains."""
     import typer
 
     from ul_tokenizer.cli import app
 
     def walk(words: tuple[str, ...], command: Any) -> dict[tuple[str, ...], Any]:
-        found = {words: command} if command.add_help_option else {}
+        found = {words: command} if command.add_help_option or with_trainings else {}
         for name, part in getattr(command, "commands", {}).items():
             found |= walk((*words, name), part)
         return found
@@ -79,6 +80,7 @@ def has_tested_versions() -> bool:
 
 def main() -> None:
     """Writes all files anew and removes those of commands that no longer exist."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     texts, _ = render()
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path in FOLDER.glob("*.txt"):

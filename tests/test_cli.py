@@ -372,7 +372,7 @@ def test_latents_of_other_weights_are_decoded_with_one_warning(model: str) -> No
     build_autoencoder("ul-tiny-f8").save_pretrained("other")
     result = ul("decode", "latents", "-o", "out", model="other")
     assert result.stderr.count("warning: ") == 1
-    assert "those of other" in result.stderr
+    assert "are decoded by other, which has other weights" in result.stderr
 
 
 # ---------------------------------------------------------------- reconstruct
@@ -470,7 +470,7 @@ def test_info_describes_the_model(model: str) -> None:
 
 def test_info_of_an_unknown_model_is_one_error() -> None:
     result = ul("info", "ul-foto", status=1)
-    assert result.stderr.startswith("error: Model ul-foto is no bundled name (")
+    assert result.stderr.startswith("error: Model ul-foto is neither a bundled name (")
     assert result.stderr.count("\n") == 1
 
 
@@ -499,7 +499,7 @@ def test_an_input_is_not_overwritten_even_by_force(model: str) -> None:
 def test_an_output_folder_that_is_a_file_is_refused(model: str) -> None:
     photo("in/a.png")
     Path("out").touch()
-    assert "needs out to be a folder" in ul("encode", "in", "-o", "out", model=model, status=1).stderr
+    assert "must lie in a folder, but out is a file" in ul("encode", "in", "-o", "out", model=model, status=1).stderr
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

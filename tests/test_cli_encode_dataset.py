@@ -271,7 +271,7 @@ def test_no_usable_image_at_all_is_an_error(model: str, tmp_path: Path) -> None:
         (("--resolution", 20), "resolution must be a positive multiple of 8, got 20."),
         (("--rank", 1), "--rank and --world-size must be given together, got 1 and None."),
         (("--rank", 2, "--world-size", 2), "--rank must be from 0 to below --world-size, got 2 and 2."),
-        (("--model", "nothing"), "Model nothing is no bundled name"),
+        (("--model", "nothing"), "Model nothing is neither a bundled name"),
         (("--clip-fps", 5), "--clip-fps needs --clip-frames, got none."),
         (("--without-cuts",), "--without-cuts needs --clip-frames, got none."),
     ],

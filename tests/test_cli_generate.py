@@ -246,7 +246,7 @@ def test_a_folder_without_a_pipeline_is_one_sentence(tmp_path: Path) -> None:
     build_autoencoder("ul-tiny-f8").save_pretrained(tmp_path / "ae")
     result = generate(str(tmp_path / "ae"), status=1)
     assert result.stderr == f"error: Folder {tmp_path / 'ae'} holds no pipeline: there is no model_index.json in it.\n"
-    assert "is no bundled name" in generate("nothing", status=1).stderr
+    assert "is neither a bundled name" in generate("nothing", status=1).stderr
 
 
 # ---------------------------------------------------------------- a pipeline's autoencoder

@@ -54,6 +54,16 @@ def callbacks() -> dict[str, Any]:
     return {f"{f.__module__}.{f.__name__}": f for f in found if f and not f.__module__.endswith(".train")}
 
 
+def wrapped() -> dict[str, Any]:
+    return {name: f.__wrapped__ for name, f in callbacks().items()}
+
+
+def members(kind: Any) -> list[enum.Enum]:
+    """Members of the enum that an annotated type is, or may be."""
+    types = [kind.__origin__, *typing.get_args(kind.__origin__)] if typing.get_origin(kind) is typing.Annotated else []
+    return [member for one in types if isinstance(one, type) and issubclass(one, enum.Enum) for member in one]
+
+
 def test_all_commands_are_found() -> None:
     expected = {"encode", "decode", "reconstruct", "generate", "info", "encode-dataset", "push", "pull"}
     assert expected <= {words[0] for words in LEAVES}
@@ -76,12 +86,25 @@ def test_every_command_says_what_it_does(words: tuple[str, ...]) -> None:
     assert re.match(r"[A-Z][\w-]+,? .*[.:]", COMMANDS[words].help or "")
 
 
-@pytest.mark.parametrize("words", [w for w in LEAVES if len(w) == 1 or w[0] == "evaluate"], ids=" ".join)
-def test_commands_have_an_example_with_options_that_exist(words: tuple[str, ...]) -> None:
-    example = COMMANDS[words].epilog.split()
-    assert example[: 2 + len(words)] == ["Example:", "ul-tokenizer", *words]
-    known = {name for option in options(COMMANDS[words]) for name in names(option)}
-    assert {word for word in example if re.match(r"-\D", word)} <= known
+@pytest.mark.parametrize("words", golden_help.commands(with_trainings=True), ids=" ".join)
+def test_every_help_ends_with_an_example_of_the_command_on_one_line(words: tuple[str, ...]) -> None:
+    text = (golden_help.FOLDER / golden_help.file_name(" ".join(words))).read_text(encoding="utf-8")
+    heading, example = text.split("\n\n")[-1].split("\n", 1) if "Example:\n  " in text else text.split("\n\n")[-2:]
+    assert heading.strip() == "Example:" and len(example.strip().splitlines()) == 1
+    assert example.split()[: 1 + len(words)] == ["ul-tokenizer", *words]
+
+
+def test_choices_are_named_in_the_explanation_since_the_list_of_options_has_no_room_for_them() -> None:
+    hints = [(name, typing.get_type_hints(f, include_extras=True)) for name, f in wrapped().items()]
+    missing = [
+        (where, name, str(member.value))
+        for where, hint in hints
+        for name, kind in hint.items()
+        if (choices := members(kind))
+        for member in choices
+        if not re.search(rf"(?<![\w-]){re.escape(str(member.value))}(?![\w-])", kind.__metadata__[0].help)
+    ]
+    assert missing == [] and any(members(kind) for _, hint in hints for kind in hint.values())
 
 
 def test_options_are_written_in_kebab_case() -> None:

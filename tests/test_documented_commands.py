@@ -26,6 +26,8 @@ import torch.distributed.run
 import typer
 from accelerate.commands.launch import launch_command_parser
 
+from tests.golden_help import FOLDER as HELP
+from ul_tokenizer.training.command import EXAMPLES
 from ul_tokenizer.training.distill import DistillArguments
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage1 import Stage1Arguments
@@ -39,7 +41,7 @@ WITHOUT_COMMANDS = re.compile(r"docs/(concepts|notes|reference)/.*|.*/index\.md"
 PROGRAMS = ("ul-tokenizer", "accelerate", "torchrun", "sbatch", "python")
 # What the documents' commands read; `~` is a temporary folder, too.
 FOLDERS = ["photos", "videos", "latents", "runs/my-model", "runs/first-evening-base", "my/photos", "my/classes"]
-FOLDERS += ["latents/mine", "imagenet/train"]
+FOLDERS += ["latents/mine", "imagenet/train", "more-latents"]
 FOLDERS += [f"~/.cache/ul_tokenizer/fashion-mnist/{part}" for part in ("train", "test")]
 FILES = ["photo.jpg", "clip.mp4"]
 FOREIGN = {"cd", "git", "hf", "make", "pip", "pre-commit", "python3", "source"}  # `make` has a test of its own
@@ -238,14 +240,17 @@ def test_commands_of_every_document_that_has_some_are_found() -> None:
 
 def help_texts(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
     """The examples at the end of the help of a command and of its subcommands."""
-    yield from re.findall(r"Example: (ul-tokenizer .*)", command.epilog or "")
+    yield from re.findall(r"Example:\s+(ul-tokenizer .*)", command.epilog or "")
     for name, child in getattr(command, "commands", {}).items():
         yield from help_texts(child, (*words, name))
 
 
 def test_each_example_in_the_help_texts_is_legal() -> None:
-    examples = list(help_texts(typer.main.get_command(import_module("ul_tokenizer.cli").app)))
-    assert examples
+    examples = [*help_texts(typer.main.get_command(import_module("ul_tokenizer.cli").app)), *EXAMPLES.values()]
+    shown = {
+        text.split("Example:")[1].strip() for text in (path.read_text(encoding="utf-8") for path in HELP.glob("*.txt"))
+    }
+    assert set(examples) == shown  # those of the committed help texts, and no others
     for example in examples:
         check(example, is_complete=True)
 

@@ -1,21 +1,23 @@
-"""What README and CONTRIBUTING tell a reader to type exists, and the usage snippet runs."""
+"""What README, CONTRIBUTING, notes and concepts name exists; tests/test_readme.py runs what README shows."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
-import shutil
+import runpy
 from importlib import import_module
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer
-from PIL import Image
 
-from ul_tokenizer import UnifiedLatentsAutoencoder
 from ul_tokenizer.training.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+FOLDERS = ("docs/concepts", "docs/notes")
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 
 def text_of(name: str) -> str:
@@ -41,10 +43,34 @@ def test_every_make_target_is_explained_by_make_help() -> None:
     assert set(re.findall(r"^([a-z-]+):[^#\n]*## \S", text_of("Makefile"), re.MULTILINE)) == make_targets()
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "Makefile"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES, "Makefile"])
 def test_every_path_in_a_document_exists(document: str) -> None:
-    paths = re.findall(r"(?<![\w./])(?:examples|tests|ul_tokenizer|benchmarks|\.ci)/[\w./-]*\w", text_of(document))
+    rooms = "examples|tests|ul_tokenizer|benchmarks|conversion|docs|\\.ci"
+    paths = re.findall(rf"(?<![\w./])(?:{rooms})/[\w./-]*\w", text_of(document))
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "concepts" in page])
+def test_every_name_that_a_concept_links_in_the_reference_exists(page: str) -> None:
+    names = re.findall(r"\]\[(ul_tokenizer[\w.]+)\]", text_of(page))
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_exists(page: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text_of(page)) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("palette", ["light", "dark"])
+@pytest.mark.parametrize("figure", ["three-networks", "decoder-weight"])
+def test_the_figures_of_the_concepts_are_what_their_script_draws(figure: str, palette: str) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "concepts.py"))
+    drawn = script["FIGURES"][figure](script["PALETTES"][palette])
+    assert drawn == text_of(f"docs/figures/{figure}-{palette}.svg")
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
 
 
 def test_every_subcommand_in_the_readme_exists() -> None:
@@ -57,44 +83,3 @@ def test_every_recipe_in_a_document_exists() -> None:
     texts = [text_of(document) for document in (*DOCUMENTS, "Makefile")]
     named = {name for text in texts for name in re.findall(r"--config (ul-[\w-]+)", text)}
     assert named and named <= set(recipe_names())
-
-
-def snippets() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
-
-
-def test_the_readmes_snippet_of_generation_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = (text for text in snippets() if "UnifiedLatentsPipeline" in text)
-    monkeypatch.chdir(tmp_path)
-    exec(snippet, {})
-    assert Image.open("sneaker.png").size == (32, 32)
-
-
-def test_the_readmes_usage_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = (text for text in snippets() if "AutoencoderKL" in text or "VaeImageProcessor" in text)
-    model = UnifiedLatentsAutoencoder(
-        latent_channels=4,
-        encoder_block_out_channels=(8, 8, 16),
-        encoder_layers_per_block=(1, 1, 1),
-        decoder_block_out_channels=(8, 8),
-        decoder_layers_per_block=(1, 1),
-        decoder_hidden_size=16,
-        decoder_num_layers=2,
-        attention_head_dim=8,
-        embedding_channels=16,
-    )
-    model.save_pretrained(tmp_path / "tiny")
-    Image.new("RGB", (64, 48), "teal").save(tmp_path / "photo.png")
-    monkeypatch.chdir(tmp_path)
-    exec(snippet.replace("ul-photo-f8", "./tiny").replace("examples/images/moose.jpg", "photo.png"), {})
-    assert Image.open("moose-again.png").size == (64, 48)
-
-
-def test_the_readmes_snippet_of_training_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (snippet,) = (text for text in snippets() if "train_autoencoder" in text)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "examples" / "images", "my/photos")
-    exec(snippet.replace("max_train_steps=5000", "max_train_steps=5000, dry_run=True"), {})
-    assert "max_train_steps: 5000" in capsys.readouterr().out

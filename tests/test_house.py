@@ -269,6 +269,111 @@ def test_private_names_and_overloads_need_no_docstring() -> None:
     assert undocumented(ast.parse("def _f(): ...\n@overload\ndef f(): ...\nclass _A:\n    def f(self): ...")) == []
 
 
+SHAPE = re.compile(
+    r"\(\)|\([\w·…'+\[\]. ]{1,20},[\w·…'+/⌈⌉\[\],. ]*\)|\b(shapes?|any rank|0-dimensional)\b|shaped like"
+    r"|(?i:\b(as in|as|see|those of|as of) `\w)"  # what another docstring says
+)
+# Errors that need no mention: reading a missing attribute, methods to be overridden.
+UNSAID = {"AssertionError", "AttributeError", "NotImplementedError", "StopIteration"}
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function's body, without those of functions in it."""
+    for node in ast.iter_child_nodes(function):
+        if not (is_definition(node) or isinstance(node, ast.Lambda)):
+            yield node
+            yield from own_nodes(node)
+
+
+def has_tensors(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether an argument or the result is a tensor or an array; not if all of them have names, as weights have."""
+    arguments = [a.annotation for a in (*function.args.args, *function.args.kwonlyargs)]
+    types = " ".join(ast.unparse(a) for a in [*arguments, function.returns] if a is not None)
+    return bool(re.search(r"\b(Tensor|ndarray|Array)\b", re.sub(r"(dict|Mapping)\[str, Tensor\]", "", types)))
+
+
+def raised(function: ast.AST) -> set[str]:
+    """Names of what a function raises itself."""
+    errors = (node.exc for node in own_nodes(function) if isinstance(node, ast.Raise) and node.exc)
+    names = {ast.unparse(error).partition("(")[0] for error in errors}
+    return names - UNSAID
+
+
+def without_shapes(tree: ast.Module) -> list[str]:
+    functions = [node for node in public_names(tree.body) if not isinstance(node, ast.ClassDef)]
+    return [f.name for f in functions if has_tensors(f) and not SHAPE.search(ast.get_docstring(f) or "")]
+
+
+def without_errors(tree: ast.Module) -> list[str]:
+    """Public functions, and classes by their constructor, that raise errors which their docstring does not mention."""
+    found = []
+    for node in public_names(tree.body):
+        constructors = ("__init__", "__post_init__")
+        parts = [n for n in node.body if getattr(n, "name", "") in constructors] if is_class(node) else [node]
+        text = ast.get_docstring(node) or ""
+        if any(raised(part) for part in parts) and not re.search(r"Raises:|errors?\b.* as in `|errors are", text):
+            found.append(node.name)
+    return found
+
+
+def is_class(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef)
+
+
+@pytest.mark.parametrize("path", library_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_docstring_gives_the_shapes_of_tensors(path: Path) -> None:
+    assert without_shapes(parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in library_files() if room_of(path) != "cli"],  # whose docstrings are help texts
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_every_docstring_gives_the_errors_that_are_raised(path: Path) -> None:
+    assert without_errors(parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def f(x: Tensor) -> float:\n    """Mean of x."""',
+        'def f() -> Iterator[np.ndarray]:\n    """Rows (Of a file)."""',
+        'class A:\n    """A."""\n    def f(self, *, x: list[Tensor]) -> None:\n        """Keeps x."""',
+    ],
+)
+def test_a_missing_shape_is_seen(source: str) -> None:
+    assert without_shapes(ast.parse(source)) == ["f"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def f(x: Tensor) -> float:\n    """Mean of x, (B, …)."""',
+        'def f(weights: dict[str, Tensor]) -> None:\n    """Loads weights."""',
+        'def f(x: Tensor) -> Tensor:\n    """Arguments and result as in `g`."""',
+    ],
+)
+def test_a_stated_shape_is_seen(source: str) -> None:
+    assert without_shapes(ast.parse(source)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def f():\n    """Does."""\n    if x:\n        raise ValueError("x")',
+        'class f:\n    """Is."""\n    def __post_init__(self):\n        raise ValueError',
+    ],
+)
+def test_a_missing_error_is_seen(source: str) -> None:
+    assert without_errors(ast.parse(source)) == ["f"]
+
+
+def test_errors_of_inner_functions_and_errors_that_are_passed_on_need_no_mention() -> None:
+    inner = 'def f():\n    """Does."""\n    def g():\n        raise ValueError\n'
+    assert without_errors(ast.parse(f"{inner}    try:\n        g()\n    except OSError:\n        raise\n")) == []
+
+
 @pytest.mark.parametrize("path", library_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_library_leaves_threads_to_its_user_and_never_unpickles(path: Path) -> None:
     tree = parsed(path)

@@ -30,7 +30,7 @@ def card() -> str:
 
 def test_the_pictures_that_the_card_shows_exist(card: str) -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card)
-    assert len(pictures) == 4
+    assert len(pictures) == 6
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 

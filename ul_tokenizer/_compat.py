@@ -78,7 +78,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 
 
 def is_native_on_cpu(precision: str) -> bool | None:
-    """Whether this CPU computes in "bf16" or "fp16" by itself; None if torch doesn't know."""
+    """Whether this CPU computes in "bf16" or "fp16" natively; None if torch doesn't know."""
     import torch
 
     is_supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)
@@ -130,14 +130,14 @@ def conv2d_with(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copies each source into its target, in place, with one call for all of them."""
+    """Copies each source into its target of the same shape, in place, with one call for all of them."""
     import torch
 
     torch._foreach_copy_(list(targets), list(sources))
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The L2 norm of each tensor, with one call for all of them."""
+    """The L2 norm of each tensor, 0-dimensional, with one call for all of them; the tensors have any shapes."""
     import torch
 
     return list(torch._foreach_norm(list(tensors)))
@@ -163,7 +163,7 @@ def skip_steps_where(optimizer: torch.optim.Optimizer, flag: Tensor) -> bool:
 
     Args:
         optimizer: any optimiser.
-        flag: one element, fp32, 0 or 1, on the device of the weights.
+        flag: (1,) or (), fp32, 0 or 1, on the device of the weights.
 
     Returns:
         whether the optimiser can do this, as torch's fused ones can.
@@ -250,7 +250,7 @@ def cached_ref(repository: Path, revision: str) -> Path:
 
 
 def cached_digest(path: Path) -> str:
-    """The hash of a snapshot's file: the name of the blob that it links to; "" if it is no link to a blob.
+    """The hash of a snapshot's file: the name of the blob that it links to; "" if it is not a link to a blob.
 
     Returns:
         64 hex digits (sha256) for large files, 40 (git's blob id) for others.

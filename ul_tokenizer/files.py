@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, JSON lines that survive a kill, and hashes.
+"""Writes files completely or not at all; also JSON lines that survive a kill, and hashes.
 
 Every room that writes a file uses these functions. A reader never sees half a file, and a process that is killed at
 any moment leaves at most a hidden temporary file or an incomplete last line, which the next run removes.
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 def temporary_path(path: Path, suffix: str = ".tmp") -> Path:
-    """A hidden path beside another that no other process has, not even one of another machine on a shared disk."""
+    """A hidden path beside another one; no other process has it, not even on another machine with a shared disk."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{suffix}")
 
 

@@ -61,7 +61,7 @@ class Processes:
         return self.rank == 0 or not self.is_group
 
     def wait(self) -> None:
-        """Waits until all processes of the group are here."""
+        """Waits until all processes of the group have called it."""
         if self.is_group:
             from accelerate import PartialState
 
@@ -80,7 +80,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Ends when all processes of the group are here. If one of them fails, all of them fail with its error.
+        """Ends when all processes of the group have reached its end. If one of them fails, all fail with its error.
 
         Otherwise the others would wait for it until the group's time is out.
         """

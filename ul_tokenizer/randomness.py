@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of a seed and a name: what is drawn once is drawn again, on any number of processes.
+"""Random numbers as pure functions of a seed and a name, so that they are the same on any number of processes.
 
 A stream is one use of randomness under a seed. Streams are named here and nowhere else, so that no two uses share one
 by accident. Their numbers are part of every result: never change one.

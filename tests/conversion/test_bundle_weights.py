@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -54,3 +56,21 @@ def test_the_text_encoder_is_bundled_with_its_tokenizer(
     options: Any = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt", "return_dict": False}
     (images,) = bundled(prompt="red pear", **options)
     assert images.shape == (1, 3, 16, 16) and images.isfinite().all()
+
+
+def test_the_record_of_a_training_says_what_its_phases_cost(
+    repository: Path, script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path / "bundled")
+    (tmp_path / "bundled").mkdir()
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for run, rate in zip(runs, (8.0, 4.0), strict=True):
+        shutil.copytree(repository, run)
+        (run / "config.yaml").write_text(f"train_batch_size: 4\nmax_train_steps: 20\noutput_dir: {run}\n")
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 20, "loss": 1.0, "images_per_second": rate}) + "\n")
+    words = [str(runs[1]), "small", "--earlier", str(runs[0]), "--machine", "a machine", "--watts", "90"]
+    assert script("bundle_weights").main(words) == 0
+    made = json.loads((tmp_path / "bundled" / "small" / "training_phases.json").read_text())
+    assert [phase["seconds"] for phase in made["phases"]] == [10.0, 20.0]
+    assert (made["machine"], made["hours"], made["kwh"]) == ("a machine", 30 / 3600, pytest.approx(30 / 3600 * 0.09))
+    assert "output_dir" not in (tmp_path / "bundled" / "small" / "training-phase-1.yaml").read_text()

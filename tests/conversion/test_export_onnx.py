@@ -81,5 +81,5 @@ def test_an_existing_folder_and_an_unknown_model_are_refused(
     assert export(["ul-photo-f8", "-o", str(exported)]) == 1
     assert export(["nothing", "-o", str(tmp_path / "new")]) == 1
     said = capsys.readouterr().err
-    assert "must be a new folder" in said and "no bundled name" in said
+    assert "must be a new folder" in said and "neither a bundled name" in said
     assert list(tmp_path.iterdir()) == []

@@ -16,17 +16,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ul_tokenizer.diffusion.objective import (
+    RandomLatentLevel,
     SigmoidWeighting,
     UnifiedLatentsLoss,
+    Variant,
     bits_per_pixel_divisor,
     diffuse,
+    draw_latent,
     eps_squared_error,
+    gaussian_loss,
     nats_to_bits,
+    normal_kl,
     prior_loss,
     scale_gradient,
     sigmoid_loss,
     stratified_times,
     terminal_kl,
+    variance_gain,
 )
 from ul_tokenizer.diffusion.parameterization import PREDICTION_TYPES, PredictionType, velocity
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
@@ -187,6 +193,105 @@ def test_the_boost_is_one_above_its_level_and_e_to_the_distance_below() -> None:
     expected = torch.tensor([math.exp(2), 1.0, 1.0, 1.0])
     torch.testing.assert_close(SigmoidWeighting(boost_below=-1.0).boost(logsnr), expected)
     assert torch.equal(SigmoidWeighting().boost(logsnr), torch.ones(4))
+
+
+# ---------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("logsnr", [-10.0, 0.0, 5.0, 10.0])
+def test_the_divergence_from_a_standard_normal_is_that_of_torch(logsnr: float) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(3, 4, 2, 2).double()
+    alpha, sigma = alpha_sigma(torch.tensor(logsnr).double())
+    q, p = torch.distributions.Normal(alpha * z, sigma), torch.distributions.Normal(0.0, 1.0)
+    expected = torch.distributions.kl_divergence(q, p).flatten(1).sum(1)
+    torch.testing.assert_close(normal_kl(z, logsnr).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_under_a_normal_prior_unit_gaussian_latents_cost_what_the_perfect_prior_says() -> None:
+    """For z ~ N(0, 1), E[KL] is the mutual information of z_clean and z_0: ½ ln(1 + e⁵) nats."""
+    signs = torch.tensor([[1.0], [-1.0]])  # exact for quadratics
+    assert normal_kl(signs, 5.0).mean().item() == pytest.approx(0.5 * math.log1p(math.exp(5.0)), rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_gaussian_loss_is_the_squared_error_over_twice_its_variance(prediction_type: PredictionType) -> None:
+    torch.manual_seed(0)
+    x, noise, error = torch.randn(3, 2, 3, 4, 4)
+    logsnr = torch.tensor([-5.0, 1.0])
+    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(logsnr))
+    x_hat = x + error
+    eps_hat = (diffuse(x, noise, logsnr) - alpha * x_hat) / sigma
+    prediction = predict(x_hat, eps_hat, logsnr, prediction_type)
+    if prediction_type == "v_prediction":
+        prediction = alpha * eps_hat - sigma * x_hat
+    loss = gaussian_loss(prediction, x, noise, logsnr, SigmoidWeighting(1.7, 3.0), prediction_type)
+    torch.testing.assert_close(loss, 1.7 * math.exp(3.0) * 0.5 * error.square().flatten(1).sum(1), rtol=1e-3, atol=1e-3)
+
+
+def test_at_clean_levels_the_decoder_loss_weighs_the_squared_error_as_the_gaussian_loss_does() -> None:
+    torch.manual_seed(0)
+    x, noise, prediction = torch.randn(3, 1, 3, 4, 4)
+    weighting, logsnr = SigmoidWeighting(1.5, 0.0), torch.tensor([12.0])
+    per_level = 0.5 * weighting.weight(logsnr) * eps_squared_error(prediction, x, noise, logsnr, "v_prediction")
+    gaussian = gaussian_loss(prediction, x, noise, logsnr, weighting)
+    torch.testing.assert_close(gaussian, per_level, rtol=1e-4, atol=1e-4)
+
+
+def test_the_bound_of_a_gaussian_latent_with_a_learned_variance_is_its_mutual_information() -> None:
+    """For μ ~ N(0, s²) and z = μ + σ_z ε it is ½ ln((α₀² (s² + σ_z²) + σ₀²) / (α₀² σ_z² + σ₀²))."""
+    s, logvar, logsnr = 1.3, -1.0, 5.0
+    total = math.hypot(s, math.exp(0.5 * logvar))
+    bound = gaussian_prior_loss(LogSNRSchedule(logsnr, -14.0, "linear"), total, "v_prediction")
+    gain = variance_gain(torch.full((1, 1), logvar), logsnr).item()
+    snr = math.exp(logsnr)
+    expected = 0.5 * math.log((snr * total**2 + 1) / (snr * math.exp(logvar) + 1))
+    assert bound - gain == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_latent_with_a_variance_is_drawn_with_that_deviation() -> None:
+    torch.manual_seed(0)
+    z, noise = torch.randn(2, 4, 10_000)
+    logvar = torch.tensor([-2.0, 0.0, 1.0, 2.0])[:, None].expand(4, 10_000)
+    drawn = draw_latent(z, logvar, noise)
+    torch.testing.assert_close((drawn - z).std(1), (0.5 * logvar[:, 0]).exp(), rtol=0.03, atol=0)
+
+
+LEVEL = RandomLatentLevel(bias=1.0, low=-3.0, high=5.0)
+
+
+def test_random_levels_are_those_of_the_truncated_logistic_distribution() -> None:
+    levels = LEVEL.level(midpoints(100_000))
+    assert levels.min() >= -3.0 and levels.max() <= 5.0
+    for logsnr in (-3.0, -1.0, 0.0, 1.0, 4.0, 5.0):
+        above = (levels > logsnr).float().mean().item()
+        assert LEVEL.weight(torch.tensor([logsnr])).item() == pytest.approx(above, abs=1e-3)
+    assert torch.equal(LEVEL.weight(torch.tensor([-20.0, 7.0])), torch.tensor([1.0, 0.0]))
+
+
+def test_the_weighted_bound_is_the_mean_of_the_bounds_that_end_at_the_levels() -> None:
+    """E over λ_z(0) of ∫ f(λ) dλ up to λ_z(0) is ∫ P(λ_z(0) > λ) f(λ) dλ, here for f = e^{λ/4}."""
+    ends = LEVEL.level(midpoints(100_000)).double()
+    mean = 4 * ((ends / 4).exp() - math.exp(-10 / 4)).mean()
+    logsnr = torch.linspace(-10, 5, 100_001).double()
+    torch.testing.assert_close(
+        torch.trapezoid(LEVEL.weight(logsnr) * (logsnr / 4).exp(), logsnr), mean, rtol=1e-4, atol=0
+    )
+
+
+def test_far_from_its_ends_the_weight_is_the_sigmoid_weighting_of_a_base_model() -> None:
+    wide, logsnr = RandomLatentLevel(1.0, -30.0, 30.0), torch.linspace(-8, 8, 33)
+    torch.testing.assert_close(wide.weight(logsnr), SigmoidWeighting(1.0, 1.0).weight(logsnr))
+
+
+def test_a_level_without_a_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"low must be below high, got 5.0 and 5.0"):
+        RandomLatentLevel(1.0, 5.0, 5.0)
+
+
+def test_a_divergence_without_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="kl_weight must be positive, got 0"):
+        Variant(kl_weight=0)
 
 
 # ---------------------------------------------------------------- sums, never means

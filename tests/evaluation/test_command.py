@@ -334,8 +334,8 @@ def test_bad_input_of_reconstruction_is_one_sentence(test: Path, words: list[str
         (["--guidance-low", "2"], "--guidance-low and --guidance-high need --guidance"),
         (["--guidance", "2", "--unconditional"], "--guidance can't be used with --unconditional"),
         (["--images", "x", "--model", "y"], "--model and --images can't be used together"),
-        (["--images", "x", "--steps", "4"], "--images can't be used with options of drawing"),
-        (["--images", "x", "--prior"], "--images can't be used with options of drawing"),
+        (["--images", "x", "--steps", "4"], "--images can't be used with options for drawing"),
+        (["--images", "x", "--prior"], "--images can't be used with options for drawing"),
     ],
 )
 def test_options_of_generation_that_do_not_fit_are_wrong_usage(words: list[str], sentence: str) -> None:

@@ -91,7 +91,7 @@ def test_z0_is_decoded_as_the_pipeline_does(pipeline: UnifiedLatentsPipeline) ->
 def test_the_clean_estimate_is_decoded_with_the_noise_that_z0_gets(
     pipeline: UnifiedLatentsPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ul_tokenizer.evaluation.drawing.clean_estimate", lambda _, z_0, __: z_0)
+    monkeypatch.setattr("ul_tokenizer.evaluation.drawing.clean_estimate", lambda _, z_0, *__: z_0)
     assert torch.equal(draw(pipeline, decode="clean"), draw(pipeline, decode="z0"))
 
 
@@ -147,7 +147,7 @@ def test_bad_ways_of_drawing_are_refused(changes: dict[str, Any], sentence: str)
 def test_what_does_not_fit_the_model_is_refused() -> None:
     with pytest.raises(ValueError, match="data's 3 classes, got one of 5"):
         draw(make_pipeline(num_classes=5))
-    with pytest.raises(ValueError, match="guidance_scale must be 1 where no class is asked for, got 2"):
+    with pytest.raises(ValueError, match="guidance_scale must be 1 where no class and no text is asked for, got 2"):
         draw(make_pipeline(num_classes=None), guidance_scale=2.0)
     with pytest.raises(
         ValueError, match=r"size must be a multiple of 8 pixels on both sides for this model, got 16×12"

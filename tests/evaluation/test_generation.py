@@ -262,6 +262,11 @@ def test_a_copy_of_a_training_image_is_found_and_shown(train: Path, test: Path, 
     picture = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
     assert torch.equal(picture[:, :SIDE, :SIDE], copied)
     assert torch.equal(picture[:, SIDE + 2 : 2 * SIDE + 2, :SIDE], copied)
+    second = picture[:, 2 * (SIDE + 2) + 12 :]  # from the nearest image to the farthest
+    farthest = Means()(images)[nearest_neighbours(Means()(images), Means()(pixels_of(train)))[0][:, 0].argmax()]
+    assert torch.equal(second[:, :SIDE, :SIDE], copied)
+    torch.testing.assert_close(Means()(second[None, :, :SIDE, 7 * (SIDE + 2) :][..., :SIDE])[0], farthest)
+    assert found["count"] == 1
 
 
 def test_images_that_are_no_copies_are_not_called_memorised(train: Path, test: Path, tmp_path: Path) -> None:
@@ -323,7 +328,7 @@ def test_a_model_or_images_are_wanted_and_not_both(model: Path, test: Path) -> N
     with pytest.raises(ValueError, match=r"^model or images must be given, got both\.$"):
         measure(test, model, images=test)
     for drawing in ({"samplings": [QUICK]}, {"prior": True}):
-        with pytest.raises(ValueError, match="samplings and prior must be left out for images"):
+        with pytest.raises(ValueError, match="samplings, prior and prompts can't be used with images"):
             measure(test, images=test, **drawing)
 
 

@@ -147,14 +147,14 @@ def test_paths_lead_through_keys_lists_and_conditions(path: str, value: int) -> 
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("rows[2].s", r"must count within its list of 2, got \[2\]"),
-        ("rows[model=a].s", r"must choose one object, but \[model=a\] fits 2"),
-        ("rows[model=b].s", r"must choose one object, but \[model=b\] fits 0"),
+        ("rows[2].s", r"must have an index within its list of 2, got \[2\]"),
+        ("rows[model=a].s", r"must match one object, but \[model=a\] matches 2"),
+        ("rows[model=b].s", r"must match one object, but \[model=b\] matches 0"),
         ("rows[model].s", r"must have \[number\] or \[key=value"),
         ("rows[0].z", r"there is no 'z': there are model, steps, s"),
         ("a.c", r"there is no 'a\.c'"),
         ("a.b.c.d", r"there are no keys"),
-        ("a.b[0]", r"brackets after lists only"),
+        ("a.b[0]", r"brackets only after a list"),
     ],
 )
 def test_a_path_to_nothing_is_refused_with_what_there_is(path: str, words: str) -> None:

@@ -339,8 +339,8 @@ def damage(folder: Path, kind: str) -> None:
         ("no header", "holds no latent data set: there is no header.json in it"),
         ("version", "header.json must be of version 1, got 2: another ul_tokenizer wrote it"),
         ("header", "must be the header of a latent data set"),
-        ("line", "manifest-r000.jsonl is damaged: line 1 describes no shard"),
-        ("outside", r"line 1 names the file '../shard-r000-000000.safetensors', which is no shard's"),
+        ("line", "manifest-r000.jsonl is damaged: line 1 does not describe a shard"),
+        ("outside", r"line 1 names '../shard-r000-000000.safetensors', which is not a shard's name"),
         ("double", "it has the id '0.png' twice"),
         ("empty", "is empty: it has no finished shard"),
     ],
@@ -354,7 +354,7 @@ def test_a_damaged_data_set_is_one_sentence(tmp_path: Path, kind: str, words: st
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id_is_one_sentence() -> None:
-    with pytest.raises(ValueError, match=r"Latent data set /no/such is no folder that exists and no hub id"):
+    with pytest.raises(ValueError, match=r"Latent data set /no/such is neither an existing folder nor a hub id"):
         LatentDataset("/no/such")
 
 

@@ -79,7 +79,7 @@ def test_packed_shards_are_those_of_the_manifests(tmp_path: Path) -> None:
     assert [shard.to_line() for shard in packed] == [shard.to_line() for shard in shards]
     assert packed[-1].to_line() == shards[-1].to_line() and packed[1:3][1].ids == shards[2].ids
     assert packed.column_names == ("label", "caption") and packed.shapes == [(2, 2, 2)]
-    with pytest.raises(ValueError, match="is no index"):
+    with pytest.raises(ValueError, match="is not the index"):
         PackedShards(b"something else entirely")
 
 

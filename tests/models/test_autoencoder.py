@@ -16,6 +16,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from tests.models.conftest import move_weights
 from ul_tokenizer.diffusion.schedule import alpha_sigma
 from ul_tokenizer.models import blocks, decoding
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
@@ -438,6 +439,20 @@ def test_wrong_latents_are_refused_in_one_sentence(
     with pytest.raises(ValueError, match=words) as caught:
         model.decode(z, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_decoder_attends_to_pictures_larger_than_in_training_in_another_way_and_to_no_others() -> None:
+    plain = build_autoencoder("ul-tiny-f8").eval()
+    scaled = build_autoencoder("ul-tiny-f8", {"attention_train_tokens": 16}).eval()
+    move_weights(plain)
+    scaled.load_state_dict(plain.state_dict())
+    for side, is_same in ((2, True), (4, True), (6, False)):
+        z, noise = torch.randn(1, 4, side, side), torch.randn(1, 3, 8 * side, 8 * side)
+        with torch.no_grad():
+            pictures = [model.decode(z, noise=noise).sample for model in (plain, scaled)]
+        assert torch.equal(*pictures) == is_same
+    with pytest.raises(ValueError, match="attention_train_tokens must be None or an integer of at least 2, got 1"):
+        build_autoencoder("ul-tiny-f8", {"attention_train_tokens": 1})
 
 
 def test_a_config_can_tile_large_pictures_from_the_start() -> None:

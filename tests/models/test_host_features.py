@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ul_tokenizer.models.attention import Rotary, RotaryAttention
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
-from ul_tokenizer.models.decoding import DecodingStep
+from ul_tokenizer.models.decoding import DecodingSteps
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -207,7 +207,7 @@ def test_slicing_does_not_change_the_noise(model: UnifiedLatentsAutoencoder, mon
     seen: list[Tensor] = []
     denoise = model._denoise
 
-    def noted(z: Tensor, x_1: Tensor, steps: list[DecodingStep], rotary: Rotary) -> Tensor:
+    def noted(z: Tensor, x_1: Tensor, steps: DecodingSteps, rotary: Rotary) -> Tensor:
         seen.append(x_1)
         return denoise(z, x_1, steps, rotary)
 

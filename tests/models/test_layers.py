@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ul_tokenizer.evaluation.measures import flops
 from ul_tokenizer.evaluation.measures.flops import count_flops
-from ul_tokenizer.models.attention import RotaryAttention, apply_rotary, rotary_table
+from ul_tokenizer.models.attention import RotaryAttention, apply_rotary, log_length_temperature, rotary_table
 from ul_tokenizer.models.blocks import TransformerStage
 from ul_tokenizer.models.layers import (
     ChannelNorm,
@@ -258,6 +258,41 @@ def test_a_head_dim_that_is_odd_or_does_not_divide_is_refused(head_dim: int) -> 
         RotaryAttention(40, head_dim)
 
 
+@pytest.mark.parametrize(("num_tokens", "factor"), [(64, 1.5), (16, 1.0), (8, 1.0)])
+def test_the_logits_of_more_tokens_than_in_training_are_scaled(num_tokens: int, factor: float) -> None:
+    attention, x = RotaryAttention(32, 16, train_tokens=16), torch.randn(2, num_tokens, 32)
+    query, key, value = (
+        layer(x).unflatten(-1, (2, 16)).transpose(1, 2) for layer in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    logits = attention.norm_q(query) @ attention.norm_k(key).transpose(2, 3) / 4
+    expected = attention.to_out(((factor * logits).softmax(-1) @ value).transpose(1, 2).flatten(2))
+    still = torch.ones(num_tokens, 8), torch.zeros(num_tokens, 8)
+    torch.testing.assert_close(attention(x, still), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_tokens", "factor"), [(4096, 2.0), (512, 1.5), (64, 1.0), (4, 1.0), (1, 1.0)])
+def test_the_log_length_temperature_is_the_ratio_of_logarithms_and_at_least_one(num_tokens: int, factor: float) -> None:
+    assert float(log_length_temperature(num_tokens, 64, CPU)) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("side", "is_same"), [(2, True), (4, True), (8, False)])
+def test_only_latents_larger_than_in_training_are_attended_to_in_another_way(side: int, is_same: bool) -> None:
+    plain, scaled = make_transformer(), make_transformer(attention_train_tokens=16)
+    scaled.load_state_dict(plain.state_dict())
+    z, logsnr = torch.randn(1, 4, side, side), torch.zeros(1)
+    assert torch.equal(scaled(z, logsnr).sample, plain(z, logsnr).sample) == is_same
+
+
+def test_deeper_stages_were_trained_on_a_quarter_of_the_tokens() -> None:
+    model = make_transformer(attention_train_tokens=64)
+    tokens = {name: part.train_tokens for name, part in model.named_modules() if isinstance(part, RotaryAttention)}
+    assert {name.split(".")[0]: count for name, count in tokens.items()} == {
+        "down_stages": 64,
+        "mid_stage": 16,
+        "up_stages": 64,
+    }
+
+
 def test_a_fresh_stage_of_blocks_passes_its_input_on_with_open_gates() -> None:
     stage = TransformerStage(32, 2, 16, 8, dropout=0.0)
     gates = stage.modulation.bias.unflatten(0, (6, 32))
@@ -270,8 +305,8 @@ def test_a_fresh_stage_of_blocks_passes_its_input_on_with_open_gates() -> None:
 # ---------------------------------------------------------------- the transformer as a whole
 
 
-def make_transformer() -> UnifiedLatentsTransformer:
-    model = UnifiedLatentsTransformer(4, (16, 32), (2, 1), 16, 8).eval()
+def make_transformer(**config: Any) -> UnifiedLatentsTransformer:
+    model = UnifiedLatentsTransformer(4, (16, 32), (2, 1), 16, 8, **config).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     return model
@@ -354,6 +389,11 @@ def test_the_transformers_signature_is_the_announced_one() -> None:
         ({"in_channels": [4]}, r"in_channels must be an integer from 1 to 65536, got \[4\]"),
         ({"dropout": 1.0}, r"dropout must be a number of at least 0 and below 1, got 1\.0"),
         ({"dropout": "0.1"}, "dropout must be a number of at least 0 and below 1, got '0.1'"),
+        ({"attention_train_tokens": 1}, "attention_train_tokens must be None or an integer of at least 2, got 1"),
+        (
+            {"block_out_channels": (8, 8), "num_layers": (1, 1), "attention_head_dim": 8, "attention_train_tokens": 4},
+            "attention_train_tokens must be None or an integer of at least 8, got 4",
+        ),
         ({"latent_logsnr": None}, "latent_logsnr must be a finite number, got None"),
         ({"latent_logsnr": True}, "latent_logsnr must be a finite number, got True"),
     ],

@@ -149,11 +149,11 @@ def test_what_is_no_name_folder_or_hub_id_is_refused_without_asking_the_network(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ul_tokenizer.models.loading.fetch", lambda *a, **k: pytest.fail("asked"))
-    assert f"Model {name} is no bundled name" in sentence(name)
+    assert f"Model {name} is neither a bundled name" in sentence(name)
 
 
 def test_a_file_is_no_model(repository: Path) -> None:
-    assert "no folder that exists" in sentence(repository / "config.json")
+    assert "nor an existing folder" in sentence(repository / "config.json")
 
 
 def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_git_lfs_pointer_says_what_to_do(repository: Path) -> None:
 def test_a_config_that_is_no_json_is_damaged(repository: Path, text: str) -> None:
     (repository / "config.json").write_text(text)
     assert "config.json" in sentence(repository)
-    assert "is no JSON" in sentence(repository)
+    assert "is not JSON" in sentence(repository)
 
 
 def test_a_config_that_is_no_object_is_refused(repository: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_damaged_file_is_found_without_diffusers(repository: Path, monkeypatch
     (repository / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "git-lfs pointer" in sentence(repository)
     (repository / "config.json").write_text("{")
-    assert "is no JSON" in sentence(repository)
+    assert "is not JSON" in sentence(repository)
 
 
 def test_errors_keep_their_cause(repository: Path) -> None:
@@ -289,11 +289,11 @@ def test_errors_keep_their_cause(repository: Path) -> None:
         UnifiedLatentsAutoencoder.from_pretrained(repository)
     assert isinstance(error.value.__cause__, SafetensorError)
     (repository / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON") as error:
+    with pytest.raises(ValueError, match="is not JSON") as error:
         UnifiedLatentsAutoencoder.from_pretrained(repository)
     assert isinstance(error.value.__cause__, json.JSONDecodeError)
     (repository / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no index of weights") as error:
+    with pytest.raises(ValueError, match="is not an index of weights") as error:
         UnifiedLatentsAutoencoder.from_pretrained(repository)
     assert isinstance(error.value.__cause__, KeyError)
 

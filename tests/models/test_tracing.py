@@ -22,6 +22,7 @@ from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "image": ({}, (2, 3, 16, 16)),
     "clip": ({"temporal_compression_ratio": 4}, (1, 3, 5, 16, 16)),
+    "image with a log-length temperature": ({"attention_train_tokens": 4}, (2, 3, 24, 24)),
     "clip with folded latents": (
         {"temporal_compression_ratio": 4, "temporal_downsample": "latents"},
         (1, 3, 5, 16, 16),

@@ -274,7 +274,7 @@ def test_parts_of_a_saved_pipeline_load_by_their_classes(pipeline: UnifiedLatent
 def test_a_folder_without_a_pipeline_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(NoModelError, match=r"holds no pipeline: there is no model_index\.json in it\.$"):
         UnifiedLatentsPipeline.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no bundled name"):
+    with pytest.raises(ValueError, match="is neither a bundled name"):
         UnifiedLatentsPipeline.from_pretrained("no such thing")
 
 
@@ -316,9 +316,9 @@ def test_an_autoencoder_of_diffusers_decodes_denormalised_latents(make_pipeline:
         ({"class_labels": ["a", "b"]}, "integers from 0 to 2, got the text 'a'; this pipeline has no text"),
         ({"class_labels": 0.5}, "class_labels must be integers from 0 to 2, got 0.5"),
         ({"class_labels": []}, r"class_labels must be integers from 0 to 2, got \[\]"),
-        ({"prompt": "a dress"}, "prompt must be None, this pipeline has no text encoder, got 'a dress'"),
+        ({"prompt": "a dress"}, "prompt must be None for a pipeline without a text encoder, got 'a dress'"),
         ({"prompt": "a", "prompt_embeds": TEXT}, "prompt and prompt_embeds exclude each other"),
-        ({"prompt_embeds": TEXT}, "this model has no text conditioning"),
+        ({"prompt_embeds": TEXT}, "for a model without text conditioning"),
         ({"prompt_attention_mask": TEXT[..., 0]}, "prompt_attention_mask must be None without prompt_embeds"),
         ({"height": 20}, "height must be a positive multiple of 8, got 20"),
         ({"width": 0}, "width must be a positive multiple of 8, got 0"),
@@ -364,14 +364,14 @@ def test_the_first_argument_is_labels_for_every_pipeline_and_all_others_are_name
 
 def test_classes_and_texts_must_be_equally_many(make_pipeline: Make) -> None:
     pipeline = make_pipeline(cross_attention_dim=6)
-    with pytest.raises(ValueError, match=r"class_labels and prompts must be equally many, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"class_labels and prompts must have the same number, got \[1, 2\]"):
         pipeline(class_labels=0, prompt_embeds=TEXT)
     with pytest.raises(ValueError, match=r"prompt_embeds must be \(B, L, 6\), got \(2, 5, 5\)"):
         pipeline(prompt_embeds=TEXT[..., :5])
 
 
 def test_a_model_without_classes_takes_none(make_pipeline: Make) -> None:
-    with pytest.raises(ValueError, match="class_labels must be None, this model has no classes, got 0"):
+    with pytest.raises(ValueError, match="class_labels must be None for a model without classes, got 0"):
         make_pipeline(num_class_embeds=None)(class_labels=0)
 
 

@@ -13,7 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ul_tokenizer.diffusion.objective import SigmoidWeighting, UnifiedLatentsLoss, stratified_times, terminal_kl
+from ul_tokenizer.diffusion.objective import (
+    RandomLatentLevel,
+    SigmoidWeighting,
+    UnifiedLatentsLoss,
+    Variant,
+    diffuse,
+    draw_latent,
+    gaussian_loss,
+    normal_kl,
+    stratified_times,
+    terminal_kl,
+    variance_gain,
+)
 from ul_tokenizer.diffusion.parameterization import to_x
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
 from ul_tokenizer.models.presets import build_autoencoder, build_prior
@@ -47,11 +59,12 @@ class DecoderSpy(nn.Module):
     """Keeps z_0, x_t and λ_x; predicts v = 0."""
 
     z_0: Tensor
+    latent_logsnr: Tensor | None
     x_t: Tensor
     logsnr: Tensor
 
-    def embed_latents(self, z: Tensor) -> Tensor:
-        self.z_0 = z.squeeze(2)
+    def embed_latents(self, z: Tensor, logsnr: Tensor | None = None) -> Tensor:
+        self.z_0, self.latent_logsnr = z.squeeze(2), logsnr
         return z
 
     def forward(self, x: Tensor, logsnr: Tensor, latent_features: Tensor) -> Tensor:
@@ -262,5 +275,104 @@ def test_every_term_is_one_value_per_sample_in_fp32_under_autocast() -> None:
         loss = make_model()(make_pixels(3), make_noise(3))
     for field in dataclasses.fields(loss):
         value = getattr(loss, field.name)
+        if field.name in ("latent_kl", "variance_gain"):  # of variants
+            assert not value
+            continue
         assert (value.shape, value.dtype) == ((3,), torch.float32)
         assert value.isfinite().all()
+
+
+# ---------------------------------------------------------------- variants of the objective
+
+
+def make_variant(**options: Any) -> Stage1Model:
+    model = make_model()
+    model.variant = Variant(**options)
+    return model
+
+
+def test_with_a_normal_prior_the_encoder_pays_the_divergence_and_the_prior_only_measures() -> None:
+    model, plain = make_variant(latent_cost="normal", kl_weight=0.01), make_model()
+    x, noise = make_pixels(2), make_noise(2)
+    loss, reference = model(x, noise), plain(x, noise)
+    assert torch.equal(loss.prior, reference.prior)
+    assert torch.equal(loss.decoder_boosted, reference.decoder_boosted)
+
+    z_clean = model.encoder(x.unsqueeze(2))[0].squeeze(2)
+    assert loss.latent_kl is not None
+    torch.testing.assert_close(loss.latent_kl, 0.01 * normal_kl(z_clean, 5.0))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(model.prior, loss.prior.sum()))
+    encoder = list(model.encoder.parameters())
+    assert all(g is None for g in torch.autograd.grad(loss.prior.sum(), encoder, allow_unused=True, retain_graph=True))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(model.encoder, loss.latent_kl.sum()))
+
+
+def test_the_warm_up_holds_the_divergence_and_never_the_prior_that_measures() -> None:
+    loss = make_variant(latent_cost="normal", kl_weight=0.5)(make_pixels(2), make_noise(2))
+    assert loss.latent_kl is not None
+    expected = (loss.latent + 0.1 * loss.latent_kl + loss.decoder_boosted).mean() / 7
+    torch.testing.assert_close(loss.total(7.0, prior_weight=0.1), expected)
+
+
+def test_a_decoder_of_the_squared_error_is_trained_at_its_noisiest_level_only() -> None:
+    model, _, decoder = make_spied(torch.randn(3, *LATENT))
+    model.variant = Variant(reconstruction="mse")
+    x, noise = make_pixels(3), make_noise(3)
+    for progress in (0.0, 1.0):
+        loss = model(x, noise, progress)
+        assert torch.equal(decoder.logsnr, torch.full((3,), model.decoder_schedule.logsnr_min))
+        prediction = torch.zeros_like(x)
+        expected = gaussian_loss(prediction, x, noise.decoder, decoder.logsnr, model.weighting)
+        torch.testing.assert_close(loss.decoder_boosted, expected)
+
+
+def test_the_squared_error_reaches_the_encoder_with_its_whole_gradient() -> None:
+    model = make_variant(reconstruction="mse")
+    model.weighting = SigmoidWeighting(1.5, 4.5, boost_below=0.0)  # would be undone in the encoder's gradient
+    boosted = gradients(model.encoder, model(make_pixels(2), make_noise(2)).decoder_boosted.sum())
+    model.weighting = SigmoidWeighting(1.5, 4.5)
+    plain = gradients(model.encoder, model(make_pixels(2), make_noise(2)).decoder_boosted.sum())
+    for one, other in zip(boosted, plain, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.abs().sum() > 0
+
+
+def test_an_encoder_with_a_variance_draws_the_latent_that_prior_and_decoder_see() -> None:
+    z_clean, logvar = torch.randn(3, *LATENT), torch.full((3, *LATENT), -1.0)
+    model, prior, decoder = make_spied(torch.cat([z_clean, logvar], dim=1))
+    noise = make_noise(3)
+    noise.variance = torch.randn(3, *LATENT)
+    loss = model(make_pixels(3), noise)
+    z = draw_latent(z_clean, logvar, noise.variance)
+    torch.testing.assert_close(decoder.z_0, diffuse(z, noise.latent, torch.full((3,), 5.0)))
+    torch.testing.assert_close(prior.z_t, diffuse(z, noise.prior, prior.logsnr))
+    torch.testing.assert_close(loss.latent, loss.prior + terminal_kl(z, model.prior_schedule) - loss.variance_gain)
+    torch.testing.assert_close(loss.variance_gain, variance_gain(logvar, 5.0))
+
+
+def test_the_gradient_reaches_both_halves_of_such_an_encoder() -> None:
+    model = make_model(learned_variance=True)
+    noise = make_noise(2)
+    noise.variance = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(2))
+    model(make_pixels(2), noise).total(1.0).backward()
+    gradient = model.encoder.conv_out.weight.grad
+    assert gradient is not None
+    assert all(half.abs().sum() > 0 for half in gradient.split(LATENT[0]))
+
+
+def test_a_single_stage_draws_the_level_of_the_latent_and_weighs_the_prior_by_it() -> None:
+    z_clean = torch.randn(3, *LATENT)
+    model, prior, decoder = make_spied(z_clean)
+    plain, _, _ = make_spied(z_clean)
+    level = RandomLatentLevel(bias=1.0, low=-3.0, high=5.0)
+    model.variant = Variant(latent_level=level)
+    noise = make_noise(3)
+    noise.t_latent = torch.tensor([0.1, 0.5, 0.9])
+    loss, reference = model(make_pixels(3), noise), plain(make_pixels(3), noise)
+    levels = level.level(noise.t_latent)
+    assert levels.diff().min() > 0.5
+    assert decoder.latent_logsnr is not None
+    torch.testing.assert_close(decoder.latent_logsnr, levels)
+    torch.testing.assert_close(decoder.z_0, diffuse(z_clean, noise.latent, levels))
+    torch.testing.assert_close(loss.prior, level.weight(prior.logsnr) * reference.prior)
+    assert torch.equal(loss.terminal_kl, reference.terminal_kl)

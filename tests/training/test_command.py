@@ -41,7 +41,7 @@ def python(*words: str) -> str:
 def test_the_help_of_training_is_shown_without_importing_torch() -> None:
     shown = " ".join(python("-c", HELP_WITHOUT_TORCH).split())
     assert "usage: python -m ul_tokenizer.train autoencoder" in shown
-    assert "--train_data_dir TRAIN_DATA_DIR Train on a folder of images" in shown
+    assert "--train_data_dir PATH Train on a folder of images" in shown
 
 
 @pytest.mark.parametrize(("name", "flag"), [("autoencoder", "--loss_factor"), ("base_model", "--sigmoid_bias")])

@@ -119,6 +119,47 @@ def test_the_prior_follows_the_latents_of_the_autoencoder_and_a_contradiction_is
     assert words in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"latent_cost": "normal", "kl_weight": 0.01},
+        {"reconstruction": "mse"},
+        {"autoencoder_config": {"learned_variance": True}},
+        {"autoencoder_config": {"latent_logsnr": 10.0}},
+        {"latent_logsnr_bias": 1.0, "autoencoder_config": {"latent_logsnr_min": -3.0}},
+    ],
+)
+def test_each_variant_of_the_objective_trains_resumes_and_saves_a_model(
+    train: Train, logged: Logged, tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    assert train(tmp_path, **variant, checkpointing_steps=1, max_train_steps=1) == 0
+    assert train(tmp_path, **variant, checkpointing_steps=1, max_train_steps=2, resume_from_checkpoint="latest") == 0
+    last = [line for line in logged(tmp_path) if "loss" in line][-1]
+    assert last["step"] == 2
+    assert ("latent_kl_bits_per_pixel" in last) is ("latent_cost" in variant)
+    vae = UnifiedLatentsAutoencoder.from_pretrained(tmp_path)
+    assert vae.config.items() >= variant.get("autoencoder_config", {}).items()
+    assert vae.decode(vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.sample()).sample.isfinite().all()
+
+
+def test_variants_that_exclude_each_other_are_refused_in_one_sentence(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, latent_cost="normal", autoencoder_config={"learned_variance": True}) == 1
+    assert "--latent_cost normal needs an encoder without learned_variance, got one with it." in capfd.readouterr().err
+    assert train(tmp_path, latent_logsnr_bias=1.0) == 1
+    assert "--latent_logsnr_bias needs a latent_logsnr_min in --autoencoder_config, got none." in capfd.readouterr().err
+    both = {"learned_variance": True, "latent_logsnr_min": -3.0}
+    assert train(tmp_path, latent_logsnr_bias=1.0, autoencoder_config=both) == 1
+    assert "--latent_logsnr_bias needs an encoder without learned_variance" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path, latent_logsnr_bias=1.0, latent_cost="normal")
+    assert "--latent_logsnr_bias needs --latent_cost prior, got normal." in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        train(tmp_path, kl_weight=0.5)
+    assert "--kl_weight needs --latent_cost normal, got prior." in capfd.readouterr().err
+
+
 def public_config(model: UnifiedLatentsAutoencoder) -> dict[str, Any]:
     """The config without what diffusers itself enters at any saving."""
     return {key: value for key, value in model.config.items() if not key.startswith("_")}

@@ -28,7 +28,7 @@ from ul_tokenizer.latents.manifest import make_header
 from ul_tokenizer.latents.writer import LatentWriter
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.latent_normalization import denormalize_latents, normalize_latents
-from ul_tokenizer.models.presets import build_base
+from ul_tokenizer.models.presets import build_autoencoder, build_base
 from ul_tokenizer.training.draws.noise import Draws
 from ul_tokenizer.training.parsing import parse_arguments
 from ul_tokenizer.training.stage2 import Stage2
@@ -234,6 +234,27 @@ def test_the_target_is_the_clean_latent(make_stage: Callable[..., Stage2]) -> No
     assert not torch.allclose(autoencoder.encode(x), 0.99665 * exact, rtol=1e-5, atol=1e-6)
 
 
+def test_an_encoder_that_learned_a_variance_draws_the_targets_anew_for_each_sample(
+    make_stage: Callable[..., Stage2], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = build_autoencoder("ul-tiny-f8", {"learned_variance": True})
+    assert vae.encoder.conv_out.bias is not None
+    vae.encoder.conv_out.bias.data[4:] = -1.0
+    vae.save_pretrained(tmp_path / "random")
+    stage = make_stage(pretrained_autoencoder=tmp_path / "random")
+    x = (torch.rand(1, 3, 64, 64) * 2 - 1).expand(40, -1, -1, -1)
+    z = stage._encoded(x, range(40))
+    torch.testing.assert_close(z.std(0).mean(), torch.tensor(-0.5).exp(), rtol=0.05, atol=0)
+    torch.testing.assert_close(stage._encoded(x[:2], range(5, 7)), z[5:7])
+    draws = Draws(0, range(4), range(4))
+    batch = stage.collate([stage.dataset[n] for n in draws.local])
+    batch.pop("skipped")
+    assert stage.loss(stage.model, batch, draws)[0].isfinite()
+    with pytest.raises(ValueError, match="stored and given only of encoders without learned_variance"):
+        make_stage(pretrained_autoencoder=tmp_path / "random", cache_latents=True)
+
+
 def test_cached_latents_cost_one_pass_per_image_and_others_one_per_draw(make_stage: Callable[..., Stage2]) -> None:
     cached, fresh = make_stage(cache_latents=True), make_stage()
     held_out, images = 2, 10  # 12 images, of which a fifth is held out
@@ -419,7 +440,7 @@ def test_stored_latents_are_normalised_as_the_config_of_our_autoencoder_says(
         ),
         ({"base_config": {"width": 5}}, "UnifiedLatentsTransformer has no config key 'width'"),
         ({"resolution": 20}, "--resolution must be a multiple of 8 for these networks, got 20"),
-        ({"pretrained_autoencoder": "/no/such"}, "Model /no/such is no bundled name"),
+        ({"pretrained_autoencoder": "/no/such"}, "Model /no/such is neither a bundled name"),
         ({"pretrained_autoencoder": None, "pretrained_vae": "/no/such"}, "--pretrained_vae /no/such can't be loaded"),
     ],
 )

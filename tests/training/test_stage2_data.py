@@ -80,9 +80,9 @@ def test_held_out_images_are_encoded_in_batches(make_stage: Callable[..., Stage2
     sizes: list[int] = []
     encode = stage.autoencoder.encode
 
-    def counted(pixels: Tensor) -> Tensor:
+    def counted(pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         sizes.append(len(pixels))
-        return encode(pixels)
+        return encode(pixels, noise)
 
     stage.autoencoder.encode = counted  # type: ignore[method-assign]
     stage.args.num_validation_images = 10

@@ -22,13 +22,14 @@ from ul_tokenizer.cli import (
     reconstruct,
     train,
 )
+from ul_tokenizer.cli.help import Command, Group, example
 from ul_tokenizer.cli.reporting import reported
 
 PROGRAM = "ul-tokenizer"
-FASHION = "~/.cache/ul_tokenizer/fashion-mnist"
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,23 +43,24 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Example: ul-tokenizer reconstruct photo.jpg -o out")
+@app.callback(epilog=example("reconstruct photo.jpg -o out"))
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Encode images and videos to Unified Latents, decode them, and generate on such latents.
+    """Encode images and videos to Unified Latents, decode them, and generate new ones.
 
-    Results are written to files; tables and JSON go to standard output, messages to standard error. Nothing is
-    overwritten without --force. Exit status: 0 if at least one result was made, 1 if none could be, 2 for wrong usage,
-    130 after Ctrl-C.
+    Results are written to files. Tables and JSON go to standard output, messages to standard error. Nothing is
+    overwritten without --force. The exit status is 0 if there is at least one result, 1 if there is none, 2 for wrong
+    usage and 130 after Ctrl-C.
     """
 
 
-def _register(group: typer.Typer, command: Callable[..., None], example: str | None = None, name: str = "") -> None:
-    epilog = example and f"Example: {PROGRAM} {example}"
-    group.command(name or command.__name__.replace("_", "-"), epilog=epilog)(reported(command))
+def _register(group: typer.Typer, command: Callable[..., None], words: str, name: str = "") -> None:
+    """Adds a command, with an example of the words to type."""
+    name = name or command.__name__.replace("_", "-")
+    group.command(name, cls=Command, epilog=example(words))(reported(command))
 
 
 _register(app, encode.encode, "encode photos/ -o latents/")
@@ -68,31 +70,20 @@ _register(app, generate.generate, "generate --class sneaker --num 16 --guidance 
 _register(app, info.info, "info ul-photo-f8 --json")
 _register(app, encode_dataset.encode_dataset, "encode-dataset photos/ -o latents/ --resolution 256")
 
-_register(
-    evaluate.app,
-    evaluate.reconstruction,
-    "evaluate reconstruction photos/ --model ul-photo-f8 --model jpeg:30 --resolution 256",
-)
-_register(
-    evaluate.app,
-    evaluate.generation,
-    f"evaluate generation {FASHION}/test --train {FASHION}/train --model ul-fashion",
-)
-_register(evaluate.app, evaluate.prediction, "evaluate prediction videos/ --model my-base --clip-frames 16 --given 5")
+_register(evaluate.app, evaluate.reconstruction, "evaluate reconstruction photos/ --model ul-photo-f8 --steps 1,4")
+_register(evaluate.app, evaluate.generation, "evaluate generation photos/ --model ul-fashion -n 1000")
+_register(evaluate.app, evaluate.prediction, "evaluate prediction clips/ --model base --clip-frames 9 --given 5")
 _register(evaluate.app, evaluate_report.report, "evaluate report results/ -o report/")
 app.add_typer(evaluate.app)
 
-for _command in (
-    latents.info,
-    latents.verify,
-    latents.stats,
-    latents.merge,
-    latents.export,
-    latents.decode,
-    latents.push,
-    latents.pull,
-):
-    _register(latents.app, _command)
+_register(latents.app, latents.info, "latents info latents/")
+_register(latents.app, latents.verify, "latents verify latents/")
+_register(latents.app, latents.stats, "latents stats latents/ --model ul-photo-f8")
+_register(latents.app, latents.merge, "latents merge latents/ more-latents/ -o all-latents/")
+_register(latents.app, latents.export, "latents export latents/ -o shards/ --format webdataset")
+_register(latents.app, latents.decode, "latents decode latents/ -o sheet.png")
+_register(latents.app, latents.push, "latents push latents/ me/my-latents")
+_register(latents.app, latents.pull, "latents pull me/my-latents -o latents/")
 app.add_typer(latents.app)
 app.add_typer(train.app)
 

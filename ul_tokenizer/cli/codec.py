@@ -108,10 +108,10 @@ class LoadedModel:
             self.autoencoder.config.latent_logsnr
         ):
             raise ValueError(
-                f"Latent {path} was made by the model {made_by} and doesn't fit {self.name}; choose it with --model."
+                f"Latent {path} was made by the model {made_by} and doesn't fit {self.name}; pass its model as --model."
             )
         if metadata.get("weights_sha256") != self.weights_sha256:
-            self._warn(f"warning: latents that {made_by} made are decoded by other weights, those of {self.name}")
+            self._warn(f"warning: latents made by {made_by} are decoded by {self.name}, which has other weights")
         sizes = [metadata.get(key, "") for key in ("width", "height")]
         for size, side in zip(sizes, (latent.shape[-1], latent.shape[-2]), strict=True):
             if not size.isdecimal() or not 0 < int(size) <= side * self.ratio:

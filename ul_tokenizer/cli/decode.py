@@ -24,7 +24,7 @@ from ul_tokenizer.cli.options import (
 
 def decode(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", exists=True, help="A latent file that `encode` wrote, or a folder of them.")
+        Path, typer.Argument(metavar="IN", exists=True, help="A latent file (.safetensors), or a folder of them.")
     ],
     output: Output,
     model: Model = None,
@@ -37,7 +37,10 @@ def decode(
     tile: Tile = None,
     force: Force = False,
 ) -> None:
-    """Decode latents that `encode` wrote: latents/a.jpg.safetensors becomes OUT/a.jpg.png, or .mp4 for videos."""
+    """Decode latent files to images and videos.
+
+    latents/a.jpg.safetensors becomes OUT/a.jpg.png; videos end in .mp4.
+    """
     from ul_tokenizer.cli import tasks
     from ul_tokenizer.cli.tasks import FileTask, Kind
 

@@ -32,8 +32,9 @@ def encode(
 ) -> None:
     """Encode images and videos to latents: photos/a.jpg becomes OUT/a.jpg.safetensors.
 
-    Each file holds one tensor, `latent`, (channels, [frames,] height, width), without noise. Its metadata name the
-    model, the sha256 of its weights, and the size of the original and of the decoded picture.
+    Each file holds one tensor, `latent`, of shape (channels, height, width), or (channels, frames, height, width) for
+    videos. It has no noise. The metadata give the model, the sha256 of its weights, and the sizes of the original and
+    of the decoded picture.
     """
     from ul_tokenizer.cli import tasks
     from ul_tokenizer.cli.tasks import FileTask, Kind

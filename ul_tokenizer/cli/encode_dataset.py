@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ul_tokenizer.cli import flags
+from ul_tokenizer.cli.help import COMPUTATION, IMAGES, JOBS
 from ul_tokenizer.cli.options import (
     AsJson,
     BatchSize,
@@ -64,35 +65,69 @@ Source = Annotated[
     ),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder of the latent data set. An existing one is continued.")
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder of the latent data set. An existing one is continued."
+    ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Autoencoder: bundled name, folder or hub id.", show_default="ul-photo-f8; with --clip-frames ul-video"
+        metavar="NAME",
+        help="Autoencoder: bundled name, folder or hub id.",
+        show_default="ul-photo-f8; with --clip-frames ul-video",
     ),
 ]
 Crop = Annotated[
     CropChoice,
     typer.Option(
-        help="center cuts out a square, multiple crops to multiples of the compression ratio, none skips images whose "
-        "sides aren't such multiples."
+        metavar="NAME",
+        help="center cuts out a square. multiple crops both sides to multiples of the compression ratio. none crops "
+        "nothing, and skips images whose sides are not such multiples.",
+        rich_help_panel=IMAGES,
     ),
 ]
-StoreDtype = Annotated[Stored, typer.Option(help="What latents are stored in.")]
+StoreDtype = Annotated[
+    Stored,
+    typer.Option(metavar="NAME", help="Number format of the stored latents: float32, float16, bfloat16 or int8."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Processes that decode images; 0 uses threads.", show_default="0 on a CPU, else by the cores"
+        min=0,
+        metavar="N",
+        help="Processes that read and decode image files. 0 uses threads.",
+        show_default="0 on a CPU, else by the cores",
+        rich_help_panel=COMPUTATION,
     ),
 ]
-Flip = Annotated[bool, typer.Option("--flip", help="Also store the mirror image of each image.")]
-KeepDuplicates = Annotated[
-    bool, typer.Option("--keep-duplicates", help="Keep files that have the same content as another file.")
+Flip = Annotated[
+    bool, typer.Option("--flip", help="Also store the mirror image of each image.", rich_help_panel=IMAGES)
 ]
-MaxSkipFraction = Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 if a larger share is skipped.")]
-Rank = Annotated[int | None, typer.Option(min=0, help="Number of this job in an array; needs --world-size.")]
-WorldSize = Annotated[int | None, typer.Option(min=1, help="Number of jobs in the array; needs --rank.")]
+KeepDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--keep-duplicates",
+        help="Keep files that have the same content as another file.",
+        rich_help_panel=IMAGES,
+    ),
+]
+MaxSkipFraction = Annotated[
+    float, typer.Option(min=0, max=1, metavar="X", help="Exit with status 1 if a larger share is skipped.")
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Number of this job in an array, counted from 0. Needs --world-size.",
+        rich_help_panel=JOBS,
+    ),
+]
+WorldSize = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Number of jobs in the array. Needs --rank.", rich_help_panel=JOBS),
+]
 
 # ---------------------------------------------------------------- the command
 
@@ -126,9 +161,9 @@ def encode_dataset(
 ) -> None:
     """Encode a whole data set to latents, once for all trainings.
 
-    The same command continues an interrupted job. Under `accelerate launch` or `torchrun` (with
-    examples/encode_dataset.py) the processes share the work. Samples that can't be read are listed with a reason in
-    skipped.jsonl. Exit status: 0 if nothing or little was skipped, else 1.
+    Run the same command again to continue an interrupted job. Several processes share the work if you start
+    examples/encode_dataset.py with `accelerate launch` or `torchrun`. Samples that cannot be read are skipped and
+    listed, with the reason, in skipped.jsonl. The exit status is 1 if more than --max-skip-fraction were skipped.
     """
     from ul_tokenizer.latents import job
 

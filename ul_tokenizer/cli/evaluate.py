@@ -13,6 +13,7 @@ import typer
 
 from ul_tokenizer.cli.evaluation_tables import print_all
 from ul_tokenizer.cli.flags import in_flags
+from ul_tokenizer.cli.help import IMAGES, METRICS, SAMPLING, Group, example
 from ul_tokenizer.cli.lists import choices, numbers, texts
 from ul_tokenizer.cli.options import (
     DEFAULT_PIPELINE,
@@ -49,13 +50,13 @@ if TYPE_CHECKING:
     from ul_tokenizer.evaluation.samples import Crops
 
 _OLD = (
-    "evaluate has become a group of commands; write `ul-tokenizer evaluate generation TEST --train TRAIN --features "
+    "evaluate is now a group of commands; use `ul-tokenizer evaluate generation TEST --train TRAIN --features "
     "classifier:TRAIN,TEST …` for images of a model, and `ul-tokenizer evaluate reconstruction TEST …` in place of "
     "--reconstruction."
 )
 
 
-class _Group(typer.core.TyperGroup):
+class _Group(Group):
     """The group; the former single command is refused with its new spelling."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -68,7 +69,8 @@ class _Group(typer.core.TyperGroup):
 app = typer.Typer(
     name="evaluate",
     cls=_Group,
-    help="Measure reconstructions, generated images and predicted frames, each figure with its protocol.",
+    help="Measure reconstructions, generated images and predicted frames. Each figure comes with its protocol.",
+    epilog=example("evaluate reconstruction photos/ --model ul-photo-f8 --steps 1,4"),
     no_args_is_help=True,
 )
 
@@ -102,6 +104,7 @@ Models = Annotated[
     list[str],
     typer.Option(
         "--model",
+        metavar="NAME",
         help="What to measure; may be repeated. An autoencoder, ours or any of diffusers' (bundled name, folder or hub "
         "id), a codec at a quality (jpeg:30, webp:40, avif:35), or folder:PATH for reconstructions made elsewhere.",
     ),
@@ -110,12 +113,21 @@ CropOption = Annotated[
     CropChoice | None,
     typer.Option(
         "--crop",
-        help="Squares from the centre or from random places, or whole images.",
+        metavar="NAME",
+        help="Pixels to measure: a square from the center or from a random place, or none for whole images.",
         show_default="center with --resolution or --crop-size, else none",
+        rich_help_panel=IMAGES,
     ),
 ]
 CropSize = Annotated[
-    int | None, typer.Option(min=1, help="Side of the squares in pixels.", show_default="as --resolution")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Side of the squares in pixels.",
+        show_default="as --resolution",
+        rich_help_panel=IMAGES,
+    ),
 ]
 Num = Annotated[
     int | None,
@@ -123,52 +135,76 @@ Num = Annotated[
         "--num",
         "-n",
         min=1,
-        help="Images to measure, drawn by the seed; with random crops also more than there are.",
+        metavar="N",
+        help="Images to measure, drawn by the seed. With random crops, it can be more than there are.",
         show_default="all, once",
+        rich_help_panel=IMAGES,
     ),
 ]
 StepsList = Annotated[
     str | None,
     typer.Option(
         "--steps",
-        help="Decoding steps of our autoencoders; separate several by commas to measure each.",
+        metavar="N,…",
+        help="Decoding steps of our autoencoders. Separate several by commas to measure each.",
         show_default="set by the model",
     ),
 ]
 Latent = Annotated[
-    LatentChoice, typer.Option(help="Decode a sample of the latent's distribution, as in use, or its mode.")
+    LatentChoice,
+    typer.Option(metavar="NAME", help="Decode a sample of the latent's distribution, as in use, or its mode."),
 ]
 FeatureNames = Annotated[
     list[str] | None,
     typer.Option(
         "--features",
+        metavar="NAME",
         help="Network for distances; may be repeated: inception (FID), dinov2, efficientnet-lite0, "
         "classifier:TRAIN,TEST (trained on folders of labelled images), i3d (clips only), or none.",
         show_default="efficientnet-lite0",
+        rich_help_panel=METRICS,
     ),
 ]
 FeatureWeights = Annotated[
     list[str] | None,
-    typer.Option("--feature-weights", metavar="NAME=FILE", help="File with a network's weights; may be repeated."),
+    typer.Option(
+        "--feature-weights",
+        metavar="NAME=FILE",
+        help="File with a network's weights; may be repeated.",
+        rich_help_panel=METRICS,
+    ),
 ]
 References = Annotated[
     list[str] | None,
     typer.Option(
         "--reference",
         metavar="NAME=FILE",
-        help="File with a network's features of the real images, which is made if it doesn't exist; may be repeated.",
+        help="File with a network's features of the real images; may be repeated. It is created if needed.",
         show_default="a cache",
+        rich_help_panel=METRICS,
     ),
 ]
-Lpips = Annotated[str, typer.Option(help="Network of the perceptual distance LPIPS: alex, vgg or none.")]
+Lpips = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Network of the perceptual distance LPIPS: alex, vgg or none.", rich_help_panel=METRICS
+    ),
+]
 Mosaic = Annotated[
     bool,
     typer.Option(
-        "--mosaic", help="Codecs compress each batch as one picture, so that headers of small files hardly count."
+        "--mosaic",
+        help="Let codecs compress each batch as one picture, so that headers of small files hardly count.",
+        rich_help_panel=METRICS,
     ),
 ]
 ForceFd = Annotated[
-    bool, typer.Option("--force-fd", help="Compute Fréchet distances of fewer images than there are features, too.")
+    bool,
+    typer.Option(
+        "--force-fd",
+        help="Compute Fréchet distances even of fewer images than the network has features.",
+        rich_help_panel=METRICS,
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -176,13 +212,19 @@ Output = Annotated[
         "--output",
         "-o",
         file_okay=False,
-        help="Folder for results: a JSON file each, with pictures. What is there is not measured again, and a killed "
-        "job is continued.",
+        metavar="FOLDER",
+        help="Folder for the results: one JSON file each, with pictures. Results that are there are not measured "
+        "again, and an interrupted job is continued.",
         show_default="keep nothing",
     ),
 ]
 DropDuplicates = Annotated[
-    bool, typer.Option("--drop-duplicates", help="Leave out files that have the same content as another file.")
+    bool,
+    typer.Option(
+        "--drop-duplicates",
+        help="Leave out files that have the same content as another file.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 
 
@@ -239,7 +281,19 @@ _FLAGS = {
 }
 _ALIKE = (
     *("model", "images", "train", "resolution", "crop", "crop_size", "seed", "steps", "features", "feature_weights"),
-    *("lpips", "batch_size", "latent", "clip_frames", "clip_stride", "clip_fps", "solver", "decode", "image_column"),
+    *(
+        "prompts",
+        "caption_column",
+        "lpips",
+        "batch_size",
+        "latent",
+        "clip_frames",
+        "clip_stride",
+        "clip_fps",
+        "solver",
+        "decode",
+        "image_column",
+    ),
     "device",
 )
 
@@ -285,11 +339,11 @@ def reconstruction(
     dtype: ComputeDtype = Dtype.float32,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how faithfully autoencoders and codecs give images or clips back.
+    """Measure how faithfully autoencoders and codecs reconstruct images or clips.
 
-    All are measured on the same pixels, rounded to 8 bits. Prints PSNR in two means, SSIM, MS-SSIM, LPIPS, distances
-    between features beside their floor, bits per pixel, seconds and memory, with 95 % intervals over images. Networks
-    that are not installed are named, and everything else is measured. For several processes use
+    All of them are measured on the same pixels, rounded to 8 bits. Prints PSNR in two means, SSIM, MS-SSIM, LPIPS,
+    distances between features beside their floor, bits per pixel, seconds and memory, with 95 % intervals over images.
+    A network that is not installed is named, and the other figures are measured. To use several processes, start
     `accelerate launch -m ul_tokenizer evaluate …`.
     """
     with _in_flags():
@@ -341,6 +395,7 @@ Real = Annotated[
 Generator = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         help="Pipeline: a bundled name, a folder or a hub id, tried in this order. With --prior it can also be an "
         "autoencoder that has a prior.",
         show_default=f"{DEFAULT_PIPELINE}, unless --images is given",
@@ -348,26 +403,64 @@ Generator = Annotated[
 ]
 Images = Annotated[
     str | None,
-    typer.Option(help="Images that another generator wrote, in place of a model: a folder, .tar or .parquet."),
+    typer.Option(
+        metavar="PATH",
+        help="Images that another generator wrote, in place of a model: a folder, .tar or .parquet.",
+    ),
 ]
 Train = Annotated[
     str | None,
-    typer.Option(help="Real training images, which give the floor of distances and show what is memorised."),
+    typer.Option(
+        metavar="DATA",
+        help="Real training images. They give the floor of the distances and show what is memorised.",
+    ),
 ]
-NumDrawn = Annotated[int, typer.Option("--num", "-n", min=2, help="Images to draw for each result.")]
-Solvers = Annotated[str, typer.Option("--solver", help=f"{SOLVER_HELP} {LISTS}")]
-SampleSteps = Annotated[str, typer.Option("--steps", help=f"{STEPS_HELP} {LISTS}")]
-Scales = Annotated[str, typer.Option("--guidance", help=f"{GUIDANCE_HELP} {LISTS}")]
+NumDrawn = Annotated[int, typer.Option("--num", "-n", min=2, metavar="N", help="Images to draw for each result.")]
+Solvers = Annotated[
+    str, typer.Option("--solver", metavar="NAME,…", help=f"{SOLVER_HELP} {LISTS}", rich_help_panel=SAMPLING)
+]
+SampleSteps = Annotated[
+    str, typer.Option("--steps", metavar="N,…", help=f"{STEPS_HELP} {LISTS}", rich_help_panel=SAMPLING)
+]
+Scales = Annotated[
+    str, typer.Option("--guidance", metavar="X,…", help=f"{GUIDANCE_HELP} {LISTS}", rich_help_panel=SAMPLING)
+]
 Decode = Annotated[
     str,
     typer.Option(
-        help="Latent that is decoded: z0, the sample with its noise, as in use; clean or scaled-clean, an estimate "
-        f"without noise, for comparison. {LISTS}"
+        metavar="NAME,…",
+        help="Latent to decode. z0 is the sample with its noise, as in use. clean and scaled-clean are estimates "
+        f"without noise, for comparison. {LISTS}",
+        rich_help_panel=SAMPLING,
     ),
 ]
-Unconditional = Annotated[bool, typer.Option("--unconditional", help="Draw images without asking for a class.")]
+Unconditional = Annotated[
+    bool,
+    typer.Option(
+        "--unconditional",
+        help="Draw images without asking for a class or giving a text.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+PromptData = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="DATA",
+        help="Data set whose captions are the prompts of a model of captions, and whose classes are requested with "
+        "them if the model has classes too; none asks for classes only.",
+        show_default="REAL, if the model takes texts",
+        rich_help_panel=SAMPLING,
+    ),
+]
+CaptionColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the captions.", rich_help_panel=SAMPLING)]
 Prior = Annotated[
-    bool, typer.Option("--prior", help="Draw with the autoencoder's stage-1 prior instead of the base model.")
+    bool,
+    typer.Option(
+        "--prior",
+        help="Draw with the autoencoder's stage-1 prior instead of the base model.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 
 
@@ -386,6 +479,8 @@ def generation(
     decoder_steps: DecoderSteps = None,
     decode: Decode = "z0",
     unconditional: Unconditional = False,
+    prompts: PromptData = None,
+    caption_column: CaptionColumn = "caption",
     prior: Prior = False,
     resolution: Resolution = None,
     crop: CropOption = None,
@@ -409,7 +504,8 @@ def generation(
 
     Prints Fréchet distances and KID beside their floor, precision, recall, density and coverage. With a classifier
     among the --features also the accuracy, the part of the images that show the class asked for. With --train also how
-    many images are nearer to a training image than real test images are.
+    many images are nearer to a training image than real test images are. Models of captions draw images for the
+    captions of REAL or of --prompts.
     """
     drawing: dict[str, Any] = {
         "num_images": num,
@@ -420,7 +516,8 @@ def generation(
     }
     with _in_flags():
         samplings = _samplings(solver, steps, guidance, decode, drawing)
-        _check_images(images, model, revision, prior, samplings)
+        _check_images(images, model, revision, prior, samplings, prompts)
+        _check_prompts(prompts, unconditional, prior)
         networks = _networks(features, feature_weights, reference)
         from ul_tokenizer.evaluation.job import evaluate_generation
 
@@ -431,6 +528,8 @@ def generation(
             train=train,
             samplings=samplings if images is None else None,
             prior=prior,
+            prompts=prompts,
+            caption_column=caption_column,
             crops=_crops(resolution, crop, crop_size, None, 0),  # real images stay the same for all seeds
             **networks,
             force_fd=force_fd,
@@ -455,7 +554,7 @@ def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict
     require(shared["guidance_interval"] is None or is_guided, "--guidance-low and --guidance-high need --guidance.")
     require(
         not (shared["unconditional"] and is_guided),
-        "--guidance can't be used with --unconditional: it needs a class.",
+        "--guidance can't be used with --unconditional: it needs a class or a text.",
     )
     from ul_tokenizer.evaluation.drawing import Sampling
 
@@ -472,28 +571,43 @@ def _samplings(solver: str, steps: str, guidance: str, decode: str, shared: dict
 
 
 def _check_images(
-    images: str | None, model: str | None, revision: str | None, prior: bool, samplings: Sequence[Sampling]
+    images: str | None,
+    model: str | None,
+    revision: str | None,
+    prior: bool,
+    samplings: Sequence[Sampling],
+    prompts: str | None,
 ) -> None:
-    """Refuses options of drawing for images that are there already."""
+    """Refuses options for drawing images if the images are given."""
     from ul_tokenizer.evaluation.drawing import Sampling
 
     is_drawing = prior or list(samplings) != [Sampling(solver=DEFAULT_SOLVER.value)]
     require(images is None or model is None, "--model and --images can't be used together.")
     require(
-        images is None or not (is_drawing or revision),
-        "--images can't be used with options of drawing, such as --num, --steps or --prior: they are drawn already.",
+        images is None or not (is_drawing or revision or prompts),
+        "--images can't be used with options for drawing images, such as --num, --steps or --prior.",
     )
+
+
+def _check_prompts(prompts: str | None, unconditional: bool, prior: bool) -> None:
+    require(not (unconditional and prompts), "--prompts can't be used with --unconditional.")
+    require(not (prior and prompts), "--prompts can't be used with --prior: a stage-1 prior takes no text.")
 
 
 # ---------------------------------------------------------------- prediction
 
-Given = Annotated[int, typer.Option("--given", min=1, help="Frames of each clip that the model sees.")]
-WholeClips = Annotated[int, typer.Option("--clip-frames", min=2, help="Frames of a clip, given ones included.")]
+Given = Annotated[int, typer.Option("--given", min=1, metavar="N", help="Frames of each clip that the model sees.")]
+WholeClips = Annotated[
+    int, typer.Option("--clip-frames", min=2, metavar="N", help="Frames of a clip, including the given ones.")
+]
+
+OneSolver = Annotated[Solver, typer.Option(metavar="NAME", help=SOLVER_HELP, rich_help_panel=SAMPLING)]
+OneCount = Annotated[int, typer.Option(min=1, metavar="N", help=STEPS_HELP, rich_help_panel=SAMPLING)]
 
 
 def prediction(
     data: Data,
-    model: Annotated[str, typer.Option(help="Pipeline of clips: a folder or a hub id.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Pipeline of clips: a folder or a hub id.")],
     clip_frames: WholeClips,
     given: Given,
     revision: Revision = None,
@@ -502,8 +616,8 @@ def prediction(
     crop_size: CropSize = None,
     num: Num = None,
     seed: Seed = 0,
-    solver: Annotated[Solver, typer.Option(help=SOLVER_HELP)] = DEFAULT_SOLVER,
-    steps: Annotated[int, typer.Option(min=1, help=STEPS_HELP)] = 32,
+    solver: OneSolver = DEFAULT_SOLVER,
+    steps: OneCount = 32,
     decoder_steps: DecoderSteps = None,
     features: FeatureNames = None,
     feature_weights: FeatureWeights = None,
@@ -521,7 +635,7 @@ def prediction(
 ) -> None:
     """Measure how a model continues clips: it sees the first frames and predicts the rest.
 
-    PSNR, SSIM and flicker are those of the predicted frames. Distances between features are those of whole clips.
+    PSNR, SSIM and flicker are measured on the predicted frames, distances between features on whole clips.
     """
     require(given < clip_frames, f"--given must be less than --clip-frames {clip_frames}, got {given}.")
     with _in_flags():

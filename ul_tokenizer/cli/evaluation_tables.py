@@ -180,6 +180,7 @@ def _notes(results: Sequence[Result]) -> list[str]:
         if named := result["nonfinite"]:
             others = f" and {len(named) - 1} more" if len(named) > 1 else ""
             lines.append(f"{label_of(result)}: no mean is given, since results are not finite: {named[0]}{others}")
+        lines += _memorised(result)
     refused = {
         entry[kind].get("refused")
         for row in _by_net(results)
@@ -188,6 +189,17 @@ def _notes(results: Sequence[Result]) -> list[str]:
     }
     reasons = [*sorted(filter(None, refused)), *dict.fromkeys(line for result in results for line in result["missing"])]
     return lines + [f"not measured: {reason}" for reason in reasons]
+
+
+def _memorised(result: Result) -> list[str]:
+    """How many generated images are suspiciously near to a training image."""
+    found = result["metrics"].get("memorisation") or {}
+    if found.get("value") is None or "count" not in found:  # older results have no count
+        return []
+    return [
+        f"{label_of(result)}: {found['count']:,} of {result['protocol']['num_generated']:,} images are nearer to a "
+        "training image than 99 % of the real images are"
+    ]
 
 
 def _protocol(result: Result) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ul_tokenizer.cli.help import CLIPS, SAMPLING
 from ul_tokenizer.cli.options import (
     DEFAULT_PIPELINE,
     DEFAULT_SOLVER,
@@ -35,46 +36,88 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
+        metavar="PATH",
         help="A .png file for a grid of images, an .mp4 file for clips, or a folder for single images.",
     ),
 ]
 Pipeline = Annotated[
-    str, typer.Option("--model", help="Pipeline: a bundled name, a folder or a hub id, tried in this order.")
+    str,
+    typer.Option(
+        "--model", metavar="NAME", help="Pipeline: a bundled name, a folder or a hub id, tried in this order."
+    ),
 ]
 Classes = Annotated[
     list[str] | None,
     typer.Option(
-        "--class", help="Number or name of a class. Repeat the option for several classes.", show_default="no class"
+        "--class",
+        metavar="NAME",
+        help="Number or name of a class. Repeat the option for several classes.",
+        show_default="no class",
     ),
 ]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
-        "--prompt", help="Text for models of captions. Repeat the option for several texts.", show_default="no text"
+        "--prompt",
+        metavar="TEXT",
+        help="Text, for models that were trained on captions. Repeat the option for several texts.",
+        show_default="no text",
     ),
 ]
-Num = Annotated[int, typer.Option("--num", "-n", min=1, help="Images or clips of each class and text.")]
-Steps = Annotated[int, typer.Option(min=1, help=STEPS_HELP)]
-Guidance = Annotated[float, typer.Option(min=0, help=f"{GUIDANCE_HELP} Needs --class or --prompt.")]
-SolverChoice = Annotated[Solver, typer.Option(help=SOLVER_HELP)]
-Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.", show_default="as in training")]
-Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.", show_default="as in training")]
+Num = Annotated[int, typer.Option("--num", "-n", min=1, metavar="N", help="Images or clips of each class and text.")]
+Steps = Annotated[int, typer.Option(min=1, metavar="N", help=STEPS_HELP, rich_help_panel=SAMPLING)]
+Guidance = Annotated[
+    float,
+    typer.Option(min=0, metavar="X", help=f"{GUIDANCE_HELP} Needs --class or --prompt.", rich_help_panel=SAMPLING),
+]
+SolverChoice = Annotated[Solver, typer.Option(metavar="NAME", help=SOLVER_HELP, rich_help_panel=SAMPLING)]
+Height = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Height in pixels.", show_default="as in training", rich_help_panel=SAMPLING),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Width in pixels.", show_default="as in training", rich_help_panel=SAMPLING),
+]
 Frames = Annotated[
     int | None,
-    typer.Option(min=1, help="Clips only: number of frames to generate.", show_default="as in training"),
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Clips only: number of frames to generate.",
+        show_default="as in training",
+        rich_help_panel=CLIPS,
+    ),
 ]
 Context = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="Clips only: a video that the clips continue.")
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        help="Clips only: a video that the clips continue.",
+        rich_help_panel=CLIPS,
+    ),
 ]
 Given = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Number of frames from the end of --context that the clips continue.", show_default=str(GIVEN)
+        min=1,
+        metavar="N",
+        help="Number of frames from the end of --context that the clips continue.",
+        show_default=str(GIVEN),
+        rich_help_panel=CLIPS,
     ),
 ]
 ClipFps = Annotated[
     float | None,
-    typer.Option(min=0.01, help="Clips only: frames per second.", show_default="those of --context, or 10"),
+    typer.Option(
+        min=0.01,
+        metavar="X",
+        help="Clips only: frames per second.",
+        show_default="those of --context, or 10",
+        rich_help_panel=CLIPS,
+    ),
 ]
 
 

@@ -11,27 +11,35 @@ import typer
 from rich.table import Table
 
 from ul_tokenizer.cli import options
+from ul_tokenizer.cli.help import Group, example
 from ul_tokenizer.cli.reporting import print_results, print_table, require
 
 if TYPE_CHECKING:
     from ul_tokenizer.hub.upload import Target
 
-app = typer.Typer(name="hub", help="List the models on this machine.", no_args_is_help=True)
+app = typer.Typer(
+    name="hub", cls=Group, help="List the models on this machine.", epilog=example("hub list"), no_args_is_help=True
+)
 
 Repo = Annotated[
     str, typer.Argument(metavar="REPO", help="Hub repository: owner/name, or just the name for one of yours.")
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch to push to, made if needed.", show_default="main")]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Branch to push to. It is created if needed.", show_default="main"),
+]
 Private = Annotated[
     bool | None,
     typer.Option("--private/--public", help="Who can see a new repository.", show_default="the hub's setting"),
 ]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
 Message = Annotated[
-    str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default="Upload REPO")
+    str | None,
+    typer.Option("--message", "-m", metavar="TEXT", help="Message of the commit.", show_default="Upload REPO"),
 ]
 Licence = Annotated[
-    str | None, typer.Option("--license", help="License of a new card by its hub name, e.g. apache-2.0.")
+    str | None,
+    typer.Option("--license", metavar="NAME", help="License for a new card, as the hub names it, e.g. apache-2.0."),
 ]
 
 
@@ -39,7 +47,9 @@ def push(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A model's folder, or a bundled name.")],
     repo: Repo,
     revision: Revision = None,
-    subfolder: Annotated[str | None, typer.Option(help="Folder in the repository to push to, without a card.")] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Folder in the repository to push to, without a card.")
+    ] = None,
     private: Private = None,
     create_pr: CreatePr = False,
     message: Message = None,
@@ -47,8 +57,8 @@ def push(
 ) -> None:
     """Push a model to the hub: weights, configs and a card in one commit.
 
-    The folder of a training can be pushed as it is; checkpoints, samples and logs are left out. Log in with
-    `hf auth login`, or set HF_TOKEN.
+    The folder of a training can be pushed as it is: checkpoints, samples and logs are left out. Log in with
+    `hf auth login` before, or set HF_TOKEN.
     """
     require(license is None or subfolder is None, "--license can't be used with --subfolder, which pushes no card.")
     from ul_tokenizer.hub.upload import Target
@@ -74,9 +84,9 @@ def pull(
     output: options.NewFolder,
     revision: options.Revision = None,
 ) -> None:
-    """Fetch a model into a folder: the files of one commit, compared with the repository's hashes.
+    """Download a model into a folder: the files of one commit, verified against the repository's hashes.
 
-    Only safetensors, configs and cards are fetched, neither pickled weights nor code.
+    Only safetensors files, configs and cards are downloaded, but no pickled weights and no code.
     """
     from ul_tokenizer.hub.download import fetch
     from ul_tokenizer.models.loading import check_hub_id
@@ -98,7 +108,7 @@ def pull(
 
 
 def list_models(as_json: options.AsJson = False) -> None:
-    """List the models that load without a network: bundled ones, and models of this library in the hub's cache."""
+    """List the models that load without a network: bundled models, and those in the hub's cache."""
     from ul_tokenizer.publish import listing
 
     models = listing.list_models()

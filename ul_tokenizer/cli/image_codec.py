@@ -23,6 +23,7 @@ from ul_tokenizer.evaluation.measures.metrics import psnr_of_mean_mse
 from ul_tokenizer.files import whole_file
 from ul_tokenizer.media.images import fit_to_multiple, read_image
 from ul_tokenizer.media.pixels import frame_to_float, to_image
+from ul_tokenizer.models.any_autoencoder import check_deterministic
 from ul_tokenizer.models.latent_distribution import LatentDistribution
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 
@@ -85,6 +86,7 @@ class ImageCodec:
         """(1, 3, H, W) in [−1, 1] → z_clean (1, c, h, w), fp32."""
         self.model.set_tiling(*pixels.shape[-2:])
         autoencoder = self.model.autoencoder
+        check_deterministic(autoencoder)
         latent: Tensor = autoencoder.encode(pixels.to(autoencoder.device)).latent
         return latent.float()
 

@@ -17,7 +17,7 @@ def info(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a model: parameters, compression, size in bytes, location, and the figures in its card."""
+    """Describe a model: parameters, compression, size in bytes, location, license and the figures in its card."""
     facts = describe(model, revision)
     if as_json:
         print_results([facts], totals={"bytes": facts["bytes"]})

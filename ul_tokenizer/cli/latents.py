@@ -14,12 +14,15 @@ import typer
 from rich.table import Table
 
 from ul_tokenizer.cli import hub
+from ul_tokenizer.cli.help import Group, example
 from ul_tokenizer.cli.options import AsJson, DecodingSteps, Force, NewFolder, Revision
 from ul_tokenizer.cli.reporting import print_facts, print_results, print_table, require
 
 app = typer.Typer(
     name="latents",
+    cls=Group,
     help="Describe, check, merge, export and decode latent data sets.",
+    epilog=example("latents info latents/"),
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -48,11 +51,14 @@ def info(data: Folder, as_json: AsJson = False) -> None:
 def verify(
     data: Local,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove damaged shards; the job that made them makes them again.")
+        bool, typer.Option("--repair", help="Remove damaged shards. Run the encoding job again to replace them.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte and compare it with the manifests. Exit status: 0 if the data set is whole, else 1."""
+    """Read every byte and compare it with the manifests.
+
+    The exit status is 1 if the data set is damaged or incomplete.
+    """
     from ul_tokenizer.latents import integrity
 
     problems = integrity.repair(data) if repair else integrity.verify(data)
@@ -70,23 +76,32 @@ def stats(
     data: Folder,
     model: Annotated[
         str | None,
-        typer.Option(help="Autoencoder whose prior gives the bits per image.", show_default="no bits"),
+        typer.Option(metavar="NAME", help="Autoencoder whose prior gives the bits per image.", show_default="no bits"),
     ] = None,
     num: Annotated[
         int | None,
         typer.Option(
-            "--num", "-n", min=1, help="Number of samples for the bits; needs --model.", show_default=str(BITS_SAMPLES)
+            "--num",
+            "-n",
+            min=1,
+            metavar="N",
+            help="Number of samples for the bits. Needs --model.",
+            show_default=str(BITS_SAMPLES),
         ),
     ] = None,
     write_config: Annotated[
         Path | None,
         typer.Option(
-            "--write-config", exists=True, file_okay=False, help="Write mean and std into this autoencoder's config."
+            "--write-config",
+            exists=True,
+            file_okay=False,
+            metavar="FOLDER",
+            help="Write mean and std into the config of the autoencoder in this folder.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print exact mean, standard deviation and extremes per channel, and with --model bits per image."""
+    """Print the exact mean, standard deviation and extremes of each channel, and with --model bits per image."""
     require(num is None or model is not None, "--num needs --model, whose prior gives the bits.")
     from ul_tokenizer.latents.dataset import LatentDataset
 
@@ -139,7 +154,9 @@ def _write_statistics(folder: Path, values: dict[str, Any]) -> None:
 
 
 def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="DATA…", exists=True, file_okay=False, help="Data sets.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="DATA…", exists=True, file_okay=False, help="Latent data sets.")
+    ],
     output: NewFolder,
 ) -> None:
     """Merge data sets that the same autoencoder made with the same settings."""
@@ -163,9 +180,14 @@ class Form(str, enum.Enum):
 def export(
     data: Folder,
     output: NewFolder,
-    form: Annotated[Form, typer.Option("--format", help="webdataset and parquet need the extra 'data'.")],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format", metavar="NAME", help="webdataset, parquet or npy. The first two need the extra 'data'."
+        ),
+    ],
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Write (z − mean) / std by the data set's own statistics.")
+        bool, typer.Option("--normalize", help="Write (z − mean) / std, with the data set's own statistics.")
     ] = False,
 ) -> None:
     """Write latents and columns in a format that other libraries read."""
@@ -186,18 +208,26 @@ def decode(
         typer.Option(
             "--output",
             "-o",
-            help="A .png file (of clips it shows the first, middle and last frame), or for clips an .mp4 file.",
+            metavar="FILE",
+            help="A .png file, or an .mp4 file for clips. In a .png file, a clip is shown as three of its frames.",
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="The autoencoder: bundled name, folder or hub id.", show_default="the header's")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The autoencoder: bundled name, folder or hub id.",
+            show_default="the one that made the data set",
+        ),
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples, drawn at random.")] = 16,
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, metavar="N", help="Number of samples, drawn at random.")
+    ] = 16,
     steps: DecodingSteps = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of all noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the choice of samples and of all noise.")] = 0,
     force: Force = False,
 ) -> None:
-    """Decode some samples and show them side by side, to see what a data set holds.
+    """Decode some samples and show them side by side, to see what a data set contains.
 
     The autoencoder must have exactly the weights that made the latents.
     """

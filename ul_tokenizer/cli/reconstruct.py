@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ul_tokenizer.cli.help import VIDEOS
 from ul_tokenizer.cli.options import (
     AsJson,
     ComputeDtype,
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from ul_tokenizer.cli.video_codec import VideoReconstruction, VideoTotals
     from ul_tokenizer.media.images import Skipped
 
-Audio = Annotated[bool, typer.Option("--audio", help="Videos only: copy the sound into the result.")]
+Audio = Annotated[
+    bool,
+    typer.Option("--audio", help="Videos only: copy the sound into the result.", rich_help_panel=VIDEOS),
+]
 
 
 def reconstruct(
@@ -55,11 +59,11 @@ def reconstruct(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode and decode images and videos: OUT/a.jpg.png shows the original beside its reconstruction.
+    """Encode and decode images and videos, and show each original beside its reconstruction.
 
-    Prints PSNR over the original's area, bits per pixel and seconds. The bits are the upper bound that the model's
-    prior gives for the latent, summed over pieces: at most 512 x 512 pixels of an image, or 16 x 16 x 4 latents of a
-    video.
+    The result of photos/a.jpg is OUT/a.jpg.png; that of a video ends in .mp4. Prints PSNR, bits per pixel and seconds.
+    The bits are an upper bound, which the model's prior gives. Large inputs are measured in pieces, whose bits are
+    added up: at most 512 x 512 pixels of an image, or 16 x 16 x 4 latents of a video.
     """
     from ul_tokenizer.cli import tasks
     from ul_tokenizer.cli.tasks import FileTask, Kind

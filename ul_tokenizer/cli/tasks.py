@@ -84,7 +84,7 @@ def find_latents(source: Path) -> FoundFiles:
         images, skipped = find_images(source)
         found = sorted([*images, *(skip.path for skip in skipped)])
         files = [path for path in found if path.suffix == LATENT_SUFFIX]
-        others = [Skipped(path, f"it is no {LATENT_SUFFIX} file") for path in found if path.suffix != LATENT_SUFFIX]
+        others = [Skipped(path, f"it is not a {LATENT_SUFFIX} file") for path in found if path.suffix != LATENT_SUFFIX]
     return FoundFiles({path: Kind.video if is_video_latent(path) else Kind.image for path in files}, others)
 
 
@@ -179,7 +179,9 @@ def _target(path: Path, suffix: str) -> Path:
 
 def _check(plan: Plan, source: Path, force: bool) -> None:
     if not plan.jobs:
-        raise ValueError(f"IN must hold at least one file to work on, got {source} with {len(plan.skipped)} others.")
+        raise ValueError(
+            f"IN must hold at least one file of a known kind, got {source} with {len(plan.skipped)} others."
+        )
     sources = {job.source.resolve() for job in plan.jobs}
     taken = [job.target for job in plan.jobs if job.target.exists()]
     for target in taken:
@@ -191,7 +193,7 @@ def _check(plan: Plan, source: Path, force: bool) -> None:
     for target in {job.target for job in plan.jobs}:
         blocking = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
         if blocking is not None:
-            raise ValueError(f"--output needs {blocking} to be a folder, which is a file.")
+            raise ValueError(f"--output must lie in a folder, but {blocking} is a file.")
 
 
 # ---------------------------------------------------------------- walking over them

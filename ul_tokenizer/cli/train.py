@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from ul_tokenizer.cli.help import Group, example
 from ul_tokenizer.training.command import DESCRIPTIONS, Target, run_command
 from ul_tokenizer.training.recipes import describe_recipes
 
 app = typer.Typer(
     name="train",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,7 +28,7 @@ def _list_recipes(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Example: ul-tokenizer train autoencoder --config ul-photo-f8 --train_data_dir photos/")
+@app.callback(epilog=example("train autoencoder --config ul-photo-f8 --train_data_dir photos/"))
 def _root(
     list_recipes: Annotated[
         bool,
@@ -35,8 +37,9 @@ def _root(
 ) -> None:
     """Train an autoencoder or a base model, or distil a decoder.
 
-    Flags may be written in snake_case or in kebab-case. To train in several processes, use
-    `accelerate launch -m ul_tokenizer.train` or `torchrun -m ul_tokenizer.train` instead of `ul-tokenizer train`.
+    Each command explains its own arguments with --help. Flags can be written in snake_case or in kebab-case. To train
+    in several processes, start `accelerate launch -m ul_tokenizer.train` or `torchrun -m ul_tokenizer.train` instead of
+    `ul-tokenizer train`.
     """
 
 

@@ -170,7 +170,10 @@ class VideoCodec:
             yield alpha.to(z) * z + sigma.to(z) * noise
 
     def bits(self, latents: Sequence[Tensor], prior: UnifiedLatentsTransformer) -> float:
-        """Bound on the bits in a video's latents, a sum over pieces, as attention grows with their square."""
+        """Bound on the bits in a video's latents, pieces z_clean (B, c, t, h, w).
+
+        It is a sum over smaller pieces, since the prior's attention grows with the square of their size.
+        """
         schedule = LogSNRSchedule(self.model.autoencoder.config.latent_logsnr, -10.0, "linear")
         generator = torch.Generator().manual_seed(0)
         total = 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class SigmoidWeighting:
     weight that it has at λ_f, so that few-step decoding, which starts there, is trained. The factor is undone in
     the gradient that reaches z_0 (`scale_gradient`): each level's optimal decoder and the encoder's trade-off
     between bits and distortion stay those of the plain loss.
+
+    Raises:
+        ValueError: a loss factor that is not positive.
     """
 
     loss_factor: float = 1.5  # c_lf
@@ -54,6 +57,62 @@ class SigmoidWeighting:
 
 
 @dataclass(frozen=True)
+class RandomLatentLevel:
+    """λ_z(0) drawn for each sample from a truncated logistic distribution: single-stage training (Appendix B, b).
+
+    The prior's bound then has the weight P(λ_z(0) > λ), nearly the sigmoid weighting of a base model, so that one
+    model can be the prior and the generator. The decoder is conditioned on the level (`latent_logsnr_min`).
+    """
+
+    bias: float  # b_z, where the untruncated distribution has its median
+    low: float  # the noisiest level
+    high: float  # the cleanest, λ_z(0) of the prior
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}.")
+
+    def _cdf(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(logsnr - self.bias)
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self._cdf(torch.full_like(like, self.low)), self._cdf(torch.full_like(like, self.high))
+
+    def level(self, u: Tensor) -> Tensor:
+        """λ_z(0) of uniform numbers in [0, 1], any shape: the inverse of the distribution function."""
+        first, last = self._ends(u)
+        return (self.bias + torch.logit(first + u * (last - first))).clamp(self.low, self.high)
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        """P(λ_z(0) > λ), shaped like `logsnr`: 1 below `low` and 0 at `high`."""
+        first, last = self._ends(logsnr)
+        return ((last - self._cdf(logsnr)) / (last - first)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What stage 1 changes of the paper's objective, for its ablations; the defaults change nothing.
+
+    * `latent_cost="prior"`: the encoder pays the diffusion prior's loss L_z.
+    * `latent_cost="normal"`: no gradient of the prior reaches the encoder, which pays
+      `kl_weight` · KL[q(z_0 | x) ‖ N(0, I)] instead. A weight of 1 is the paper's "normal prior" (Table 5: 0.39 against
+      0.079 bits), a small one its stop-gradient with a weak KL (Table 6 A: gFID 7.80 against 1.54). The diffusion prior
+      is trained all the same and measures the bits.
+    * `reconstruction="mse"`: the decoder takes a single step, from its noisiest level, under a Gaussian likelihood of
+      variance e^{−b} / c_lf (Table 5: rFID 1.1 against 0.86). A diffusion decoder may be trained afterwards, alone.
+    """
+
+    latent_cost: Literal["prior", "normal"] = "prior"
+    kl_weight: float = 1.0
+    reconstruction: Literal["diffusion", "mse"] = "diffusion"
+    latent_level: RandomLatentLevel | None = None  # None: always the prior's λ_z(0)
+
+    def __post_init__(self) -> None:
+        if not self.kl_weight > 0:
+            raise ValueError(f"kl_weight must be positive, got {self.kl_weight}.")
+
+
+@dataclass(frozen=True)
 class UnifiedLatentsLoss:
     """The terms of L = L_z + L_x, each in nats per sample."""
 
@@ -61,15 +120,24 @@ class UnifiedLatentsLoss:
     terminal_kl: Tensor  # (B,)  KL[N(α₁ z_clean, σ₁²) ‖ N(0, I)]
     decoder: Tensor  # (B,)  c_lf · E_t[½ (−dλ/dt) sigmoid(b − λ) ‖ε − ε̂‖²] of the pixels
     decoder_boosted: Tensor  # (B,)  the same with the boost: what is minimised, equal to `decoder` without one
+    variance_gain: Tensor | float = 0.0  # (B,)  ½ Σ ln(σ_z² e^{λ_z(0)} + 1), if the encoder learns its variance σ_z²
+    # (B,)  kl_weight · KL[q(z_0 | x) ‖ N(0, I)], if the encoder pays it; L_z then has no gradient for the encoder
+    latent_kl: Tensor | None = None
 
     @property
     def latent(self) -> Tensor:
         """L_z (B,): upper bound on the information in z_0, in nats."""
-        return self.prior + self.terminal_kl
+        return self.prior + self.terminal_kl - self.variance_gain
 
     def total(self, divisor: float, prior_weight: float | Tensor = 1.0) -> Tensor:
-        """Scalar to minimise: batch mean of (prior_weight · L_z + L_x) / divisor, one divisor for both."""
-        return ((prior_weight * self.latent + self.decoder_boosted) / divisor).mean()
+        """Scalar to minimise, (), one divisor for all terms.
+
+        The batch mean of (prior_weight · L_z + L_x) / divisor; if the encoder pays a KL instead of L_z, that of
+        (L_z + prior_weight · KL + L_x) / divisor.
+        """
+        if self.latent_kl is None:
+            return ((prior_weight * self.latent + self.decoder_boosted) / divisor).mean()
+        return ((self.latent + prior_weight * self.latent_kl + self.decoder_boosted) / divisor).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -86,7 +154,19 @@ def stratified_times(batch_size: int, generator: torch.Generator | None = None) 
 
 
 def diffuse(clean: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """x_t = α x + σ ε in fp32; `logsnr` is (B,), the others (B, …)."""
+    """x_t = α x + σ ε in fp32.
+
+    Args:
+        clean: x, (B, …), any float dtype.
+        noise: ε, shaped like `clean`.
+        logsnr: λ, (B,), or () for all samples.
+
+    Returns:
+        x_t, shaped like `clean`, fp32.
+
+    Raises:
+        ValueError: a `logsnr` that does not fit the batch.
+    """
     alpha, sigma = alpha_sigma(broadcast_to_rank(logsnr, clean))
     return alpha * clean.float() + sigma * noise.float()
 
@@ -99,9 +179,20 @@ def sum_of_squares(x: Tensor) -> Tensor:
 def eps_squared_error(
     prediction: Tensor, clean: Tensor, noise: Tensor, logsnr: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """‖ε − ε̂‖² (B,), from any prediction without dividing by α or σ.
+    """‖ε − ε̂‖² from any prediction without dividing by α or σ: e^λ ‖x − x̂‖² = ‖ε − ε̂‖² = α² ‖v − v̂‖².
 
-    e^λ ‖x − x̂‖² = ‖ε − ε̂‖² = α² ‖v − v̂‖².
+    Args:
+        prediction: the network's output (B, …), any float dtype.
+        clean: x, shaped like `prediction`.
+        noise: ε, shaped like `prediction`.
+        logsnr: λ, (B,).
+        prediction_type: what `prediction` is.
+
+    Returns:
+        (B,), fp32, summed over dimensions.
+
+    Raises:
+        ValueError: an unknown `prediction_type`.
     """
     prediction, clean, noise = prediction.float(), clean.float(), noise.float()
     if prediction_type == "epsilon":
@@ -144,12 +235,47 @@ def prior_loss(
     return 0.5 * -schedule.dlogsnr_dt(t) * error
 
 
+def normal_kl(z_clean: Tensor, logsnr: float) -> Tensor:
+    """KL[N(α z_clean, σ² I) ‖ N(0, I)] (B,) in nats, α and σ those of `logsnr`."""
+    e_logsnr = math.exp(logsnr)
+    alpha_sq = e_logsnr / (1 + e_logsnr)
+    constant = math.log1p(e_logsnr) - alpha_sq  # σ² − 1 − ln σ², in double: nearly equal numbers at noisy levels
+    return 0.5 * (alpha_sq * sum_of_squares(z_clean.float()) + constant * z_clean[0].numel())
+
+
 def terminal_kl(z_clean: Tensor, schedule: LogSNRSchedule) -> Tensor:
     """KL[N(α₁ z_clean, σ₁² I) ‖ N(0, I)] (B,) in nats: what stops z_clean from growing without limit."""
-    e_logsnr = math.exp(schedule.logsnr_min)
-    alpha_sq = e_logsnr / (1 + e_logsnr)
-    constant = math.log1p(e_logsnr) - alpha_sq  # σ₁² − 1 − ln σ₁², in double: nearly equal numbers
-    return 0.5 * (alpha_sq * sum_of_squares(z_clean.float()) + constant * z_clean[0].numel())
+    return normal_kl(z_clean, schedule.logsnr_min)
+
+
+def draw_latent(z_clean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """z = z_clean + σ_z ε in fp32, the latent of an encoder that learns its variance σ_z²; all (B, …)."""
+    return z_clean.float() + (0.5 * logvar.float()).exp() * noise.float()
+
+
+def variance_gain(logvar: Tensor, logsnr: float) -> Tensor:
+    """½ Σ ln(σ_z² e^{λ_z(0)} + 1) (B,) in nats: what a learned variance adds to the entropy of z_0 (Table 6 D).
+
+    The prior's bound for z = z_clean + σ_z ε exceeds the information in z_0 by this amount.
+    """
+    return 0.5 * torch.nn.functional.softplus(logvar.float() + logsnr).flatten(1).sum(1)
+
+
+def gaussian_loss(
+    prediction: Tensor,
+    x: Tensor,
+    noise: Tensor,
+    logsnr: Tensor,
+    weighting: SigmoidWeighting,
+    prediction_type: PredictionType = "v_prediction",
+) -> Tensor:
+    """½ c_lf e^b ‖x − x̂‖² (B,): the likelihood of `Variant.reconstruction` "mse", without its constant.
+
+    The paper's decoder loss gives ‖x − x̂‖² this same weight at levels much cleaner than b. Arguments as in
+    `eps_squared_error`.
+    """
+    error = torch.exp(weighting.bias - logsnr) * eps_squared_error(prediction, x, noise, logsnr, prediction_type)
+    return 0.5 * weighting.loss_factor * error
 
 
 def sigmoid_loss(
@@ -203,5 +329,11 @@ def nats_to_bits(nats: Tensor) -> Tensor:
 
 
 def bits_per_pixel_divisor(height: int, width: int, num_frames: int = 1) -> float:
-    """What nats per sample are divided by to give bits per pixel: T·H·W·ln 2; colour channels don't count."""
+    """What nats per sample are divided by to give bits per pixel: T·H·W·ln 2; colour channels don't count.
+
+    Args:
+        height: H, in pixels.
+        width: W, in pixels.
+        num_frames: T; 1 for images.
+    """
     return num_frames * height * width * math.log(2)

@@ -40,13 +40,25 @@ def broadcast_to_rank(logsnr_B: Tensor, like: Tensor) -> Tensor:
 
 
 def velocity(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-    """v = αε − σx; `x` and `eps` (B, ...), `logsnr` (B,) or ()."""
+    """v = αε − σx.
+
+    Args:
+        x: clean samples, (B, ...).
+        eps: noise, shaped like `x`.
+        logsnr: λ, (B,), or () for all samples.
+
+    Returns:
+        v, shaped like `x`.
+
+    Raises:
+        ValueError: a `logsnr` that does not fit the batch.
+    """
     alpha, sigma = alpha_sigma(broadcast_to_rank(logsnr, x))
     return alpha * eps - sigma * x
 
 
 def x_of_v(v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x̂ = αx_t − σv; α and σ broadcast to `x_t`."""
+    """x̂ = αx_t − σv, shaped like `v` and `x_t` (B, ...); α and σ broadcast to them."""
     return alpha * x_t - sigma * v
 
 

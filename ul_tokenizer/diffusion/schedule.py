@@ -48,6 +48,10 @@ class LogSNRSchedule:
 
     λ(t) = base(t) + (1 − t)·s₀ + t·s₁ with base linear, or cosine: −2 ln tan(a t + b).
     s₀ = s₁ shifts a schedule; s₀ ≠ s₁ interpolates between two shifts (simple diffusion, Eq. 5).
+
+    Raises:
+        ValueError: an unknown `kind`, values that are not finite, ends in the wrong order, or shifts with which λ(t)
+            rises.
     """
 
     logsnr_max: float  # λ(0), the cleanest level
@@ -72,7 +76,18 @@ class LogSNRSchedule:
 
     @classmethod
     def interpolated(cls, resolution: int, low: int, high: int, logsnr_max: float, logsnr_min: float) -> LogSNRSchedule:
-        """Cosine schedule interpolated between noise resolutions: `high` at the clean end, `low` at the noisy end."""
+        """Cosine schedule interpolated between two noise resolutions.
+
+        Args:
+            resolution: side of the images, in pixels.
+            low: noise resolution at the noisy end.
+            high: noise resolution at the clean end.
+            logsnr_max: λ(0).
+            logsnr_min: λ(1).
+
+        Raises:
+            ValueError: a resolution that is not positive, or values that do not form a schedule.
+        """
         return cls(
             logsnr_max,
             logsnr_min,
@@ -106,7 +121,7 @@ class LogSNRSchedule:
         return base + (1.0 - t) * self.shift_clean + t * self.shift_noisy
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """dλ/dt, exact and negative; of the cosine −2a / (sin(a t + b) cos(a t + b))."""
+        """dλ/dt, shaped like `t`, exact and negative; of the cosine −2a / (sin(a t + b) cos(a t + b))."""
         drift = self.shift_noisy - self.shift_clean
         if self.kind == "linear":
             start, end = self._base_ends

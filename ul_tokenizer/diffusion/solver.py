@@ -51,7 +51,17 @@ def round_to_fp32(value: float) -> float:
 
 
 def ode_step(z_t: Tensor, D: Tensor, t: Level, s: Level) -> Tensor:
-    """z_s of the ODE, a new tensor shaped like `z_t`."""
+    """z_s of the ODE.
+
+    Args:
+        z_t: the noisy sample, (B, ...).
+        D: x̂, or its extrapolation, shaped like `z_t`.
+        t: the level of `z_t`.
+        s: the cleaner level to go to.
+
+    Returns:
+        z_s, a new tensor shaped like `z_t`.
+    """
     h = 0.5 * (s.logsnr - t.logsnr)
     return torch.add(s.sigma / t.sigma * z_t, D, alpha=-s.alpha * math.expm1(-h))
 
@@ -59,15 +69,25 @@ def ode_step(z_t: Tensor, D: Tensor, t: Level, s: Level) -> Tensor:
 def extrapolated(x: Tensor, x_last: Tensor, last: Level, t: Level, s: Level) -> Tensor:
     """D = x̂ + (x̂ − x̂_last)/(2r), r the last step over this one (DPM-Solver++, arXiv 2211.01095, Algorithm 2).
 
-    The first step of a run has no last level, and therefore is of first order. The last step is of second order, since
-    its end is finite.
+    `x` and `x_last` are x̂ at levels t and `last`, (B, ...); the result has their shape. The first step of a run has no
+    last level, and therefore is of first order. The last step is of second order, since its end is finite.
     """
     r = (t.logsnr - last.logsnr) / (s.logsnr - t.logsnr)
     return torch.lerp(x_last, x, 1.0 + 0.5 / r)
 
 
 def posterior_mean(z_t: Tensor, x: Tensor, t: Level, s: Level) -> Tensor:
-    """Mean of q(z_s | z_t, x̂): the SDE's step without its noise, a new tensor shaped like `z_t`."""
+    """Mean of q(z_s | z_t, x̂): the SDE's step without its noise.
+
+    Args:
+        z_t: the noisy sample, (B, ...).
+        x: x̂, shaped like `z_t`.
+        t: the level of `z_t`.
+        s: the cleaner level to go to.
+
+    Returns:
+        the mean, a new tensor shaped like `z_t`.
+    """
     h = 0.5 * (s.logsnr - t.logsnr)
     return torch.add(s.sigma / t.sigma * math.exp(-h) * z_t, x, alpha=-s.alpha * math.expm1(-2.0 * h))
 

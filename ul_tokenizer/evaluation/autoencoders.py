@@ -129,9 +129,9 @@ class AnyAutoencoder:
 
     @torch.inference_mode()
     def flops(self, pixels: Tensor, steps: int | None) -> dict[str, dict[str, int]] | None:
-        """FLOPs of encoding and of decoding pixels as `encode` takes them; None where they can't be counted.
+        """FLOPs of encoding and of decoding pixels (B, 3, [T,] H, W) as `encode` takes them.
 
-        They are counted on the meta device, where nothing is computed.
+        They are counted on the meta device, where nothing is computed. None where they cannot be counted.
         """
         try:
             meta = AnyAutoencoder(self.name, copy.deepcopy(self.model).to("meta"), latent="mode")
@@ -144,7 +144,7 @@ class AnyAutoencoder:
         return {"encode": encode._asdict(), "decode": decode._asdict()}
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject, without decoding steps."""
+        """What a result file says about the subject, without decoding steps."""
         networks = [self.model] if self.prior is None else [self.model, self.prior]
         return {
             "name": self.name,
@@ -191,7 +191,7 @@ def load_any_autoencoder(
         latent: see `AnyAutoencoder`.
 
     Raises:
-        ValueError: there is no such model, or it is no autoencoder.
+        ValueError: there is no such model, or it is not an autoencoder.
     """
     if latent not in ("sample", "mode"):
         raise ValueError(f"latent must be sample or mode, got {latent!r}.")

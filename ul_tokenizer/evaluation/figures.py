@@ -45,7 +45,12 @@ def mean_figure(
 
 
 def pixel_figures(columns: Columns, groups: Array) -> dict[str, Figure]:
-    """Figures of those columns that a reconstruction has; infinite ones, of exact copies, are null."""
+    """Figures of those columns that a reconstruction has; infinite ones, of exact copies, are null.
+
+    Args:
+        columns: name → (N,), or (N, T) for figures per frame.
+        groups: (N,), number of the image of each sample.
+    """
     plain = {"ssim": "", "ms_ssim": "", "lpips": "", "flicker": "of the range", "source_change": "of the range"}
     figures = {
         "psnr_of_mean_mse": mean_figure(columns["mse"], groups, "dB", psnr),
@@ -61,12 +66,12 @@ def pixel_figures(columns: Columns, groups: Array) -> dict[str, Figure]:
 
 
 def rate_figure(bits: Array, pixels: Array, groups: Array, kind: str) -> Figure:
-    """Bits per pixel: all bits by all pixels, so that large images count more."""
+    """Bits per pixel: all bits by all pixels, so that large images count more; all arrays are (N,)."""
     return {**mean_figure(bits / pixels.mean(), groups, "bits/pixel"), "kind": kind}
 
 
 def ratio_figure(values: Array, sources: Array, groups: Array) -> Figure:
-    """The mean of a column over the mean of another one, with an interval; null if the latter is 0.
+    """The mean of a column over the mean of another one, with an interval; null if the latter is 0. All are (N,).
 
     Both means vary together from resample to resample. Near R = ȳ / x̄ the ratio of two means is R + mean(y − R x) / x̄,
     which is a mean again, and so has an interval like any other.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -45,8 +47,12 @@ class Generated(Protocol):
         """The class that the image should show; None if there is none."""
         ...
 
+    def prompt(self, number: int) -> str | None:
+        """The text that the image should show; None if there is none."""
+        ...
+
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         ...
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -90,15 +96,22 @@ class PipelineImages:
         labels = self.drawer.labels([number])
         return None if labels is None else int(labels)
 
+    def prompt(self, number: int) -> str | None:
+        """The image's prompt; None without prompts."""
+        texts = self.drawer.texts([number])
+        return None if texts is None else texts[0]
+
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         pipeline, sampling = self.drawer.pipeline, asdict(self.drawer.sampling)
         del sampling["num_images"]
+        prompts = self.drawer.prompts
         interval, steps = sampling["guidance_interval"], sampling["decoder_num_inference_steps"]
         return {
             "name": self._name,
             "type": type(pipeline).__name__,
             "weights_sha256": weights_sha256(pipeline.transformer, pipeline.vae),
+            **({} if prompts is None else {"text_sha256": _text_sha256(pipeline), "prompts": prompts.facts()}),
             "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
             "generator": self._generator,
             "size": list(self.drawer.size),
@@ -108,8 +121,14 @@ class PipelineImages:
         }
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Draws the images of a batch."""
+        """Draws the images of a batch, (B, 3, H, W) uint8; also which of them are finite, (B,) bool."""
         return self.drawer.draw(batch.numbers)
+
+
+def _text_sha256(pipeline: Any) -> str:
+    """Hash of a pipeline's text encoder and of the numbers of its tokens."""
+    tokens = json.dumps(sorted(pipeline.tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{weights_sha256(pipeline.text_encoder)} {tokens}".encode()).hexdigest()
 
 
 class FolderImages:
@@ -148,12 +167,16 @@ class FolderImages:
         """The class whose folder the image lies in; None without classes."""
         return self._samples.label(number)
 
+    def prompt(self, number: int) -> str | None:
+        """None: what the images were made of isn't known."""
+        return None
+
     def facts(self) -> dict[str, Any]:
-        """What a result file says of the subject."""
+        """What a result file says about the subject."""
         crops = {name: value for name, value in self._samples.facts().items() if name not in ("data", "rounding")}
         return {"name": self._samples.name, "type": "folder", "num_inference_steps": None, **crops}
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The images of a batch."""
+        """The images of a batch, (B, 3, H, W) uint8, all of which are finite, (B,) bool."""
         pixels = torch.stack([sample.pixels for sample in batch.samples])
         return pixels, torch.ones(len(pixels), dtype=torch.bool)

@@ -36,7 +36,7 @@ from ul_tokenizer.evaluation.reference_features import (
 from ul_tokenizer.evaluation.results import FORMAT, VERSION, pictures_folder, read_result, write_result
 from ul_tokenizer.evaluation.runs import features_column, label_of_subject, merged_features, parts_folder, stem_of
 from ul_tokenizer.evaluation.samples import EvaluationSamples, Sample
-from ul_tokenizer.files import whole_file
+from ul_tokenizer.files import whole_file, write_whole
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.processes import Processes
 from ul_tokenizer.randomness import EvaluationStream, numpy_generator
@@ -104,6 +104,7 @@ class GenerationEvaluation:
                     result = self._result(generated, facts, key, parts, reals, trains, pictures)
                     if path is not None and pictures is not None and shown is not None:
                         _save_grid(shown, pictures / "grid.png")
+                        _save_prompts(generated, pictures / "grid.txt")
                         write_result(path, result)
             (result, *_) = self.processes.gather(result)
         assert result is not None  # of the main process
@@ -317,6 +318,13 @@ def _save_grid(folder: Path, path: Path) -> None:
         pixels = to_float(torch.stack(images).permute(0, 3, 1, 2))
         whole = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(images) % columns), value=1.0)
         _save(comparison_grid(whole.split(columns), columns), path)
+
+
+def _save_prompts(generated: Generated, path: Path) -> None:
+    """Writes a line for each image in the grid with its prompt, where images have prompts."""
+    prompts = [generated.prompt(number) for number in range(min(NUM_SHOWN, len(generated)))]
+    if any(prompts):
+        write_whole(path, "".join(f"{' '.join((prompt or '').split())}\n" for prompt in prompts).encode())
 
 
 def _save(picture: Image.Image, path: Path) -> None:

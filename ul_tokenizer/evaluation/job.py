@@ -27,6 +27,7 @@ from ul_tokenizer.evaluation.nets.i3d import load_i3d
 from ul_tokenizer.evaluation.nets.perceptual import load_lpips
 from ul_tokenizer.evaluation.pairs import PREFIX, FolderSubject
 from ul_tokenizer.evaluation.prediction import PredictionSubject
+from ul_tokenizer.evaluation.prompts import Prompts
 from ul_tokenizer.evaluation.reconstruction import LPIPS, ReconstructionEvaluation
 from ul_tokenizer.evaluation.samples import Crops, EvaluationSamples
 from ul_tokenizer.evaluation.subjects import AutoencoderSubject, CodecSubject, Subject
@@ -36,12 +37,13 @@ from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.processes import Processes, local_device
 from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
-from ul_tokenizer.sources.base import Source
+from ul_tokenizer.sources.base import CAPTION, Source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _ENDS = 1 << 20  # bytes
+NO_PROMPTS = "none"
 DEFAULT_NETS = ("efficientnet-lite0",)
 Model = str | Codec | AnyAutoencoder
 
@@ -135,6 +137,8 @@ def evaluate_generation(
     train: str | Path | Source | None = None,
     samplings: Sequence[Sampling] | None = None,
     prior: bool = False,
+    prompts: str | Path | Source | None = None,
+    caption_column: str = CAPTION,
     crops: Crops | None = None,
     features: Sequence[str | FeatureNet] = DEFAULT_NETS,
     feature_weights: Mapping[str, Path] | None = None,
@@ -158,10 +162,11 @@ def evaluate_generation(
         train: the real training images, for the floor and for what is memorised.
         samplings: ways of drawing, each measured by itself; None for the defaults of `Sampling`, and with `images`.
         prior: whether the autoencoder's stage-1 prior draws in place of the base model.
-        crops: how pixels are taken from real images and from `images`; None takes whole images. Its number of samples
-            is that of the real images.
-        features: networks for distances, or their names; see `load_feature_net`. With a classifier, the accuracy is
-            measured too.
+        prompts: the data set whose captions are the prompts of a pipeline with a text encoder; None for `real`, "none"
+            for no text. If the pipeline has classes, those of the captions' samples are requested with them.
+        caption_column: column of the captions.
+        crops: how pixels are taken from real images, as many as it says, and from `images`; None takes whole images.
+        features: networks for distances, or their names; see `load_feature_net`. A classifier also gives the accuracy.
         feature_weights: files with the weights of networks, by the network's name.
         references: files with the real images' features, by the network's name; they are made if they don't exist.
         force_fd: whether to compute Fréchet distances of fewer images than features.
@@ -180,7 +185,7 @@ def evaluate_generation(
         MissingFeatureNetError: no network can be loaded, so nothing can be measured.
         OSError: the disk is full or can't be written.
     """
-    _check_who_draws(model, images, samplings, prior)
+    _check_who_draws(model, images, samplings, prior, prompts)
     processes, place, crops = Processes.of(), pick_device(device or local_device()), crops or Crops()
     samples = open_evaluation_samples(real, crops, source_options)
     found = load_networks(features, feature_weights, references, None, place, False, processes)
@@ -200,18 +205,63 @@ def evaluate_generation(
         device=place,
     )
     if model is None:
-        assert images is not None
-        return [evaluation.run(FolderImages(open_evaluation_samples(images, whole, source_options)))]
+        return [evaluation.run(FolderImages(open_evaluation_samples(images or "", whole, source_options)))]
     pipeline = load_generator(model, revision, prior, torch_dtype(dtype), place)
-    drawers = [Drawer(pipeline, how, *_size_and_classes(samples, found.nets)) for how in samplings or (Sampling(),)]
+    drawers = _drawers(pipeline, samplings, samples, found.nets, prompts, caption_column, source_options)
     return [evaluation.run(PipelineImages(drawer, model, "prior" if prior else "base")) for drawer in drawers]
 
 
-def _check_who_draws(model: Any, images: Any, samplings: Any, prior: bool) -> None:
+def _drawers(
+    pipeline: UnifiedLatentsPipeline,
+    samplings: Sequence[Sampling] | None,
+    real: EvaluationSamples,
+    nets: Sequence[FeatureNet],
+    prompts: str | Path | Source | None,
+    column: str,
+    source_options: SourceOptions,
+) -> list[Drawer]:
+    ways = samplings or (Sampling(),)
+    texts = _prompts_for(pipeline, ways, prompts, real, column, source_options)
+    size, num_classes = _size_and_classes(real, nets)
+    return [Drawer(pipeline, how, size, num_classes, None if how.unconditional else texts) for how in ways]
+
+
+def _prompts_for(
+    pipeline: UnifiedLatentsPipeline,
+    ways: Sequence[Sampling],
+    prompts: str | Path | Source | None,
+    real: EvaluationSamples,
+    column: str,
+    source_options: SourceOptions,
+) -> Prompts | None:
+    """The prompts of a pipeline; None for one without text, and where none are wanted.
+
+    Raises:
+        ValueError: prompts for a pipeline without a text encoder or for images without conditions, or no captions.
+    """
+    are_given = prompts is not None and prompts != NO_PROMPTS
+    if pipeline.text_encoder is None or prompts == NO_PROMPTS or all(how.unconditional for how in ways):
+        if are_given:
+            why = "a pipeline without a text encoder" if pipeline.text_encoder is None else "images without conditions"
+            raise ValueError(f"prompts must be left out for {why}, got {prompts}.")
+        return None
+    samples = open_evaluation_samples(prompts, Crops(), source_options) if prompts is not None else real
+    try:
+        return Prompts.of(samples.source, samples.name, column, pipeline.transformer.config.num_class_embeds)
+    except ValueError as error:
+        if are_given:
+            raise
+        advice = 'name a data set with captions as prompts, or "none"'
+        raise ValueError(f"{str(error).removesuffix('.')}; {advice}.") from None
+
+
+def _check_who_draws(model: Any, images: Any, samplings: Any, prior: bool, prompts: Any) -> None:
     if (model is None) == (images is None):
         raise ValueError(f"model or images must be given, got {'neither' if model is None else 'both'}.")
-    if images is not None and (samplings is not None or prior):
-        raise ValueError("samplings and prior must be left out for images, which are drawn already.")
+    if images is not None and (samplings is not None or prior or prompts is not None):
+        raise ValueError("samplings, prior and prompts can't be used with images, which exist already.")
+    if prior and prompts is not None:
+        raise ValueError("prompts can't be used with a stage-1 prior, which takes no text.")
 
 
 def _size_and_classes(samples: EvaluationSamples, nets: Sequence[FeatureNet]) -> tuple[tuple[int, int], int]:
@@ -425,7 +475,7 @@ def load_networks(
             continue
         takes_clips = bool(getattr(net, "takes_clips", False))
         if takes_clips and not of_clips:
-            raise ValueError(f"features must be networks of images for images, got {net.name}, one of clips.")
+            raise ValueError(f"features must be networks for images, got {net.name}, which takes clips.")
         found.nets.append(ClipNet(net) if of_clips and not takes_clips else net)
         if name in references:
             found.references[found.nets[-1].name] = references[name]
@@ -444,8 +494,8 @@ def _loaded_net(name: str, weights: Mapping[str, Path], device: torch.device) ->
         return load_feature_net(name, weights.get(name), device)
     if name not in weights:
         raise MissingFeatureNetError(
-            "FVD needs the weights of an I3D network: pass a TorchScript or safetensors file with --feature-weights "
-            "i3d=FILE; the distance over clips of other networks works without."
+            "FVD needs the weights of an I3D network; pass a TorchScript or safetensors file with --feature-weights "
+            "i3d=FILE. Other networks measure a distance over clips without it."
         )
     return load_i3d(weights[name], device)
 

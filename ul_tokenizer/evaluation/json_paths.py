@@ -52,18 +52,18 @@ def _entry(value: Any, inside: str, path: str) -> Any:
     """What brackets choose from a list."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise MissingPathError(
-            f"path {path!r} must have brackets after lists only, got [{inside}] after something else."
+            f"path {path!r} must have brackets only after a list, got [{inside}] after something else."
         )
     if re.fullmatch(r"-?\d+", inside):
         if not -len(value) <= int(inside) < len(value):
-            raise MissingPathError(f"path {path!r} must count within its list of {len(value)}, got [{inside}].")
+            raise MissingPathError(f"path {path!r} must have an index within its list of {len(value)}, got [{inside}].")
         return value[int(inside)]
     conditions = dict(part.split("=", 1) for part in inside.split(",") if "=" in part)
     if not conditions or len(conditions) != inside.count(",") + 1:
         raise MissingPathError(f"path {path!r} must have [number] or [key=value,…], got [{inside}].")
     found = [entry for entry in value if _fits(entry, conditions)]
     if len(found) != 1:
-        raise MissingPathError(f"path {path!r} must choose one object, but [{inside}] fits {len(found)}.")
+        raise MissingPathError(f"path {path!r} must match one object, but [{inside}] matches {len(found)}.")
     return found[0]
 
 

@@ -56,7 +56,7 @@ class FolderSubject:
         return {"name": self.name, "type": "folder", "source_sha256": listing, "num_inference_steps": None}
 
     def reconstruct(self, pixels: Tensor, numbers: Sequence[int]) -> Reconstruction:
-        """Reads the partners of a batch.
+        """Reads the partners of a batch (B, 3, H, W).
 
         Raises:
             ValueError: a partner has another size.

@@ -94,6 +94,9 @@ class PartedJob:
         batch_size: samples per batch. Batches are the same for any number of processes.
         processes: those that share the work.
         description: shown before the progress bar.
+
+    Raises:
+        ValueError: a batch size below 1.
     """
 
     samples: Samples
@@ -211,7 +214,7 @@ class Parts:
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def blocks(self, name: str) -> Iterator[Array]:
-        """The rows of one column, part by part."""
+        """The rows of one column, (n, …) for each part that has it."""
         for path in self.paths:
             with safe_open(path, "numpy") as file:
                 if name in file.keys():  # noqa: SIM118  # not a dict
@@ -284,7 +287,9 @@ class FeatureFile:
 
 
 def write_features(path: Path, blocks: Iterator[Array], num: int, dim: int, metadata: Mapping[str, str]) -> None:
-    """Writes features block by block; safetensors' own function would need all of them in memory.
+    """Writes features block by block, (n, dim) each, `num` rows in all, as fp32.
+
+    safetensors' own function would need all of them in memory.
 
     Raises:
         OSError: the disk is full or can't be written.

@@ -1,4 +1,4 @@
-"""Measures how faithfully autoencoders and codecs give images and clips back.
+"""Measures how faithfully autoencoders and codecs reproduce images and clips.
 
 Every subject is measured on the same pixels, rounded to 8 bits before and after, and its result is one JSON document
 with the protocol.

@@ -219,10 +219,15 @@ def _words_on_generation(subject: Mapping[str, Any]) -> dict[str, str | None]:
         "guidance_scale": None if scale in (None, 1) else f"guidance {scale:g}",
         "guidance_interval": f"within [{interval[0]:g}, {interval[1]:g}]" if interval else None,
         "unconditional": "without classes" if subject.get("unconditional") else None,
+        "prompts": _prompted(subject.get("prompts")),
         "decode": None if subject.get("decode") in (None, "z0") else f"decoded {subject['decode']}",
         "decoder_num_inference_steps": _counted(subject.get("decoder_num_inference_steps"), "decoding step"),
         "dtype": None if subject.get("dtype") in (None, "float32") else subject["dtype"],
     }
+
+
+def _prompted(prompts: Mapping[str, Any] | None) -> str | None:
+    return None if prompts is None else "with captions and classes" if prompts["with_classes"] else "with captions"
 
 
 def _counted(number: int | None, noun: str) -> str | None:

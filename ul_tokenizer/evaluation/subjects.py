@@ -109,7 +109,7 @@ class AutoencoderSubject:
 
     @torch.inference_mode()
     def reconstruct(self, pixels: Tensor, numbers: Sequence[int]) -> Reconstruction:
-        """See `Subject`."""
+        """Encodes and decodes a batch (B, 3, [T,] H, W), see `Subject`."""
         height, width = pixels.shape[-2:]
         x, frames_each = self._as_the_model_takes_it(to_float(pixels))
         start = time.perf_counter()
@@ -216,7 +216,7 @@ class CodecSubject:
         }
 
     def reconstruct(self, pixels: Tensor, numbers: Sequence[int]) -> Reconstruction:
-        """See `Subject`."""
+        """Compresses and decompresses a batch (B, 3, [T,] H, W), see `Subject`."""
         images = pixels.transpose(1, 2).flatten(0, 1) if pixels.ndim == 5 else pixels
         pictures = list(images) if self.mosaic is None else [mosaic(images)]
         start = time.perf_counter()

@@ -71,6 +71,9 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """Turns errors of the hub's client into a `HubError` with the original as its cause.
 
     Other errors pass unchanged, for example a full disk. Messages contain neither tokens nor addresses.
+
+    Raises:
+        HubError: what the client found wrong, in one sentence.
     """
     try:
         yield

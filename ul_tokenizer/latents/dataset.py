@@ -183,7 +183,15 @@ class LatentDataset(Dataset[Sample]):
         return (self[index] for index in range(len(self)))
 
     def sample_z0(self, index: int, seed: int, epoch: int = 0) -> Tensor:
-        """z_0 = α₀ z_clean + σ₀ ε, as the decoder expects it, with ε a pure function of (seed, epoch, id).
+        """z_0 = α₀ z_clean + σ₀ ε, as the decoder expects it.
+
+        Args:
+            index: number of the sample.
+            seed: of the noise.
+            epoch: another epoch gives other noise.
+
+        Returns:
+            (c, [t,] h, w), fp32; ε is a pure function of (seed, epoch, id).
 
         Raises:
             ValueError: the data set normalises its latents; the noise level is that of z_clean itself.
@@ -201,5 +209,19 @@ class LatentDataset(Dataset[Sample]):
     def stream(
         self, seed: int = 0, *, shuffle: bool = True, rank: int = 0, world_size: int = 1, batch_size: int = 1
     ) -> LatentStream:
-        """An iterable data set of batches, each of one shape; see `LatentStream`."""
+        """An iterable data set of batches, each of one shape.
+
+        Args:
+            seed: of the orders; each epoch has its own.
+            shuffle: whether to shuffle; if not, samples come as they are stored, shape by shape.
+            rank: number of this process, from 0.
+            world_size: number of processes that share the samples.
+            batch_size: largest number of samples in a batch.
+
+        Returns:
+            a `LatentStream`, for `torch.utils.data.DataLoader(…, batch_size=None)`.
+
+        Raises:
+            ValueError: a rank outside the processes, or a batch size below 1.
+        """
         return LatentStream(self, seed, shuffle=shuffle, rank=rank, world_size=world_size, batch_size=batch_size)

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ul_tokenizer import __version__
+from ul_tokenizer.models.any_autoencoder import check_deterministic
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
 from ul_tokenizer.models.repository import ModelFiles, locate
 
@@ -39,7 +40,7 @@ class Encoder:
         dtype: what it computes in: "float32", "bfloat16" or "float16".
 
     Raises:
-        ValueError: another dtype.
+        ValueError: another dtype, or an autoencoder with a learned variance.
     """
 
     autoencoder: UnifiedLatentsAutoencoder
@@ -49,6 +50,7 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.dtype!r}.")
+        check_deterministic(self.autoencoder)
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +77,7 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Encodes a batch."""
+        """Pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w) on the encoder's device."""
         x = pixels.to(self.device, non_blocking=True)
         is_reduced = self.dtype != "float32"
         reduced = getattr(torch, self.dtype) if is_reduced else None

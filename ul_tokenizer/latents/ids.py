@@ -1,4 +1,4 @@
-"""Sets of ids by their hashes, for millions of them: which are known, and which stand twice."""
+"""Sets of ids by their hashes, for millions of them: which are known, and which occur twice."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _digest(name: str) -> bytes:
 
 
 class RepeatedIds:
-    """Finds ids that stand twice among millions, in 8 bytes each: first by Python's own hashes, then exactly.
+    """Finds ids that occur twice among millions, in 8 bytes each: first by Python's own hashes, then exactly.
 
     `add` takes all ids; `find` needs them again, and reads them only if two hashes were equal.
     """

@@ -80,5 +80,5 @@ def find_files(path_or_repo: str | Path, revision: str | None = None, access: Ac
             raise ValueError(f"revision must be None for a folder, got {revision!r} for {folder}.")
         return LocalFiles(folder)
     if str(path_or_repo).count("/") != 1 or str(path_or_repo).startswith((".", "/", "~")):
-        raise ValueError(f"Latent data set {path_or_repo} is no folder that exists and no hub id (owner/name).")
+        raise ValueError(f"Latent data set {path_or_repo} is neither an existing folder nor a hub id (owner/name).")
     return HubFiles(str(path_or_repo), revision, access or Access())

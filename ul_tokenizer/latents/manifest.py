@@ -159,7 +159,7 @@ def _parsed(path: Path, number: int, line: str) -> Shard:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         is_sound = False
     if not is_sound:
-        raise ValueError(f"{path} is damaged: line {number} describes no shard.")
+        raise ValueError(f"{path} is damaged: line {number} does not describe a shard.")
     if not _FILE.fullmatch(shard.file):
-        raise ValueError(f"{path} is damaged: line {number} names the file {shard.file!r}, which is no shard's.")
+        raise ValueError(f"{path} is damaged: line {number} names {shard.file!r}, which is not a shard's name.")
     return shard

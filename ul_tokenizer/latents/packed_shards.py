@@ -101,7 +101,7 @@ class PackedShards(Sequence[Shard]):
         )
         start, magic = _END.unpack(self._buffer[-_END.size :].tobytes()) if len(self._buffer) >= _END.size else (0, b"")
         if magic != _MAGIC:
-            raise ValueError(f"File {source!r} is no index of a latent data set.")
+            raise ValueError(f"File {source!r} is not the index of a latent data set.")
         contents = json.loads(self._buffer[start : -_END.size].tobytes().rstrip(b"\0"))
         self.ends, self._places, self.shape_numbers = (
             self._bytes(contents[name]).view(np.int64) for name in ("ends", "places", "shape_numbers")

@@ -27,7 +27,7 @@ class ShardReader:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ValueError(f"Shard {path} is missing or damaged: {reason}; run `latents verify`.") from error
         if tuple(self._latents.shape) != shard.shape or str(self._latents.dtype) != f"torch.{shard.dtype}":
-            raise ValueError(f"Shard {path} must hold latents {shard.shape} {shard.dtype}, got others.")
+            raise ValueError(f"Shard {path} must hold latents {shard.shape} {shard.dtype}, as its manifest says.")
 
     def read(self, rows: list[int]) -> Tensor:
         """Reads samples: (B, c, [t,] h, w), fp32, in memory of their own."""

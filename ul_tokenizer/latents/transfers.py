@@ -25,7 +25,7 @@ class Arriving:
         self._latents, self._arrived = latents, arrived
 
     def get(self) -> Tensor:
-        """The latents, fp32; waits for them."""
+        """The latents (B, c, [t,] h, w), fp32, on the CPU; waits for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._latents
@@ -63,7 +63,7 @@ class Transfers:
         return batch
 
     def latents(self, latents: Tensor) -> Arriving:
-        """Latents on the device, of any dtype → fp32 on the CPU."""
+        """Latents (B, c, [t,] h, w) on the device, of any dtype → fp32 on the CPU."""
         if self._stream is None:
             return Arriving(latents.float().cpu())
         pinned = torch.empty(latents.shape, dtype=torch.float32, pin_memory=True)

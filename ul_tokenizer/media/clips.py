@@ -36,7 +36,7 @@ class ClipPart(NamedTuple):
         if len(frames) < self.num_frames:
             raise UnreadableImageError(self.path, f"only {len(frames)} of {self.num_frames} frames can be read")
         if self.without_cuts and has_cut(np.stack(frames)):
-            raise UnreadableImageError(self.path, "a new scene begins in it")
+            raise UnreadableImageError(self.path, "there is a cut in it")
         return frames
 
 

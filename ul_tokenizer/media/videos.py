@@ -247,7 +247,7 @@ def _decoded(container: Any, path: str | Path, notes: list[str]) -> Iterator[av.
             if isinstance(error, EOFError):
                 break
     if not count:
-        raise UnreadableVideoError(path, "there is no frame in it that can be decoded")
+        raise UnreadableVideoError(path, "none of its frames can be decoded")
     if corrupt:
         notes.append(f"{path}: {corrupt} damaged parts were skipped; {count} frames could be read.")
 

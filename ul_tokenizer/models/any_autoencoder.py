@@ -66,8 +66,24 @@ def latent_frames_of(vae: Any, frames: int) -> int:
 # ---------------------------------------------------------------- tensors
 
 
+def is_random(vae: Any) -> bool:
+    """Whether its clean latents are draws: it is one of ours that learned a variance."""
+    return is_ours(vae) and bool(vae.config.learned_variance)
+
+
+def check_deterministic(vae: Any) -> None:
+    """Raises a ValueError for an autoencoder with a learned variance, whose latent is another one in each draw."""
+    if is_random(vae):
+        raise ValueError("latents are stored and given only of encoders without learned_variance, got one with it.")
+
+
 def encode_clean(vae: Any, pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w), fp32, not normalised: of others the mode."""
+    """Pixels (B, 3, [T,] H, W) in [−1, 1] → z_clean (B, c, [t,] h, w), fp32, not normalised: of others the mode.
+
+    Raises:
+        ValueError: an autoencoder with a learned variance, whose latent is another one in each draw.
+    """
+    check_deterministic(vae)
     is_picture = pixels.ndim == 4 and takes_clips_only(vae)
     encoded = vae.encode((pixels.unsqueeze(2) if is_picture else pixels).to(vae.dtype))
     # The mode of ours is the latent scaled by α₀, so it must not be taken here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,6 +60,17 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
     return table.cos(), table.sin()
 
 
+def log_length_temperature(num_tokens: int, train_tokens: int, device: torch.device) -> Tensor:
+    """Factor of the logits, log(n) / log(n_train) and at least 1; (), fp32.
+
+    The entropy of a softmax of logits of a fixed spread grows with the logarithm of their number. Without this factor,
+    attention over a grid that is larger than those of training is spread out thinner than the network ever saw.
+    """
+    # A tensor, since the compiler would make a graph for each number of tokens with `math.log`.
+    count = torch.full((), num_tokens, dtype=torch.float32, device=device)
+    return (count.log() / math.log(train_tokens)).clamp(min=1.0)
+
+
 def apply_rotary(x_BxLxNxD: Tensor, rotary: Rotary) -> Tensor:
     """Rotates the pairs (x_i, x_{i + D/2}) of every head by the angles of their position; the shape stays."""
     cos, sin = (table[None, :, None, :].to(x_BxLxNxD.dtype) for table in rotary)
@@ -98,6 +110,8 @@ class RotaryAttnProcessor(_AttnProcessor):
             query, key, value = attn.to_q(x_BxLxC), attn.to_k(x_BxLxC), attn.to_v(x_BxLxC)
         query, key, value = (p.unflatten(-1, (attn.heads, attn.head_dim)) for p in (query, key, value))
         query = apply_rotary(attn.norm_q(query), rotary)
+        if attn.train_tokens is not None:
+            query = query * log_length_temperature(x_BxLxC.shape[1], attn.train_tokens, query.device)
         key = apply_rotary(attn.norm_k(key), rotary)
         return attn.to_out(self._attend(query, key, value).flatten(2).to(x_BxLxC.dtype))
 
@@ -118,7 +132,14 @@ class CrossAttnProcessor(_AttnProcessor):
 
 
 class RotaryAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention with normalised queries and keys and rotary positions."""
+    """Multi-head self-attention with normalised queries and keys and rotary positions.
+
+    Args:
+        channels: width of the tokens.
+        head_dim: channels of a head.
+        train_tokens: number of tokens in training; more of them are attended to with `log_length_temperature`. None
+            leaves the logits alone.
+    """
 
     _default_processor_cls = RotaryAttnProcessor
     _available_processors = [RotaryAttnProcessor]
@@ -127,9 +148,9 @@ class RotaryAttention(nn.Module, AttentionModuleMixin):
     processor: RotaryAttnProcessor
     set_processor: Callable[[RotaryAttnProcessor], None]
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    def __init__(self, channels: int, head_dim: int, train_tokens: int | None = None) -> None:
         super().__init__()
-        self.heads, self.head_dim = count_heads(channels, head_dim), head_dim
+        self.heads, self.head_dim, self.train_tokens = count_heads(channels, head_dim), head_dim, train_tokens
         self.to_q = Linear(channels, channels, bias=False)
         self.to_k = Linear(channels, channels, bias=False)
         self.to_v = Linear(channels, channels, bias=False)

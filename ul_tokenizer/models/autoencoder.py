@@ -13,15 +13,21 @@ from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from torch import Tensor
 
 from ul_tokenizer.decorators import apply_forward_hook, register_to_config
+from ul_tokenizer.diffusion.objective import nats_to_bits, variance_gain
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.diffusion.solver import Level, evenly_spaced, levels_at
 from ul_tokenizer.models.attention import Rotary
 from ul_tokenizer.models.config_checks import check_autoencoder_config, derived_config
 from ul_tokenizer.models.decoder import Decoder, DecoderConfig
-from ul_tokenizer.models.decoding import DecodingStep, decoding_steps, denoise
+from ul_tokenizer.models.decoding import DecodingSteps, decoding_steps, denoise
 from ul_tokenizer.models.encoder import Encoder, EncoderCache, EncoderConfig
 from ul_tokenizer.models.host_autoencoder import AutoencoderMixin, decoder_output
-from ul_tokenizer.models.latent_distribution import LatentDistribution, UnifiedLatentsEncoderOutput, draw_noise
+from ul_tokenizer.models.latent_distribution import (
+    LatentDistribution,
+    UnifiedLatentsEncoderOutput,
+    draw_noise,
+    split_encoding,
+)
 from ul_tokenizer.models.layers import FP32_MODULES
 from ul_tokenizer.models.limits import check_latents, check_pixels
 from ul_tokenizer.models.loading import BundledNamesMixin
@@ -61,9 +67,15 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         decoder_num_layers: blocks of the decoder's transformer.
         decoder_latent_embedding_layers: residual convolutions on z_0 before it enters the decoder.
         attention_head_dim: channels of an attention head.
+        attention_train_tokens: positions of z_0 in training, (crop / compression ratio)² for images. Larger pictures
+            are then attended to with sharper logits, see `log_length_temperature`. None leaves the logits alone.
         embedding_channels: width of the log-SNR embedding.
         dropout: dropout probability in the decoder.
         latent_logsnr: λ_z(0), the log-SNR of z_0.
+        learned_variance: whether the encoder predicts a variance of its own beside the fixed noise. The paper's does
+            not, except in one ablation (Table 6 D).
+        latent_logsnr_min: lowest level at which the decoder takes latents, for models that were trained in a single
+            stage with levels drawn at random; None for decoders that take `latent_logsnr` only.
         decoder_logsnr_max: λ_x(0), the cleanest level of the decoder.
         decoder_logsnr_min: λ_x(1), the level at which decoding starts; the decoder is not trained at noisier ones.
         decoder_schedule: "linear" or "cosine", λ_x(t) between these levels.
@@ -90,6 +102,9 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         scale_factor_spatial: derived.
         scale_factor_temporal: derived.
         timestep_conditioning: derived.
+
+    Raises:
+        ValueError: an argument out of range, stages that do not fit together, or levels that do not form a schedule.
     """
 
     _pipeline_part = "vae"
@@ -139,6 +154,8 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         embedding_channels: int = 256,
         dropout: float = 0.1,
         latent_logsnr: float = 5.0,
+        learned_variance: bool = False,
+        latent_logsnr_min: float | None = None,
         decoder_logsnr_max: float = 9.0,
         decoder_logsnr_min: float = -5.0,
         decoder_schedule: str = "linear",
@@ -150,6 +167,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         temporal_downsample: str = "features",
         sample_size: int | None = None,
         tile_sample_size: int | None = None,
+        attention_train_tokens: int | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         latents_mean: list[float] | None = None,
@@ -288,12 +306,16 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         check_pixels("x", x, self.config.in_channels, self.spatial_compression_ratio)
         clip = (x if x.ndim == 5 else x.unsqueeze(2)).to(get_parameter_dtype(self.encoder.conv_in))
         slices = clip.split(1) if self.use_slicing else [clip]
-        latent = _joined([self._encode_clip(one) for one in slices], dim=0).to(x.dtype)
-        latent = (latent if x.ndim == 5 else latent.squeeze(2)).contiguous()
-        distribution = LatentDistribution(latent, self.config.latent_logsnr)
+        encoding = _joined([self._encode_clip(one) for one in slices], dim=0).to(x.dtype)
+        distribution = self._distribution(encoding if x.ndim == 5 else encoding.squeeze(2))
         if not return_dict:
             return (distribution,)
-        return UnifiedLatentsEncoderOutput(latent=latent, latent_dist=distribution)
+        return UnifiedLatentsEncoderOutput(latent=distribution.latent, latent_dist=distribution)
+
+    def _distribution(self, encoding: Tensor) -> LatentDistribution:
+        """The encoder's output (B, c or 2c, [t,] h, w) → q(z_0 | x)."""
+        latent, logvar = split_encoding(encoding, self.config.latent_channels)
+        return LatentDistribution(latent.contiguous(), self.config.latent_logsnr, logvar)
 
     def _encode_clip(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) → z_clean (B, c, t, h, w), part by part."""
@@ -344,12 +366,11 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         for part in parts_to_encode(frames, num_frames, self.encode_chunk_frames, self.temporal_compression_ratio):
             check_pixels("frames", part, self.config.in_channels, self.spatial_compression_ratio)
             latent, caches = self._encode_part(part.to(dtype), caches)
-            latent = latent.to(part.dtype)
+            distribution = self._distribution(latent.to(part.dtype))
             if clean:
-                yield latent
-                continue
-            distribution = LatentDistribution(latent, self.config.latent_logsnr)
-            yield distribution.sample(generator) if sample_posterior else distribution.mode()
+                yield distribution.latent
+            else:
+                yield distribution.sample(generator) if sample_posterior else distribution.mode()
 
     # ------------------------------------------------------------------------------------------------------------
     # Decode
@@ -364,6 +385,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = ...,
         noise: Tensor | None = ...,
         num_frames: int | None = ...,
+        latent_logsnr: float | None = ...,
     ) -> DecoderOutput: ...
 
     @overload
@@ -375,6 +397,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = ...,
         noise: Tensor | None = ...,
         num_frames: int | None = ...,
+        latent_logsnr: float | None = ...,
     ) -> tuple[Tensor]: ...
 
     @overload
@@ -386,6 +409,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = ...,
         noise: Tensor | None = ...,
         num_frames: int | None = ...,
+        latent_logsnr: float | None = ...,
     ) -> DecoderOutput | tuple[Tensor]: ...
 
     @apply_forward_hook
@@ -397,6 +421,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
         num_frames: int | None = None,
+        latent_logsnr: float | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Decodes latents by denoising pixels from noise.
 
@@ -411,26 +436,28 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
                 unless the decoder was distilled.
             noise: x_1 itself, (B, C, [T,] H, W); the call is then a pure function of its arguments.
             num_frames: frames of the clip; None gives R frames for each latent frame.
+            latent_logsnr: the level of z, from the config's `latent_logsnr_min` to its `latent_logsnr`, which is what
+                None means. Most decoders take only the latter.
 
         Returns:
             `sample` (B, C, [T,] H, W), about [−1, 1], in the dtype of `z`.
 
         Raises:
-            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, or a
-                number of frames that does not fit the latents.
+            ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, a
+                number of frames that does not fit the latents, or a level that the decoder does not take.
         """
-        levels = self._decoding_levels(num_inference_steps)
+        levels, latent_level = self._decoding_levels(num_inference_steps), self._latent_level(latent_logsnr)
         check_latents("z", z, self.config.latent_channels)
         clip = (z if z.ndim == 5 else z.unsqueeze(2)).to(get_parameter_dtype(self.decoder.conv_in))
         num_frames = self._num_frames(clip.shape[2], 1 if z.ndim == 4 else num_frames)
         canvas = self._noise_canvas(clip, num_frames, generator, noise)
         slices = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        steps = decoding_steps(levels, clip.device)
+        steps = decoding_steps(levels, clip.device, latent_level)
         sample = _joined([self._decode_clip(latents, x_1, steps) for latents, x_1 in slices], dim=0).to(z.dtype)
         sample = (sample if z.ndim == 5 else sample.squeeze(2)).contiguous()
         return decoder_output(sample) if return_dict else (sample,)
 
-    def _decode_clip(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep]) -> Tensor:
+    def _decode_clip(self, z: Tensor, x_1: Tensor, steps: DecodingSteps) -> Tensor:
         """z_0 (B, c, t, h, w) and noise (B, C, T, H, W) → (B, C, T, H, W), fp32, window by window."""
         if z.shape[2] <= self.decode_window_latents:
             return self._decode_window(z, x_1, steps)
@@ -445,14 +472,14 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         size, overlap = self.decode_window_latents, self.decode_window_overlap
         return decode_in_windows(latents, decode, size, overlap, self.temporal_compression_ratio, padding)
 
-    def _decode_window(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep]) -> Tensor:
+    def _decode_window(self, z: Tensor, x_1: Tensor, steps: DecodingSteps) -> Tensor:
         """A window of `_decode_clip`, tile by tile."""
         ratio, grid = self.spatial_compression_ratio, self._tile_grid(z.shape[-2], z.shape[-1])
         rotary = self.decoder.rotary_table(grid.tiles[0].of(z))  # all tiles have the same size
         outputs = (self._denoise(tile.of(z), tile.of(x_1, ratio), steps, rotary) for tile in grid.tiles)
         return grid.blend(outputs, scale=ratio)
 
-    def _denoise(self, z: Tensor, x_1: Tensor, steps: list[DecodingStep], rotary: Rotary) -> Tensor:
+    def _denoise(self, z: Tensor, x_1: Tensor, steps: DecodingSteps, rotary: Rotary) -> Tensor:
         """A tile of `_decode_window`."""
         return denoise(self.decoder, z, x_1, steps, rotary, self.config.decoder_algorithm)
 
@@ -462,6 +489,15 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
         return levels_at(evenly_spaced(self.config.decoder_logsnr_min, self.config.decoder_logsnr_max, steps))
+
+    def _latent_level(self, latent_logsnr: float | None) -> float | None:
+        """The level of z_0 that the decoder is given; None if it takes only one."""
+        low, high = self.config.latent_logsnr_min, self.config.latent_logsnr
+        level = high if latent_logsnr is None else latent_logsnr
+        if not (high if low is None else low) <= level <= high:
+            legal = f"{high}, the only level of this decoder" if low is None else f"from {low} to {high}"
+            raise ValueError(f"latent_logsnr must be {legal}, got {latent_logsnr}.")
+        return None if low is None else float(level)
 
     def _num_frames(self, latent_frames: int, num_frames: int | None) -> int:
         ratio = self.temporal_compression_ratio
@@ -517,7 +553,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             return
         check_latents("latents", first, self.config.latent_channels)
         still = self._noise_canvas(first, 1, generator, None)
-        steps = decoding_steps(levels, first.device)
+        steps = decoding_steps(levels, first.device, self._latent_level(None))
         network_dtype = get_parameter_dtype(self.decoder.conv_in)
 
         def decode(window: Tensor, _: int, count: int) -> Tensor:
@@ -600,7 +636,11 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             ValueError: as in `encode`; no levels; a list of another length; or a prior with another λ_z(0).
         """
         schedule = LogSNRSchedule(self.config.latent_logsnr, logsnr_min, "linear")
-        return latent_bits(self.encode(x).latent, prior, schedule, num_levels, generator)
+        distribution = self.encode(x).latent_dist
+        bits = latent_bits(distribution.sample_clean(generator), prior, schedule, num_levels, generator)
+        if distribution.latent_logvar is None:
+            return bits
+        return bits - nats_to_bits(variance_gain(distribution.latent_logvar, self.config.latent_logsnr))
 
     def num_parameters_by_part(self) -> dict[str, Any]:
         """Number of weights of the encoder and of the decoder."""

@@ -36,10 +36,17 @@ class TransformerBlock(nn.Module):
     PixArt-α), so that a block has only 12 C² weights.
     """
 
-    def __init__(self, channels: int, head_dim: int, dropout: float = 0.0, text_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        dropout: float = 0.0,
+        text_channels: int | None = None,
+        train_tokens: int | None = None,
+    ) -> None:
         super().__init__()
         self.norm_1 = TokenNorm(channels, elementwise_affine=False)
-        self.attn = RotaryAttention(channels, head_dim)
+        self.attn = RotaryAttention(channels, head_dim, train_tokens)
         if text_channels is not None:
             self.norm_text = TokenNorm(channels, elementwise_affine=False)
             self.cross_attn = CrossAttention(channels, head_dim, text_channels)
@@ -74,12 +81,13 @@ class TransformerStage(nn.Module):
         embedding_channels: int,
         dropout: float,
         text_channels: int | None = None,
+        train_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.modulation = nn.Linear(embedding_channels, 6 * channels)
         self.blocks = nn.ModuleList(
-            [TransformerBlock(channels, head_dim, dropout, text_channels) for _ in range(num_layers)]
+            [TransformerBlock(channels, head_dim, dropout, text_channels, train_tokens) for _ in range(num_layers)]
         )
         nn.init.zeros_(self.modulation.weight)
         with torch.no_grad():  # gates start open, as in a plain pre-norm transformer

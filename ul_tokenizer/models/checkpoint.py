@@ -1,4 +1,4 @@
-"""What can be wrong with a model's folder, found in its files before diffusers is asked to load them.
+"""Checks of the files in a model's folder, before diffusers loads them.
 
 diffusers reports such faults in long messages that differ between versions. Here each has one sentence of ours.
 """
@@ -104,7 +104,7 @@ def _indexed_shards(path: Path) -> list[str]:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         is_plain = all(map(is_weights, shards))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: it is no index of weights.") from error
+        raise ValueError(f"{path} is damaged: it is not an index of weights.") from error
     if not is_plain:
         raise ValueError(f"{path} names a file that is none of this folder's weights.")
     lacking = [shard for shard in shards if not (path.parent / shard).is_file()]
@@ -125,7 +125,7 @@ def read_config(name: str, path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"The config.json of {name} is damaged: it is no JSON.") from error
+        raise ValueError(f"The config.json of {name} is damaged: it is not JSON.") from error
 
 
 def check_config(cls: type[Any], config: Any, path: Path) -> None:
@@ -160,7 +160,7 @@ def _expected_shapes(cls: type[Any], name: str, config: dict[str, Any]) -> Shape
         with init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = cls(**arguments)
     except (TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"The config.json of {name} describes no {cls.__name__}: {first_line(error)}.") from error
+        raise ValueError(f"The config.json of {name} is not that of a {cls.__name__}: {first_line(error)}.") from error
     return {key: tuple(weight.shape) for key, weight in network.state_dict().items()}
 
 

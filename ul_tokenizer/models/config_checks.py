@@ -11,6 +11,7 @@ from ul_tokenizer.models.limits import (
     check_dropout,
     check_numbers,
     check_stage_bounds,
+    check_train_tokens,
     check_weights,
     is_number,
 )
@@ -47,11 +48,16 @@ DECODER_ALGORITHMS = ("ddim", "dpmsolver++")  # an ancestral sampler would draw 
 
 
 def check_autoencoder_config(config: Mapping[str, Any]) -> None:
-    """Raises one ValueError for the first argument of `UnifiedLatentsAutoencoder` that is out of range."""
+    """Checks all arguments of `UnifiedLatentsAutoencoder`.
+
+    Raises:
+        ValueError: an argument is out of range; the sentence names the first one.
+    """
     check_bounds(**{name: config[name] for name in SIZES})
     check_stage_bounds(**{name: config[name] for name in STAGES})
     check_numbers(**{name: config[name] for name in NUMBERS})
     check_dropout(config["dropout"])
+    check_train_tokens(config["attention_train_tokens"])
     _check_stages(config)
     _check_total(config)
     _check_choices(config)
@@ -111,12 +117,21 @@ def _check_choices(config: Mapping[str, Any]) -> None:
         raise ValueError(f"temporal_downsample must be one of {TEMPORAL_DOWNSAMPLES}, got {where!r}.")
     if where == "latents" and config["latent_channels"] % ratio:
         raise ValueError(
-            f"latent_channels must be a multiple of temporal_compression_ratio, {ratio}, whose frames share them in "
+            f"latent_channels must be a multiple of temporal_compression_ratio, {ratio}, with "
             f'temporal_downsample="latents", got {config["latent_channels"]}.'
         )
+    lowest = config["latent_logsnr_min"]
+    if lowest is not None:
+        check_numbers(latent_logsnr_min=lowest)
+        if lowest >= config["latent_logsnr"]:
+            raise ValueError(f"latent_logsnr_min must be below latent_logsnr, {config['latent_logsnr']}, got {lowest}.")
+    if type(config["learned_variance"]) is not bool:
+        raise ValueError(f"learned_variance must be true or false, got {config['learned_variance']!r}.")
+    if config["learned_variance"] and ratio > 1 and where == "latents":
+        raise ValueError('learned_variance needs temporal_downsample="features", got "latents".')
     if config["decoder_algorithm"] not in DECODER_ALGORITHMS:
         raise ValueError(
-            f"decoder_algorithm must be one of {DECODER_ALGORITHMS}, whose noise is all in x_1, "
+            f"decoder_algorithm must be one of {DECODER_ALGORITHMS}, which draw no noise between steps, "
             f"got {config['decoder_algorithm']!r}."
         )
 
@@ -144,8 +159,8 @@ def _check_stages(config: Mapping[str, Any]) -> None:
     stages = [len(config[f"{part}_block_out_channels"]) for part in ("encoder", "decoder")]
     if stages[0] != stages[1] + 1:
         raise ValueError(
-            "encoder_block_out_channels must have one entry more than decoder_block_out_channels, whose transformer "
-            f"is the last stage, got {stages[0]} and {stages[1]}."
+            "encoder_block_out_channels must have one entry more than decoder_block_out_channels, "
+            f"got {stages[0]} and {stages[1]}."
         )
 
 

@@ -51,7 +51,9 @@ class DecoderConfig:
     latent_embedding_layers: int = 0  # residual convolutions on z_0
     dropout: float = 0.0
     temporal_ratio: int = 1  # R, frames per latent frame
+    attention_train_tokens: int | None = None  # of `log_length_temperature`
     unfolds_latents: bool = False  # whether a latent frame holds the latents of R frames
+    takes_latent_logsnr: bool = False  # whether the noise level of z_0 varies and is given
 
     @classmethod
     def from_model(cls, config: Mapping[str, Any]) -> DecoderConfig:
@@ -70,7 +72,9 @@ class DecoderConfig:
             latent_embedding_layers=config["decoder_latent_embedding_layers"],
             dropout=config["dropout"],
             temporal_ratio=ratio,
+            attention_train_tokens=config["attention_train_tokens"],
             unfolds_latents=ratio > 1 and config["temporal_downsample"] == "latents",
+            takes_latent_logsnr=config["latent_logsnr_min"] is not None,
         )
 
 
@@ -95,6 +99,22 @@ class DecoderStage(nn.Module):
         return x
 
 
+class LatentLevelEmbedding(nn.Module):
+    """λ of z_0 (B,) → (B, C, 1, 1), which starts at 0."""
+
+    def __init__(self, channels: int, embedding_channels: int) -> None:
+        super().__init__()
+        self.logsnr_embedding = LogSNREmbedding(embedding_channels)
+        self.proj = nn.Linear(embedding_channels, channels)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        """(B,) → (B, C, 1, 1)."""
+        features: Tensor = self.proj(F.silu(self.logsnr_embedding(logsnr)))
+        return features[:, :, None, None]
+
+
 class LatentEmbedding(nn.Module):
     """z_0 on its own grid → features for the decoder's transformer; runs once per decode, not once per step."""
 
@@ -106,10 +126,17 @@ class LatentEmbedding(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels // ratio, channels, 3, padding=1)
         self.mix = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in layers])
         self.norms = nn.ModuleList([ChannelNorm(channels) for _ in layers])
+        self.level = LatentLevelEmbedding(channels, config.embedding_channels) if config.takes_latent_logsnr else None
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(N, c, h, w) → (N, C, h, w), or (N·R, C, h, w) if each latent frame is unfolded to R frames."""
+    def forward(self, z: Tensor, logsnr: Tensor | None = None) -> Tensor:
+        """(N, c, h, w) → (N, C, h, w), or (N·R, C, h, w) if each latent frame is unfolded to R frames.
+
+        `logsnr` (B,) is the level of z_0, for decoders that take several; N is a multiple of B.
+        """
         h = self.conv_in(z if self.unfold is None else self.unfold(z))
+        if self.level is not None:
+            assert logsnr is not None
+            h = h + self.level(logsnr).repeat_interleave(len(h) // len(logsnr), dim=0).to(h.dtype)
         for norm, conv in zip(self.norms, self.mix, strict=True):
             h = h + conv(F.silu(norm(h)))
         return h
@@ -143,7 +170,12 @@ class Decoder(nn.Module):
         self.down_stages = nn.ModuleList([DecoderStage(c, n, config) for c, n in stages])
         self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairs])
         self.transformer = TransformerStage(
-            config.hidden_size, config.num_layers, config.attention_head_dim, config.embedding_channels, config.dropout
+            config.hidden_size,
+            config.num_layers,
+            config.attention_head_dim,
+            config.embedding_channels,
+            config.dropout,
+            train_tokens=config.attention_train_tokens,
         )
         self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairs])
         self.up_stages = nn.ModuleList([DecoderStage(c, n, config) for c, n in stages])
@@ -158,9 +190,12 @@ class Decoder(nn.Module):
         self.conv_out = OutputConv(widths[0], config.out_channels * config.patch_size**2, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
 
-    def embed_latents(self, z_BxCxTxHxW: Tensor) -> Tensor:
-        """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, C, h, w), or (B·t·R, C, h, w) if unfolded."""
-        return self.latent_embedding(fold_time(z_BxCxTxHxW))
+    def embed_latents(self, z_BxCxTxHxW: Tensor, logsnr: Tensor | None = None) -> Tensor:
+        """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, C, h, w), or (B·t·R, C, h, w) if unfolded.
+
+        `logsnr` (B,) is the level of z_0, for decoders that take several.
+        """
+        return self.latent_embedding(fold_time(z_BxCxTxHxW), logsnr)
 
     def rotary_table(self, z_BxCxTxHxW: Tensor) -> Rotary:
         """The `rotary` of `forward` for latents of this shape, on their device."""

@@ -28,20 +28,28 @@ class DecodingStep(NamedTuple):
     sigma: Tensor  # σ_t, (1, 1, 1, 1, 1), fp32
 
 
-def decoding_steps(levels: Sequence[Level], device: torch.device) -> list[DecodingStep]:
+class DecodingSteps(NamedTuple):
+    """All steps of a call."""
+
+    steps: list[DecodingStep]
+    latent_logsnr: Tensor | None = None  # λ of z_0, (), fp32, for decoders that take several levels
+
+
+def decoding_steps(levels: Sequence[Level], device: torch.device, latent_logsnr: float | None = None) -> DecodingSteps:
     """The steps between neighbouring levels, with their tensors on a device."""
     steps = []
     for t, s in itertools.pairwise(levels):
         logsnr = torch.full((), t.logsnr, dtype=torch.float32, device=device)  # does not wait for the device
         steps.append(DecodingStep(t, s, logsnr, *alpha_sigma(logsnr.reshape(1, 1, 1, 1, 1))))
-    return steps
+    level = None if latent_logsnr is None else torch.full((), latent_logsnr, dtype=torch.float32, device=device)
+    return DecodingSteps(steps, level)
 
 
 def denoise(
     decoder: Decoder,
     z: Tensor,
     x_1: Tensor,
-    steps: Sequence[DecodingStep],
+    steps: DecodingSteps,
     rotary: Rotary,
     algorithm: str,
     states: list[Tensor] | None = None,
@@ -60,17 +68,18 @@ def denoise(
     Returns:
         x̂ of the last step, (B, C, T, H, W), fp32.
     """
-    latent_features = decoder.embed_latents(z)
+    batch_size, level = z.shape[0], steps.latent_logsnr
+    latent_features = decoder.embed_latents(z, None if level is None else level.expand(batch_size))
     x_t = x_1
     x_last: Tensor | None = None
-    for number, (t, s, logsnr, alpha, sigma) in enumerate(steps):
+    for number, (t, s, logsnr, alpha, sigma) in enumerate(steps.steps):
         if states is not None:
             states.append(x_t)
-        v = decoder(x_t.to(z.dtype), logsnr.expand(z.shape[0]), latent_features, rotary)
+        v = decoder(x_t.to(z.dtype), logsnr.expand(batch_size), latent_features, rotary)
         x = x_of_v(v, x_t, alpha, sigma)
-        if number + 1 == len(steps):
+        if number + 1 == len(steps.steps):
             break
         is_first_order = algorithm == "ddim"
-        D = x if is_first_order or x_last is None else extrapolated(x, x_last, steps[number - 1].t, t, s)
+        D = x if is_first_order or x_last is None else extrapolated(x, x_last, steps.steps[number - 1].t, t, s)
         x_t, x_last = ode_step(x_t, D, t, s), x
     return x

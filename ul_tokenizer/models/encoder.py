@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ class EncoderConfig:
     layers_per_block: tuple[int, ...]
     temporal_ratio: int = 1  # R, frames per latent frame
     folds_latents: bool = False  # whether the latents of R frames become one, rather than their features
+    learned_variance: bool = False  # whether a log-variance follows z_clean in the channels
 
     @classmethod
     def from_model(cls, config: Mapping[str, Any]) -> EncoderConfig:
@@ -53,6 +55,7 @@ class EncoderConfig:
             layers_per_block=tuple(config["encoder_layers_per_block"]),
             temporal_ratio=ratio,
             folds_latents=ratio > 1 and config["temporal_downsample"] == "latents",
+            learned_variance=config["learned_variance"],
         )
 
     @property
@@ -115,9 +118,12 @@ class Encoder(nn.Module):
             self.temporal_downsamples = nn.ModuleList([TemporalDownsample(c) for c in halved_widths])
         self.norm_out = ChannelNorm(widths[-1])
         channels = config.latent_channels // ratio if config.folds_latents else config.latent_channels
+        channels *= 2 if config.learned_variance else 1
         self.conv_out = OutputConv(widths[-1], channels, 3, padding=1)
         # Unit variance, given silu's mean square of 0.36: a smaller z_clean would drown in its noise from the start.
         nn.init.normal_(self.conv_out.weight, std=(0.36 * 9 * widths[-1]) ** -0.5)
+        if config.learned_variance:
+            _start_nearly_deterministic(self.conv_out, config.latent_channels)
         self.latent_fold = LatentFold(config.latent_channels, ratio) if config.folds_latents else None
 
     def forward(self, x_BxCxTxHxW: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
@@ -129,7 +135,8 @@ class Encoder(nn.Module):
             cache: the cache returned for the part before; None for a whole clip and for the first part.
 
         Returns:
-            z_clean (B, c, ⌈T/R⌉, h, w), fp32, and the cache for the part after this one.
+            z_clean (B, c, ⌈T/R⌉, h, w), fp32, followed in the channels by the logarithm of its variance if that is
+            learned, (B, 2c, …); and the cache for the part after this one.
         """
         num_frames = x_BxCxTxHxW.shape[2]
         h = self.conv_in(patchify(x_BxCxTxHxW, self.patch_size))
@@ -159,3 +166,11 @@ class Encoder(nn.Module):
                 h = self.temporal_downsamples[halving](h, num_frames, padding)
                 num_frames, padding = halved(num_frames, padding), 0
         return h, num_frames, tuple(histories)
+
+
+@torch.no_grad()
+def _start_nearly_deterministic(conv_out: nn.Conv2d, latent_channels: int) -> None:
+    """Starts with a log-variance of −8 everywhere: a twentieth of the fixed noise of z_0."""
+    assert conv_out.bias is not None
+    conv_out.weight[latent_channels:] = 0.0
+    conv_out.bias[latent_channels:] = -8.0

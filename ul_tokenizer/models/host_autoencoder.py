@@ -39,7 +39,7 @@ class AutoencoderMixin:
 
 
 def decoder_output(sample: Tensor) -> DecoderOutput:
-    """diffusers' own `DecoderOutput`."""
+    """diffusers' own `DecoderOutput` around pixels (B, C, [T,] H, W)."""
     from diffusers.models.autoencoders.vae import DecoderOutput
 
     return DecoderOutput(sample=sample)

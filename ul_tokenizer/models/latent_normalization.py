@@ -38,12 +38,20 @@ def normalize_latents(vae: Any, latents: Tensor) -> Tensor:
 
 
 def denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
-    """z' → z, the inverse of `normalize_latents`: what a generator makes → what the autoencoder decodes."""
+    """z' → z, the inverse of `normalize_latents`: what a generator makes → what the autoencoder decodes.
+
+    Arguments, result and errors are those of `normalize_latents`; latents (B, c, [t,] h, w) keep their shape.
+    """
     shift_and_scale = _shift_and_scale(vae, latents)
     if shift_and_scale is None:
         return latents
     shift, scale = shift_and_scale
     return latents / scale + shift
+
+
+def is_normalized(vae: Any) -> bool:
+    """Whether an autoencoder of ours normalises its latents at all."""
+    return _shift_and_scale(vae, torch.zeros(1, vae.config.latent_channels, 1, 1)) is not None
 
 
 def _shift_and_scale(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:

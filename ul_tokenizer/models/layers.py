@@ -98,7 +98,7 @@ FP32_MODULES = [
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast on the device of `x`."""
+    """A context without autocast on the device of `x`, a tensor of any shape."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 

@@ -173,9 +173,9 @@ def check_hub_id(name: str) -> None:
     except errors.HFValidationError:
         legal = False
     if not legal:
-        known = ", ".join(bundled_names()) or "of which there are none"
+        known = ", ".join(bundled_names()) or "there are none"
         raise ValueError(
-            f"Model {name} is no bundled name ({known}), no folder that exists and no hub id (owner/name)."
+            f"Model {name} is neither a bundled name ({known}) nor an existing folder nor a hub id (owner/name)."
         )
 
 

@@ -63,7 +63,13 @@ def load_autoencoder(
 def load_prior(
     name: str, *, revision: str | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
 ) -> UnifiedLatentsTransformer:
-    """The stage-1 prior of a repository; arguments as `load_autoencoder`.
+    """The stage-1 prior of a repository, with which `UnifiedLatentsAutoencoder.bits` measures bits.
+
+    Args:
+        name: a bundled name, a local folder or a hub id, tried in this order.
+        revision: branch, tag or commit on the hub.
+        torch_dtype: of the weights; fp32 where None.
+        **kwargs: as for `from_pretrained`.
 
     Raises:
         MissingPriorError: the repository has none.
@@ -122,7 +128,7 @@ class ModelFiles(NamedTuple):
         return [folder / name for name in names if name.endswith(".safetensors")]
 
     def sha256(self) -> str:
-        """Of the autoencoder's weights; with several shards, of all in a row."""
+        """Hash of the autoencoder's weights; several shards are hashed one after the other."""
         return sha256_of(*self.weights())
 
 

@@ -18,7 +18,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save_single_file(model: ModelMixin, path: str | Path) -> None:
-    """Writes weights and config, whole or not at all.
+    """Writes weights and config, completely or not at all.
 
     Raises:
         OSError: a full or read-only disk.
@@ -36,7 +36,7 @@ def save_single_file(model: ModelMixin, path: str | Path) -> None:
 
 
 def load_single_file(cls: type[Any], path: str | Path, **kwargs: Any) -> Any:
-    """The model of such a file, with the checks of `from_pretrained`, which also takes the arguments.
+    """Loads a file of `save_single_file`; arguments and checks are those of `from_pretrained`.
 
     Raises:
         ValueError: another file, or a damaged one.

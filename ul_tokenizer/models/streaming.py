@@ -58,7 +58,7 @@ def parts_to_encode(pieces: Iterable[Tensor], num_frames: int | None, longest: i
     seen = 0
     for part in regrouped(pieces, itertools.chain(first, itertools.repeat(longest))):
         if (seen or num_frames is None) and part.shape[2] % ratio:
-            raise ValueError(f"num_frames must be the clip's number of frames, got {num_frames} for another one.")
+            raise ValueError(f"num_frames must be the clip's number of frames, got {num_frames}, which does not match.")
         seen += part.shape[2]
         yield part
     if num_frames not in (None, seen):

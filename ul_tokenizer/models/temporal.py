@@ -48,7 +48,7 @@ def from_clips(x_BxTxHxWxC: Tensor) -> Tensor:
 
 
 def repeat_first(x_BxTxHxWxC: Tensor, count: int) -> Tensor:
-    """Repeats the first frame of a clip `count` more times in front."""
+    """Repeats the first frame of a clip `count` more times in front: (B, T, H, W, C) → (B, count + T, H, W, C)."""
     return torch.cat([x_BxTxHxWxC[:, :1].expand(-1, count, -1, -1, -1), x_BxTxHxWxC], dim=1) if count else x_BxTxHxWxC
 
 

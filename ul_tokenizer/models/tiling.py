@@ -15,6 +15,9 @@ class Axis:
     """Tiles of one axis: evenly spread, overlapping by at least `overlap`, covering [0, length) exactly.
 
     All numbers are in units of the latent grid, so that a tile covers the same area of pixels and of latents.
+
+    Raises:
+        ValueError: an overlap that is negative or not below half of the tile.
     """
 
     length: int
@@ -47,7 +50,7 @@ class Axis:
         return [slice(start, min(start + self.tile, self.length)) for start in self.starts]
 
     def weights(self, scale: int) -> list[Tensor]:
-        """Blending weight of every tile, (tile · scale,) fp32 each: ramps over `overlap` that sum to 1 everywhere."""
+        """Blending weight of every tile, (scale · L,) fp32 for length L: ramps over `overlap` that sum to 1."""
         position = (torch.arange(self.length * scale, device="cpu") + 0.5) / scale
         ramp_width = max(self.overlap, 0.5 / scale)
         ramps = []
@@ -67,7 +70,7 @@ class Tile:
     columns: slice
 
     def of(self, picture: Tensor, scale: int = 1) -> Tensor:
-        """The tile's part (…, tile height · scale, tile width · scale) of a picture with `scale` positions per unit."""
+        """Cuts the tile (…, scale · H, scale · W) out of a picture with `scale` positions per latent."""
         return picture[..., _scaled(self.rows, scale), _scaled(self.columns, scale)]
 
 

@@ -36,6 +36,7 @@ from ul_tokenizer.models.limits import (
     check_latents,
     check_numbers,
     check_stage_bounds,
+    check_train_tokens,
     check_weights,
 )
 from ul_tokenizer.models.loading import BundledNamesMixin
@@ -79,6 +80,11 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         latent_logsnr: λ_z(0), the cleanest level in training.
         sample_size: height and width of the latents in training; informative.
         sample_frames: latent frames of a clip in training, None for images; informative.
+        attention_train_tokens: positions of the latents in training. Larger latents are then attended to with sharper
+            logits, see `log_length_temperature`. None leaves the logits alone.
+
+    Raises:
+        ValueError: an argument out of range, widths that heads do not divide, or stages that do not fit together.
     """
 
     _pipeline_part = "transformer"
@@ -115,6 +121,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         latent_logsnr: float = 5.0,
         sample_size: int | None = None,
         sample_frames: int | None = None,
+        attention_train_tokens: int | None = None,
     ) -> None:
         super().__init__()
         check_bounds(
@@ -129,6 +136,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
         check_stage_bounds(block_out_channels=block_out_channels, num_layers=num_layers)
         check_dropout(dropout)
         check_numbers(latent_logsnr=latent_logsnr)
+        check_train_tokens(attention_train_tokens, len(num_layers))
         check_weights((in_channels, embedding_channels, *block_out_channels), num_layers)
         if len(num_layers) != len(block_out_channels):
             raise ValueError(
@@ -137,9 +145,10 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
             )
         widths, outer = block_out_channels, num_layers[:-1]
 
-        def stage(channels: int, layers: int) -> TransformerStage:
+        def stage(channels: int, layers: int, depth: int) -> TransformerStage:
+            tokens = None if attention_train_tokens is None else attention_train_tokens // 4**depth
             return TransformerStage(
-                channels, layers, attention_head_dim, embedding_channels, dropout, cross_attention_dim
+                channels, layers, attention_head_dim, embedding_channels, dropout, cross_attention_dim, tokens
             )
 
         self.logsnr_embedding = LogSNREmbedding(embedding_channels)
@@ -151,11 +160,11 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
             self.context_conv_in = nn.Conv2d(in_channels, widths[0], 1)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 1)
         pairs = list(pairwise(widths))
-        self.down_stages = nn.ModuleList([stage(c, n - n // 2) for c, n in zip(widths, outer, strict=False)])
+        self.down_stages = nn.ModuleList([stage(widths[k], n - n // 2, k) for k, n in enumerate(outer)])
         self.downsamples = nn.ModuleList([Downsample(a, b) for a, b in pairs])
-        self.mid_stage = stage(widths[-1], num_layers[-1])
+        self.mid_stage = stage(widths[-1], num_layers[-1], len(outer))
         self.upsamples = nn.ModuleList([Upsample(b, a) for a, b in pairs])
-        self.up_stages = nn.ModuleList([stage(c, n // 2) for c, n in zip(widths, outer, strict=False)])
+        self.up_stages = nn.ModuleList([stage(widths[k], n // 2, k) for k, n in enumerate(outer)])
         self.norm_out = ChannelNorm(widths[0])
         self.conv_out = OutputConv(widths[0], in_channels, 1)
         nn.init.zeros_(self.conv_out.weight)
@@ -196,7 +205,7 @@ class UnifiedLatentsTransformer(BundledNamesMixin, ModelMixin, AttentionMixin, C
             v shaped like `sample`, fp32.
 
         Raises:
-            ValueError: wrong rank, channels or dtype, an empty sample, a grid that is no multiple of `size_multiple`,
+            ValueError: wrong rank, channels or dtype, an empty sample, a grid that `size_multiple` does not divide,
                 a wrong number of levels, a condition that the config does not provide for, or a condition that does
                 not fit the sample.
         """

@@ -17,7 +17,11 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_components(transformer: Any, scheduler: Any, vae: Any) -> None:
-    """Refuses a scheduler or transformer of another kind, and parts made for other latents."""
+    """Checks that scheduler and transformer are ours, and that all parts are made for the same latents.
+
+    Raises:
+        ValueError: they are not; the sentence names the part.
+    """
     if not isinstance(transformer, UnifiedLatentsTransformer):
         raise ValueError(f"transformer must be a UnifiedLatentsTransformer, got a {type(transformer).__name__}.")
     if not isinstance(scheduler, LogSNRScheduler):
@@ -43,7 +47,11 @@ def check_components(transformer: Any, scheduler: Any, vae: Any) -> None:
 
 
 def check_options(output_type: str, tensor_inputs: Sequence[str], legal_inputs: Sequence[str]) -> None:
-    """Refuses unknown forms of the result, and unknown tensors for the callback."""
+    """Checks the form of the result and the names of tensors for the callback.
+
+    Raises:
+        ValueError: an unknown form or tensor.
+    """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}.")
     if unknown := set(tensor_inputs) - set(legal_inputs):
@@ -51,14 +59,22 @@ def check_options(output_type: str, tensor_inputs: Sequence[str], legal_inputs: 
 
 
 def check_steps(**steps: int | None) -> None:
-    """Refuses what is no positive number of steps; None is left alone."""
+    """Checks that numbers of steps are positive integers or None.
+
+    Raises:
+        ValueError: one is not; the sentence names it.
+    """
     for name, value in steps.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}.")
 
 
 def check_generators(generator: Any, batch_size: int) -> None:
-    """Refuses a list of another length than the batch, and a tuple, which diffusers' functions don't know."""
+    """Checks that `generator` is None, a single generator or a list with one per image.
+
+    Raises:
+        ValueError: a list of another length, or a tuple, which diffusers' functions don't know.
+    """
     if isinstance(generator, tuple) or (isinstance(generator, list) and len(generator) != batch_size):
         raise ValueError(
             f"generator must be one or a list of {batch_size}, one per image, got a {type(generator).__name__} of "
@@ -67,7 +83,11 @@ def check_generators(generator: Any, batch_size: int) -> None:
 
 
 def check_initial_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuses z_1 of another shape."""
+    """Checks z_1, which must be floats of the given shape.
+
+    Raises:
+        ValueError: another shape, dtype or type.
+    """
     if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape or not latents.is_floating_point():
         got = f"{tuple(latents.shape)} {latents.dtype}" if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise ValueError(f"latents must be floats {shape}, got {got}.")

@@ -30,7 +30,10 @@ class ClipPlan:
         return () if self.latent_frames is None else (self.latent_frames,)
 
     def completed(self, z: Tensor, logsnr: float, generator: Generators) -> Tensor:
-        """z_0 of the whole result: that of the given frames, noisy at the same level, then the generated one."""
+        """z_0 (B, c, t' + t, h, w) of the whole result: given frames at the same noise level, then the generated `z`.
+
+        Without given frames, `z` (B, c, [t,] h, w) is returned.
+        """
         if self.context is None:
             return z
         noise = randn_tensor(tuple(self.context.shape), generator=generator, device=z.device, dtype=torch.float32)
@@ -47,11 +50,20 @@ def plan_clip(
     batch_size: int,
     device: torch.device,
 ) -> ClipPlan:
-    """Works out what to generate from the arguments of a call; `device` computes, also for offloaded models.
+    """Works out what to generate from the arguments of a call.
+
+    Args:
+        vae: an autoencoder of ours or of diffusers.
+        transformer: the base model.
+        num_frames: frames of the whole result; None takes the length that the model was trained on.
+        context_frames: given frames, (B, 3, T, H, W) in [−1, 1].
+        context_latents: instead, their clean latents, (B, c, t, h, w).
+        batch_size: number of clips.
+        device: where to compute, also for offloaded models.
 
     Raises:
         ValueError: both kinds of context are given, their number is not that of the clips, or the length after given
-            frames is no multiple of the temporal compression ratio.
+            frames is not a multiple of the temporal compression ratio.
     """
     ratio = temporal_ratio(vae)
     trained = transformer.config.sample_frames

@@ -39,7 +39,7 @@ class Conditions:
         return Conditions(2 * self.batch_size, labels, text, mask)
 
     def model_inputs(self) -> dict[str, Tensor | None]:
-        """Arguments of `UnifiedLatentsTransformer`."""
+        """Arguments of `UnifiedLatentsTransformer`, with the shapes of the fields, (B, …)."""
         return {
             "class_labels": self.class_labels,
             "encoder_hidden_states": self.text,
@@ -56,6 +56,13 @@ def make_conditions(
 ) -> Conditions:
     """Checks classes and texts and expands them; without either it is one image.
 
+    Args:
+        transformer: the base model.
+        class_labels: one class, or one per image, (N,).
+        text: hidden states (N, L, D) and their mask (N, L), true where there is a token.
+        num_images_per_prompt: images of each class or text.
+        device: where the result is.
+
     Raises:
         ValueError: the model takes no such condition, a class is out of range, or there are more of one than of the
             other.
@@ -66,7 +73,7 @@ def make_conditions(
     hidden, mask = (None, None) if text is None else _checked_text(transformer, *text)
     sizes = {len(rows) for rows in (labels, hidden) if rows is not None} or {1}
     if len(sizes) > 1:
-        raise ValueError(f"class_labels and prompts must be equally many, got {sorted(sizes)}.")
+        raise ValueError(f"class_labels and prompts must have the same number, got {sorted(sizes)}.")
 
     def expand(rows: Tensor | None) -> Tensor | None:
         return None if rows is None else rows.repeat_interleave(num_images_per_prompt, dim=0).to(device)
@@ -78,7 +85,7 @@ def _checked_labels(transformer: UnifiedLatentsTransformer, class_labels: Any) -
     num_classes = transformer.config.num_class_embeds
     _refuse_texts(transformer, class_labels)
     if num_classes is None:
-        raise ValueError(f"class_labels must be None, this model has no classes, got {class_labels}.")
+        raise ValueError(f"class_labels must be None for a model without classes, got {class_labels}.")
     labels = torch.as_tensor(class_labels).reshape(-1)
     if labels.is_floating_point() or labels.dtype == torch.bool or not len(labels):
         raise ValueError(f"class_labels must be integers from 0 to {num_classes - 1}, got {class_labels}.")
@@ -106,7 +113,7 @@ def _checked_text(
 ) -> tuple[Tensor, Tensor | None]:
     width = transformer.config.cross_attention_dim
     if width is None:
-        raise ValueError("prompt and prompt_embeds must be None, this model has no text conditioning.")
+        raise ValueError("prompt and prompt_embeds must be None for a model without text conditioning.")
     if hidden.ndim != 3 or hidden.shape[-1] != width:
         raise ValueError(f"prompt_embeds must be (B, L, {width}), got {tuple(hidden.shape)}.")
     if mask is None:

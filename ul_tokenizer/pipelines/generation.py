@@ -159,6 +159,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         decoder_num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        latent_logsnr: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -183,6 +184,8 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             decoder_num_inference_steps: steps of the decoder; the autoencoder's own number if not given.
             guidance_scale: s of v_∅ + s (v_c − v_∅); 1 is no guidance.
             guidance_interval: (lowest, highest) log-SNR at which to guide; None for all.
+            latent_logsnr: the level at which the base model hands z_0 to the decoder, for autoencoders that were
+                trained in a single stage and take several; None for the cleanest, which is the only one of others.
             num_images_per_prompt: images for each class or text.
             generator: makes all noise. With a list of one for each image, no image depends on the others.
             latents: z_1, (B, c, [t,] h, w), in place of noise.
@@ -204,7 +207,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         """
         check_options(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_steps(num_inference_steps=num_inference_steps, decoder_num_inference_steps=decoder_num_inference_steps)
-        guidance = Guidance(guidance_scale, guidance_interval)
+        guidance, scheduler = Guidance(guidance_scale, guidance_interval), self._scheduler_to(latent_logsnr)
         device = _compat.execution_device(self)
         text = self._encode_text(prompt, prompt_embeds, prompt_attention_mask, device)
         conditions = make_conditions(self.transformer, class_labels, text, num_images_per_prompt, device)
@@ -213,16 +216,13 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         clip = plan_clip(self.vae, self.transformer, num_frames, context_frames, context_latents, size, device)
         z = self._initial_latents(size, height, width, generator, latents, device, clip)
         callback = StepEnd(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        levels = self._set_levels(num_inference_steps, device)
+        scheduler.set_timesteps(num_inference_steps, device=device)
         predict = self._predictor(conditions, guidance, clip.context)
-        for i, logsnr in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            v = predict(z, logsnr, guidance.applies(levels[i]))
-            z = self.scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
-            z = callback(i, levels[i], z)
+        z = self._denoised(z, scheduler, predict, guidance, generator, callback)
 
-        images: Any = clip.completed(z, self.scheduler.config.logsnr_max, generator)
+        images: Any = clip.completed(z, scheduler.config.logsnr_max, generator)
         if output_type != "latent":
-            pixels = self._decode(images, generator, decoder_num_inference_steps, clip.num_frames)
+            pixels = self._decode(images, generator, decoder_num_inference_steps, clip.num_frames, latent_logsnr)
             images = self._postprocessed(pixels.float(), output_type)
         self.maybe_free_model_hooks()
         return UnifiedLatentsPipelineOutput(images=images) if return_dict else (images,)
@@ -231,11 +231,35 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
     # Pieces of Algorithm 2
     # ------------------------------------------------------------------------------------------------------------
 
-    def _set_levels(self, num_inference_steps: int, device: torch.device) -> list[float]:
-        """Lays out the scheduler's log-SNR values; also as numbers, since reading one at a step waits for the GPU."""
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        levels: list[float] = self.scheduler.timesteps.tolist()
-        return levels
+    def _scheduler_to(self, latent_logsnr: float | None) -> LogSNRScheduler:
+        """The scheduler, or one like it that ends at another level, which the decoder must take."""
+        if latent_logsnr is None:
+            return self.scheduler
+        lowest = self.vae.config.get("latent_logsnr_min") if is_ours(self.vae) else None
+        highest = self.scheduler.config.logsnr_max
+        if lowest is None:
+            raise ValueError(f"latent_logsnr must be None for a model of two stages, got {latent_logsnr}.")
+        if not lowest <= latent_logsnr <= highest:
+            raise ValueError(f"latent_logsnr must be from {lowest} to {highest}, got {latent_logsnr}.")
+        scheduler: LogSNRScheduler = type(self.scheduler).from_config(self.scheduler.config, logsnr_max=latent_logsnr)
+        return scheduler
+
+    def _denoised(
+        self,
+        z: Tensor,
+        scheduler: LogSNRScheduler,
+        predict: Callable[[Tensor, Tensor, bool], Tensor],
+        guidance: Guidance,
+        generator: Generators,
+        callback: StepEnd,
+    ) -> Tensor:
+        """z_1 → z_0, through all timesteps of the scheduler."""
+        levels: list[float] = scheduler.timesteps.tolist()  # once: reading one at each step waits for the GPU
+        for i, logsnr in enumerate(self.progress_bar(scheduler.timesteps)):
+            v = predict(z, logsnr, guidance.applies(levels[i]))
+            z = scheduler.step(v, logsnr, z, generator=generator, return_dict=False)[0]
+            z = callback(i, levels[i], z)
+        return z
 
     def _initial_latents(
         self,
@@ -282,17 +306,23 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
         return guided
 
     def _decode(
-        self, z: Tensor, generator: Generators, num_inference_steps: int | None, num_frames: int | None = None
+        self,
+        z: Tensor,
+        generator: Generators,
+        num_inference_steps: int | None,
+        num_frames: int | None = None,
+        latent_logsnr: float | None = None,
     ) -> Tensor:
         """Pixels (B, 3, [T,] H, W), about [−1, 1]."""
         latents = denormalize_latents(self.vae, z)
         if is_ours(self.vae):
             options: dict[str, Any] = {"generator": generator, "num_inference_steps": num_inference_steps}
             options |= {} if num_frames is None else {"num_frames": num_frames}
+            options |= {} if latent_logsnr is None else {"latent_logsnr": latent_logsnr}
             return decode_any(self.vae, latents, **options)
         if num_inference_steps is not None:
             raise ValueError(
-                f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one go, "
+                f"decoder_num_inference_steps must be None for a {type(self.vae).__name__}, which decodes in one step, "
                 f"got {num_inference_steps}."
             )
         pixels = decode_any(self.vae, latents)
@@ -328,7 +358,7 @@ class UnifiedLatentsPipeline(PushToHubMixin, DiffusionPipeline):
             ValueError: this pipeline has no text encoder.
         """
         if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(f"prompt must be None, this pipeline has no text encoder, got {prompt!r}.")
+            raise ValueError(f"prompt must be None for a pipeline without a text encoder, got {prompt!r}.")
         device = device or _compat.execution_device(self)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         return encode_texts(self.text_encoder, self.tokenizer, texts, device)

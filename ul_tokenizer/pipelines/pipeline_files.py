@@ -69,7 +69,7 @@ def _check_index(path: Path) -> None:
         index = json.loads(path.read_text(encoding="utf-8"))
         parts = {key: value for key, value in index.items() if not key.startswith("_")}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: it is no index of a pipeline.") from error
+        raise ValueError(f"{path} is damaged: it is not the index of a pipeline.") from error
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(f"{path} names code of the repository for the pipeline itself, which is not run.")
     for name, entry in parts.items():

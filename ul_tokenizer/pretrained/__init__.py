@@ -35,7 +35,7 @@ def bundled_path(name: str) -> Path | None:
 
 
 def write_manifest(folder: Path) -> dict[str, str]:
-    """Enters a bundled model into the manifest beside its folder, which names it.
+    """Adds a bundled model, under the name of its folder, to the manifest beside it.
 
     Returns:
         relative file → sha256 of what was entered.
@@ -69,5 +69,5 @@ def _verify(root: Path, name: str) -> None:
             raise ValueError(f"Bundled file {path} is missing; install ul_tokenizer again.")
         if sha256_of(path) != expected:
             raise ValueError(
-                f"Bundled file {path} is damaged, its sha256 is not the manifest's; install ul_tokenizer again."
+                f"Bundled file {path} is damaged: its sha256 differs from the manifest; install ul_tokenizer again."
             )

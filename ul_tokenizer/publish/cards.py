@@ -17,12 +17,20 @@ import yaml
 
 from ul_tokenizer.publish.card_merge import METRICS, Card, section
 from ul_tokenizer.publish.facts import ModelFacts, facts_of
-from ul_tokenizer.publish.records import class_name, last_figures, parameter_count, read_config, training_arguments
+from ul_tokenizer.publish.records import (
+    class_name,
+    has_text_encoder,
+    last_figures,
+    parameter_count,
+    read_config,
+    training_arguments,
+)
 
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2602.17270"
 TAGS = ["unified-latents", "latent-diffusion"]
 _DATA = ("dataset_name", "dataset_config_name", "latent_dataset", "train_data_dir")
+NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit have a huge number
 _UNITS = {
     "psnr": "dB",
     "gap_db": "dB",
@@ -43,12 +51,12 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, base_mode
     name = class_name(folder)
     facts, training, figures = facts_of(name), training_arguments(folder), last_figures(folder)
     sections = {
-        "use": _usage(facts, name, repo_id),
+        "use": _usage(facts, name, repo_id, folder),
         "description": _description(folder, facts),
         METRICS: _metrics(figures, training),
         "training": _training_text(facts, training),
     }
-    metadata = _model_metadata(facts, repo_id, training, figures, license, base_model)
+    metadata = _model_metadata(facts, repo_id, training, figures, license, base_model, has_text_encoder(folder))
     return _filled("model_card.md", repo_id, sections, metadata)
 
 
@@ -94,9 +102,11 @@ def _model_metadata(
     figures: Mapping[str, float],
     license: str | None,
     base_model: str | None,
+    has_text: bool,
 ) -> dict[str, Any]:
     dataset = next((str(training[key]) for key in _DATA[:2] if training.get(key)), None)
     task = facts.pipeline_tag if facts else None
+    task = "text-to-image" if task == "unconditional-image-generation" and has_text else task
     data = huggingface_hub.ModelCardData(
         license=license,
         library_name="ul_tokenizer" if facts else None,
@@ -149,10 +159,12 @@ def _filled(template: str, repo_id: str, sections: Mapping[str, str], metadata: 
     return Card(dict(metadata), body)
 
 
-def _usage(facts: ModelFacts | None, name: str, repo_id: str) -> str:
+def _usage(facts: ModelFacts | None, name: str, repo_id: str, folder: Path) -> str:
     if facts is None:
         return f"The model in this repository has the class `{name}`."
     code = facts.usage.replace("{repo_id}", repo_id)
+    if has_text_encoder(folder):
+        code = code.replace("pipe()", 'pipe(prompt="a red apple", guidance_scale=2.0)')
     return f"```python\nfrom ul_tokenizer import {name}\n\n{code}\n```"
 
 
@@ -169,11 +181,24 @@ def _part_rows(folder: Path) -> dict[str, Any]:
     config = read_config(folder / "config.json")
     name = config.get("_class_name")
     if not name:
-        return {}
+        return _text_rows(folder, config)
     facts = facts_of(str(name))
     labels = facts.config_facts if facts else {}
     known = {label: config[key] for key, label in labels.items() if config.get(key) is not None}
     return {"class": f"`{name}`", **known, "weights": f"{parameter_count(folder) / 1e6:.2f} M"}
+
+
+def _text_rows(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows about the text encoder of a pipeline or its tokenizer, which are classes of `transformers`."""
+    longest = read_config(folder / "tokenizer_config.json").get("model_max_length")
+    tokenizer = {"longest text": f"{longest:,} tokens"} if isinstance(longest, int) and longest < NO_LIMIT else {}
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or not classes:
+        return tokenizer
+    labels = {"hidden states": ("hidden_size", "dim", "d_model"), "vocabulary": ("vocab_size",)}
+    known = {label: next((config[key] for key in keys if key in config), None) for label, keys in labels.items()}
+    sizes = {label: f"{value:,}" for label, value in known.items() if isinstance(value, int)}
+    return {"class": f"`{classes[0]}`", **sizes, "weights": f"{parameter_count(folder) / 1e6:.2f} M", **tokenizer}
 
 
 def _metrics(figures: Mapping[str, float], training: Mapping[str, Any]) -> str:

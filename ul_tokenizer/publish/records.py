@@ -24,6 +24,12 @@ def class_name(folder: Path) -> str:
     return ""
 
 
+def has_text_encoder(folder: Path) -> bool:
+    """Whether a folder holds a pipeline with a text encoder."""
+    entry = read_config(folder / "model_index.json").get("text_encoder")
+    return isinstance(entry, list) and bool(entry) and entry[0] is not None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty if the file is missing or damaged."""
     try:

@@ -127,7 +127,7 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: n, at least 1; optional if `timesteps` are given.
             device: device of `timesteps`.
-            timesteps: custom log-SNR values, rising and below `logsnr_max`.
+            timesteps: custom log-SNR values, (n,), rising and below `logsnr_max`.
 
         Raises:
             ValueError: a number of steps below 1 or different from `len(timesteps)`, or illegal `timesteps`.
@@ -148,7 +148,7 @@ class LogSNRScheduler(PushToHubMixin, SchedulerMixin, ConfigMixin):
         self._restart(None)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """Returns the sample unchanged, since the process is variance preserving."""
+        """Returns the sample (B, …) unchanged, since the process is variance preserving."""
         return sample
 
     @overload

@@ -103,7 +103,11 @@ def label_of(source: Source, index: int) -> int | None:
 
 
 def label_in(columns: Mapping[str, Any], source: Source, index: int) -> int | None:
-    """The class in a sample's columns; result and errors as those of `label_of`."""
+    """The class in a sample's columns; None if there is none.
+
+    Raises:
+        ValueError: the class has no name in `source.class_names`.
+    """
     label = columns.get("label")
     if not source.class_names or not isinstance(label, int) or label < 0:  # -1 often marks a missing label
         return None

@@ -64,6 +64,18 @@ class TrainingArguments:
     """Arguments of any stage that name training data."""
     RENAMED: ClassVar[dict[str, str]] = {}
     """Old name → new name, for a helpful error message."""
+    GROUPS: ClassVar[dict[str, str]] = {
+        "train_data_dir": "data",
+        "train_batch_size": "optimisation",
+        "use_ema": "averages of the weights",
+        "mixed_precision": "speed and memory",
+        "max_nonfinite_steps": "optimisation",
+        "validation_steps": "validation",
+        "logging_steps": "logs, checkpoints and processes",
+        "push_to_hub": "hub",
+        "dry_run": "dry run",
+    }
+    """First argument of a group → its title in `--help`, in the order of the help. Those of one title are one group."""
     DEFAULT_STEPS: ClassVar[int] = 10_000
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ()
     """Names that `validation_metrics` may have in this stage."""
@@ -115,10 +127,9 @@ class TrainingArguments:
     )
     shuffle_buffer_size: int | None = arg(
         None,
-        "Read the data in this number of samples at a time, which are shuffled: archives and parts of tables come in "
-        "a new order in each epoch, and tables are read in place. Without it, all samples are shuffled, and tables are "
-        "copied to the cache of the library datasets first. Each worker keeps about this number of encoded images of "
-        "a table in memory.",
+        "Shuffle this number of samples at a time instead of all of them. Archives and parts of tables then come in a "
+        "new order in each epoch, and tables are read in place; by default, they are first copied to the cache of the "
+        "library datasets. Each worker keeps about this number of encoded images of a table in memory.",
         POSITIVE,
     )
     cache_images_gb: float = arg(
@@ -128,10 +139,10 @@ class TrainingArguments:
         0, "Number of worker processes that read and crop images; 0 uses the main process.", NOT_NEGATIVE
     )
     dataloader_prefetch_factor: int | None = arg(
-        None, "Number of batches that each worker prepares in advance. Without it, PyTorch's default of 2.", POSITIVE
+        None, "Number of batches that each worker prepares in advance. PyTorch's default is 2.", POSITIVE
     )
     dataloader_persistent_workers: bool = arg(
-        False, "Keep workers that have reached the end of the data. During a run, they live to its end anyway."
+        False, "Keep workers alive after the end of the data. Within a run they are kept alive in any case."
     )
 
     # Optimisation
@@ -210,7 +221,7 @@ class TrainingArguments:
         Legal("above 0 and at most 0.28", lambda value: 0 < value <= 0.28),
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = arg(
-        None, "Precision in which the networks compute. Without it, that of accelerate's launcher applies, or else no."
+        None, "Precision in which the networks compute. By default, that of accelerate's launcher, or no without one."
     )
     allow_tf32: bool = arg(False, "Allow TF32 in matrix products and convolutions on GPUs that support it.")
     cudnn_benchmark: bool = arg(
@@ -221,12 +232,12 @@ class TrainingArguments:
     )
     checkpointing_policy: Literal["full", "selective"] = arg(
         "full",
-        "What --gradient_checkpointing computes a second time: everything in a block, or only what is cheap, so that "
-        "the results of matrix products, convolutions and attention are kept.",
+        "What --gradient_checkpointing computes a second time. full: everything in a block. selective: only what is "
+        "cheap; the results of matrix products, convolutions and attention are kept.",
     )
     compile: bool = arg(
         False,
-        "Compile networks and loss with torch.compile, which takes minutes at the start. It pays on GPUs at most: on "
+        "Compile networks and loss with torch.compile, which takes minutes at the start. It can pay on GPUs. On "
         "CPUs, steps are no faster.",
     )
     max_nonfinite_steps: int = arg(
@@ -244,7 +255,7 @@ class TrainingArguments:
         "efficientnet-lite0", "Network whose features the metric kid compares, as named in `ul-tokenizer evaluate`."
     )
     validation_feature_weights: str | None = arg(
-        None, "File or folder with the weights of that network, if it does not bring its own."
+        None, "File or folder with the weights of that network, if they are not installed with it."
     )
     logging_steps: int = arg(20, "Number of steps between log entries, which contain means over these steps.", POSITIVE)
     checkpointing_steps: int = arg(500, "Number of steps between checkpoints.", POSITIVE)
@@ -259,7 +270,7 @@ class TrainingArguments:
     )
     process_group_timeout_minutes: float | None = arg(
         None,
-        "Longest time that processes wait for one another, such as for a validation by the main process. Without it, "
+        "Longest time that processes wait for one another, such as for a validation by the main process. By default, "
         "torch's timeout applies.",
         POSITIVE,
     )
@@ -325,7 +336,7 @@ class TrainingArguments:
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be different numbers, got {','.join(map(str, values))}.")
         if not self.ema_decay:
-            raise ValueError("--ema_decay must have at least one number; --no-use_ema keeps no averages.")
+            raise ValueError("--ema_decay must have at least one number; use --no-use_ema for no averages.")
 
     def _check_crops_and_workers(self) -> None:
         if self.aspect_ratio_buckets and self.scaling != "short_side":

@@ -43,11 +43,11 @@ class HeldOutLatents:
 
     @property
     def target(self) -> Tensor:
-        """The latents that the model generates."""
+        """The latents that the model generates, (B, c, [t,] h, w)."""
         return self.latents[:, :, self.num_context :] if self.num_context else self.latents
 
     def model_inputs(self, part: slice) -> dict[str, Tensor | None]:
-        """Conditions of some of the latents, as `UnifiedLatentsTransformer` takes them."""
+        """Conditions of some of the latents, (n, …) each, as `UnifiedLatentsTransformer` takes them."""
         text = None if self.text is None else self.text.rows(part)
         return {
             "class_labels": None if self.class_labels is None else self.class_labels[part],
@@ -137,6 +137,13 @@ def sample_grid(
     """Draws samples with fixed seeds, for clips the first frame above the last.
 
     Every column has one class or else, for models of text, one held-out caption.
+
+    Args:
+        pipeline: the base model with the autoencoder.
+        num_inference_steps: steps of the base model.
+        guidance_scale: 1 for none.
+        context: given clean latents of clips, (B, c, t, h, w).
+        text: held-out captions.
     """
     num_classes = pipeline.transformer.config.num_class_embeds
     kinds = num_classes or (GRID_COLUMNS if text is None else len(text.mask))

@@ -25,6 +25,12 @@ DESCRIPTIONS: dict[Target, str] = {
     "distill": "Distil the decoder of a trained autoencoder, so that it decodes in one or two steps.",
 }
 
+EXAMPLES: dict[Target, str] = {
+    "autoencoder": "ul-tokenizer train autoencoder --config ul-photo-f8 --train_data_dir photos/",
+    "base": "ul-tokenizer train base --config ul-fashion-base --train_data_dir photos/",
+    "distill": "ul-tokenizer train distill --config ul-photo-f8-distilled --train_data_dir my/",
+}
+
 NOT_ENOUGH_MEMORY = (
     "error: Not enough memory; use a smaller --train_batch_size with more --gradient_accumulation_steps, or "
     "--gradient_checkpointing. Run the command again to go on from the last checkpoint."
@@ -47,7 +53,7 @@ def run_command(target: Target, argv: Sequence[str] | None = None, program: str 
         SystemExit: with status 2 if the arguments are illegal, or 0 after `--help`.
     """
     others = {f"train {other}": arguments for other, arguments in ARGUMENTS.items() if other != target}
-    args = parse_arguments(ARGUMENTS[target], argv, DESCRIPTIONS[target], program, others)
+    args = parse_arguments(ARGUMENTS[target], argv, DESCRIPTIONS[target], program, others, EXAMPLES[target])
     try:
         _train(args)
     except KeyboardInterrupt:  # a first signal during the training stops it at the next step, without an exception

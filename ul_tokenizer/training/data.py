@@ -122,7 +122,7 @@ def _split(source: Source, fraction: float, in_order: bool) -> tuple[Subset, Sub
 
 
 def split_order(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A random order of `count` samples, always the same, whose first ones are held out."""
+    """A random order (count,) of samples, always the same, whose first ones are held out."""
     order: np.ndarray[Any, np.dtype[np.int64]] = torch.randperm(
         count, generator=torch.Generator().manual_seed(0)
     ).numpy()

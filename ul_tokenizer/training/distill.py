@@ -128,7 +128,7 @@ class Distillation:
         return collate_crops(samples)
 
     def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, Values]:
-        """Returns the loss of the objective, and values to log."""
+        """Returns the loss of the objective, 0-dimensional, and values to log."""
         pixels = to_float(batch["pixel_values"])
         return (self._loss_of_pairs if self.args.objective == "pairs" else self._loss_of_moments)(model, pixels, draws)
 

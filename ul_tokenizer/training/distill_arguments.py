@@ -20,6 +20,12 @@ class DistillArguments(TrainingArguments):
     """
 
     PATHS: ClassVar[tuple[str, ...]] = (*TrainingArguments.PATHS, "pretrained_model_name_or_path")
+    GROUPS: ClassVar[dict[str, str]] = {
+        "train_data_dir": "data",
+        "pretrained_model_name_or_path": "networks",
+        "objective": "objective",
+        **TrainingArguments.GROUPS,
+    }
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "ms_ssim", "lpips", "kid")
 
     # Networks

@@ -62,9 +62,11 @@ class Teacher:
     @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Pixels (B, C, H, W) and ε → z_0 (B, c, h, w), fp32."""
-        z_clean = self.autoencoder.encode(pixels).latent
+        distribution = self.autoencoder.encode(pixels).latent_dist
+        if distribution.latent_logvar is not None:
+            return distribution.mean.float() + distribution.std * noise
         level = torch.full((len(pixels),), self.autoencoder.config.latent_logsnr, device=pixels.device)
-        return diffuse(z_clean, noise, level)
+        return diffuse(distribution.latent, noise, level)
 
     @torch.no_grad()
     def trajectory(self, z: Tensor, x_1: Tensor) -> Trajectory:
@@ -78,7 +80,7 @@ class Teacher:
 
     @torch.no_grad()
     def predict_x(self, x_t: Tensor, logsnr: Tensor, z: Tensor) -> Tensor:
-        """As the function of this name."""
+        """x̂ (B, C, H, W), fp32, of the teacher; arguments as in `predict_x` of this module."""
         return predict_x(self.autoencoder.decoder, x_t, logsnr, z)
 
 
@@ -93,7 +95,7 @@ def decoding_logsnrs(autoencoder: UnifiedLatentsAutoencoder, num_steps: int) -> 
 def start_indices(
     count: int, num_levels: int, start_fraction: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """At which of the levels each of `count` samples starts, (count,) int64.
+    """At which of the levels each of B = `count` samples starts, (B,) int64.
 
     At least `start_fraction` of them start at level 0, the noisiest one. The others are spread over the later levels.
     """
@@ -168,7 +170,7 @@ class MomentsLoss(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The scalar to minimise."""
+        """The scalar to minimise, ()."""
         return (self.student + self.auxiliary).mean()
 
 

@@ -8,12 +8,14 @@ import torch
 from diffusers import AutoModel
 from torch import Tensor, nn
 
+from ul_tokenizer.diffusion.objective import draw_latent
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.any_autoencoder import (
     decode_any,
     encode_clean,
     frames_of,
     is_ours,
+    is_random,
     latent_channels,
     spatial_ratio,
 )
@@ -33,7 +35,7 @@ class FrozenAutoencoder:
     def __init__(self, vae: Any, prior: UnifiedLatentsTransformer | None = None) -> None:
         self.vae, self.prior = vae.eval().requires_grad_(False), prior
         self.ratio = spatial_ratio(vae)
-        self.is_ours = is_ours(vae)
+        self.is_ours, self.is_random = is_ours(vae), is_random(vae)
         channels = latent_channels(vae)
         assert channels is not None  # `load_other` refuses such models
         self.latent_channels = channels
@@ -48,9 +50,22 @@ class FrozenAutoencoder:
             elif isinstance(module, nn.Conv3d) and device.type == "cuda":  # on CPUs it gains nothing
                 module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, [T,] H, W), as `encode_clean` takes them → normalised z_clean (B, c, [t,] h, w) in fp32."""
-        return normalize_latents(self.vae, self.encode_clean(pixels))
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Encodes a batch to what a base model is trained on.
+
+        Args:
+            pixels: (B, 3, [T,] H, W), as `encode_clean` takes them.
+            noise: ε (B, c, [t,] h, w) of encoders that learned a variance (`is_random`); others ignore it.
+
+        Returns:
+            normalised z_clean (B, c, [t,] h, w) in fp32, or a draw around it.
+        """
+        if not self.is_random or noise is None:
+            return normalize_latents(self.vae, self.encode_clean(pixels))
+        self.passes += len(pixels)
+        with torch.no_grad():
+            encoded = self.vae.encode(to_float(pixels) if pixels.dtype == torch.uint8 else pixels).latent_dist
+            return normalize_latents(self.vae, draw_latent(encoded.latent, encoded.latent_logvar, noise))
 
     @torch.no_grad()
     def encode_clean(self, pixels: Tensor, num_rows: int | None = None) -> Tensor:
@@ -97,7 +112,7 @@ def load_other(name: str, subfolder: str | None = None, revision: str | None = N
     """Loads any autoencoder of diffusers; its config names the class.
 
     Raises:
-        ValueError: there is no model, or it is no autoencoder.
+        ValueError: there is no model, or it is not an autoencoder.
     """
     try:
         vae = AutoModel.from_pretrained(name, subfolder=subfolder, revision=revision, use_safetensors=True)

@@ -1,5 +1,7 @@
 """`--cache_latents`: every training image is encoded once, into a latent data set that all processes then map.
 
+With `--cached_crops N`, so are N random crops of every image.
+
 A run that was killed continues where it was, and a later run with the same settings encodes nothing. Each process
 encodes its share and nothing is sent between processes, so the latents of millions of images take no memory.
 """
@@ -66,7 +68,7 @@ def encode_all(
         try:
             writer = LatentWriter(folder, header, processes.rank, processes.world_size)
         except ValueError as error:
-            raise ValueError(f"--cache_latents would mix latents: {error} Remove {folder} to encode anew.") from error
+            raise ValueError(f"--cache_latents would mix latents: {error} Remove {folder} to encode again.") from error
         with writer:
             done = _encode_mine(args, crops, autoencoder, writer, device, processes)
     counts = processes.gather(done)
@@ -98,9 +100,16 @@ def _header(
             "scaling": args.scaling,
             "aspect_ratio_buckets": args.aspect_ratio_buckets,
             "captions": images.caption_column,
+            **_random_crops(args),
         },
         "source": {"images": len(images), "ids_sha256": ids.hexdigest()},
     }
+
+
+def _random_crops(args: Stage2Arguments) -> dict[str, Any]:
+    """What random crops depend on; nothing for the crops that never change."""
+    names = ("cached_crops", "scale_min", "random_flip", "center_crop", "seed")
+    return {} if args.cached_crops is None else {name: getattr(args, name) for name in names}
 
 
 # ----------------------------------------------------------------------------------------------------------------

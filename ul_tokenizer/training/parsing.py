@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -22,6 +23,7 @@ from ul_tokenizer.training.kinds import Kind, kinds_of
 from ul_tokenizer.training.recipes import find_config
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
+PAGE = 78  # columns of a description
 
 
 def parse_arguments(
@@ -30,6 +32,7 @@ def parse_arguments(
     description: str = "",
     program: str | None = None,
     others: Mapping[str, type[TrainingArguments]] | None = None,
+    example: str = "",
 ) -> Arguments:
     """Reads arguments from a command line and the `--config` file that it may name.
 
@@ -39,12 +42,13 @@ def parse_arguments(
         description: what the command does, for `--help`.
         program: the program's name, for `--help` and errors; None for that of this process.
         others: command → the arguments of other commands, whose config files are named as such in errors.
+        example: a command to show at the end of `--help`.
 
     Raises:
         SystemExit: with status 2 after an error, or 0 after `--help`.
     """
     kinds = kinds_of(cls)
-    parser = _make_parser(cls, kinds, description, program)
+    parser = _make_parser(cls, kinds, description, program, example)
     words = (_snake_case(word, {*kinds, *cls.RENAMED}) for word in (sys.argv[1:] if argv is None else argv))
     flags = vars(parser.parse_args(list(words)))
     name: str | None = flags.pop("config", None)
@@ -66,6 +70,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message.rstrip('.')}.\n")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Explanations in a column of their own that leaves them most of the line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=10)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # names such as ul-photo-f8
+
+
 class _RenamedFlag(argparse.Action):
     """A flag's old name, which ends the program with its new one."""
 
@@ -74,28 +88,49 @@ class _RenamedFlag(argparse.Action):
 
 
 def _make_parser(
-    cls: type[TrainingArguments], kinds: Mapping[str, Kind], description: str, program: str | None
+    cls: type[TrainingArguments], kinds: Mapping[str, Kind], description: str, program: str | None, example: str = ""
 ) -> _Parser:
-    parser = _Parser(program, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument(
-        "--config", help="YAML file with any of these arguments as keys, or the name of a recipe of this package."
+    parser = _Parser(
+        program,
+        usage="%(prog)s [--config FILE] [--FLAG VALUE …]",
+        description=textwrap.fill(description, PAGE),
+        epilog=example and f"Example:\n  {example}",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of these arguments as keys, or the name of a recipe of this package.",
+    )
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(cls.GROUPS.values())}
+    group: argparse._ActionsContainer = parser
     for spec in dataclasses.fields(cls):
-        _add_flag(parser, spec, kinds[spec.name])
+        if (title := cls.GROUPS.get(spec.name)) is not None:
+            group = groups[title]
+        _add_flag(group, spec, kinds[spec.name], spec.name in cls.PATHS)
     for old, new in cls.RENAMED.items():
         parser.add_argument(f"--{old}", action=_RenamedFlag, const=new, nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
-def _add_flag(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any], kind: Kind) -> None:
+def _add_flag(group: argparse._ActionsContainer, spec: dataclasses.Field[Any], kind: Kind, is_path: bool) -> None:
     default = spec.default if spec.default_factory is MISSING else spec.default_factory()
     default = (",".join(map(str, default)) or None) if isinstance(default, tuple) else default
     choices = f" Choices: {', '.join(kind.choices)}." if kind.choices else ""
-    help = f"{spec.metadata['help']}{choices} (default: {default})".replace("%", "%%")
+    shown = "" if default is None else f" (default: {default})"
+    help = f"{spec.metadata['help']}{choices}{shown}".replace("%", "%%")
     if kind.type is bool:
-        parser.add_argument(f"--{spec.name}", action=argparse.BooleanOptionalAction, help=help)
+        group.add_argument(f"--{spec.name}", action=argparse.BooleanOptionalAction, help=help)
     else:
-        parser.add_argument(f"--{spec.name}", type=_reader(kind), metavar=spec.name.upper(), help=help)
+        group.add_argument(f"--{spec.name}", type=_reader(kind), metavar="PATH" if is_path else _word(kind), help=help)
+
+
+def _word(kind: Kind) -> str:
+    """What help shows in place of a flag's value."""
+    words: dict[Any, str] = {int: "N", float: "X", tuple: "X,…", dict: "JSON"}
+    return words.get(kind.type, "NAME" if kind.choices else "TEXT")
 
 
 def _reader(kind: Kind) -> Any:

@@ -11,7 +11,13 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ul_tokenizer.diffusion.objective import SigmoidWeighting, bits_per_pixel_divisor, stratified_times
+from ul_tokenizer.diffusion.objective import (
+    RandomLatentLevel,
+    SigmoidWeighting,
+    Variant,
+    bits_per_pixel_divisor,
+    stratified_times,
+)
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
 from ul_tokenizer.media.pixels import to_float
 from ul_tokenizer.models.autoencoder import UnifiedLatentsAutoencoder
@@ -81,7 +87,7 @@ class Stage1:
         latent_logsnr = autoencoder.config.latent_logsnr
         prior_schedule = LogSNRSchedule(latent_logsnr, args.prior_logsnr_min, args.prior_schedule)
         weighting = SigmoidWeighting(args.loss_factor, args.decoder_bias, args.decoder_boost_below)
-        self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting)
+        self.model: nn.Module = Stage1Model(autoencoder, prior, prior_schedule, weighting, _variant(args, autoencoder))
         if args.train_only:
             for part in PARTS:
                 getattr(self.model, part).requires_grad_(part == args.train_only)
@@ -129,7 +135,7 @@ class Stage1:
         return collate_crops(samples)
 
     def loss(self, model: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns L in bits per pixel, and its terms."""
+        """Returns L in bits per pixel, and its terms, all 0-dimensional."""
         pixels = to_float(batch["pixel_values"])
         divisor = bits_per_pixel_divisor(*pixels.shape[-2:]) * (pixels.shape[2] if pixels.ndim == 5 else 1)
         self.warmup.begin(draws.step)
@@ -142,23 +148,29 @@ class Stage1:
             "decoder_loss_bits_per_pixel": losses.decoder.mean() / divisor,
             "prior_weight": torch.full((), weight, device=pixels.device),
         }
+        if losses.latent_kl is not None:
+            values["latent_kl_bits_per_pixel"] = losses.latent_kl.mean() / divisor
         return losses.total(divisor, weight), values
 
     def _noise(self, pixels: Tensor, draws: Draws) -> Stage1Noise:
         ratio, channels = self.autoencoder.spatial_compression_ratio, self.autoencoder.config.latent_channels
         frames = [-(-pixels.shape[2] // self.autoencoder.temporal_compression_ratio)] if pixels.ndim == 5 else []
         latent_shape = (channels, *frames, pixels.shape[-2] // ratio, pixels.shape[-1] // ratio)
-        shapes = (latent_shape, latent_shape, tuple(pixels.shape[1:]))
-        prior, latent, decoder = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
+        shapes = [latent_shape, latent_shape, tuple(pixels.shape[1:])]
+        if self.autoencoder.config.learned_variance:
+            shapes.append(latent_shape)
+        prior, latent, decoder, *variance = sample_noise(shapes, draws.local, self.args.seed, pixels.device)
         if pixels.ndim == 5:  # every other clip has the same noise in all frames, as in `decode`
             still = draws.are_even(pixels.device)
             decoder = torch.where(still[:, None, None, None, None], decoder[:, :, :1], decoder)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
         # Levels are spread over all samples of the step, so that they don't depend on how these are divided up.
-        t_prior, t_decoder = (
-            draws.pick(stratified_times(len(draws.of_step), generator), pixels.device) for _ in range(2)
+        count = 2 if self.args.latent_logsnr_bias is None else 3
+        t_prior, t_decoder, *t_latent = (
+            draws.pick(stratified_times(len(draws.of_step), generator), pixels.device) for _ in range(count)
         )
-        return Stage1Noise(t_prior, t_decoder, prior, latent, decoder)
+        optional = {"t_latent": t_latent, "variance": variance}
+        return Stage1Noise(t_prior, t_decoder, prior, latent, decoder, **{k: v[0] for k, v in optional.items() if v})
 
     # ------------------------------------------------------------------------------------------------------------
     # Validation
@@ -226,6 +238,21 @@ class Stage1:
         lines = [f"{name}: {size:,} parameters" for name, size in sizes.items()]
         lines += self._data.describe()
         return "\n".join(f"# {line}" for line in lines)
+
+
+def _variant(args: Stage1Arguments, autoencoder: UnifiedLatentsAutoencoder) -> Variant:
+    """What the run changes of the paper's objective; refuses what excludes each other or the networks can't do."""
+    config = autoencoder.config
+    if config.learned_variance and args.latent_cost == "normal":
+        raise ValueError("--latent_cost normal needs an encoder without learned_variance, got one with it.")
+    if args.latent_logsnr_bias is None:
+        return Variant(args.latent_cost, args.kl_weight, args.reconstruction)
+    if config.learned_variance:
+        raise ValueError("--latent_logsnr_bias needs an encoder without learned_variance, got one with it.")
+    if config.latent_logsnr_min is None:
+        raise ValueError("--latent_logsnr_bias needs a latent_logsnr_min in --autoencoder_config, got none.")
+    level = RandomLatentLevel(args.latent_logsnr_bias, config.latent_logsnr_min, config.latent_logsnr)
+    return Variant(args.latent_cost, args.kl_weight, args.reconstruction, level)
 
 
 def _make_models(args: Stage1Arguments) -> tuple[UnifiedLatentsAutoencoder, UnifiedLatentsTransformer]:

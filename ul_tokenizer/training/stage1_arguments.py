@@ -24,6 +24,15 @@ class Stage1Arguments(TrainingArguments):
         "validation_video_dir",
     )
     RENAMED: ClassVar[dict[str, str]] = {"autoencoder": "autoencoder_config", "prior": "prior_config"}
+    GROUPS: ClassVar[dict[str, str]] = {
+        "train_data_dir": "data",
+        "num_frames": "clips",
+        "preset": "networks",
+        "loss_factor": "objective",
+        "prior_warmup": "warm-up of the prior's weight",
+        **TrainingArguments.GROUPS,
+        "validation_inference_steps": "validation",
+    }
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "ms_ssim", "lpips", "kid")
 
     # Networks
@@ -57,6 +66,22 @@ class Stage1Arguments(TrainingArguments):
     )
     prior_logsnr_min: float = arg(-10.0, "Lowest log-SNR λ_z(1) of the prior.")
     prior_schedule: Literal["linear", "cosine"] = arg("linear", "Noise schedule of the prior.")
+    latent_cost: Literal["prior", "normal"] = arg(
+        "prior",
+        "What the latent costs the encoder: the loss of the diffusion prior, or --kl_weight times the divergence of "
+        "its noisy latent from a standard normal. With normal, the prior only measures the bits.",
+    )
+    kl_weight: float = arg(1.0, "Weight of that divergence. 1 treats N(0, I) as the prior.", POSITIVE)
+    reconstruction: Literal["diffusion", "mse"] = arg(
+        "diffusion",
+        "What the decoder learns: to denoise at all levels, or only to decode in one step with a small squared error. "
+        "After mse, --train_only decoder trains a diffusion decoder for the same latents.",
+    )
+    latent_logsnr_bias: float | None = arg(
+        None,
+        "Train in a single stage: draw the noise level of each latent around this log-SNR, up to the usual one, so "
+        "that the prior is a generator as well. The autoencoder's config needs a latent_logsnr_min.",
+    )
 
     # Warm-up of the prior's weight
     prior_warmup: bool | None = arg(
@@ -105,6 +130,14 @@ class Stage1Arguments(TrainingArguments):
     pan_fraction: float = arg(
         0.5, "Fraction of the clips that are pans over images, if there are videos as well.", FRACTION
     )
+    pan_motion: Literal["steady", "camera"] = arg(
+        "steady",
+        "How pans over images move: steadily, or as with a camera that speeds up or slows down, turns and zooms, and "
+        "before which something nearer may move faster. Pans in validation are always steady.",
+    )
+    pan_layer_fraction: float = arg(
+        0.5, "Fraction of the pans that have a foreground, with --pan_motion camera.", FRACTION
+    )
 
     # Validation
     validation_metrics: str | None = arg(
@@ -125,6 +158,10 @@ class Stage1Arguments(TrainingArguments):
             raise ValueError("--revision needs --pretrained_model_name_or_path.")
         if self.prior_warmup is None:  # the decoder of a trained model uses its latent already
             self.prior_warmup = self.pretrained_model_name_or_path is None
+        if self.kl_weight != 1 and self.latent_cost != "normal":
+            raise ValueError(f"--kl_weight needs --latent_cost normal, got {self.latent_cost}.")
+        if self.latent_logsnr_bias is not None and self.latent_cost != "prior":
+            raise ValueError(f"--latent_logsnr_bias needs --latent_cost prior, got {self.latent_cost}.")
         longest = self.prior_max_hold_steps
         if longest is not None and longest < self.prior_min_hold_steps:
             raise ValueError(

@@ -51,7 +51,10 @@ class Stage1Data:
             multiple: the networks need sides that are multiples of this.
         """
         crops = make_training_crops(self.args, self._train, multiple)
-        return self._clips(crops, self._videos, self.args.image_batch_fraction)
+        clips = self._clips(crops, self._videos, self.args.image_batch_fraction)
+        if isinstance(clips, RandomClipDataset):  # held-out pans stay steady, so that runs can be compared
+            clips.pan_motion, clips.pan_layer_fraction = self.args.pan_motion, self.args.pan_layer_fraction
+        return clips
 
     def held_out(self) -> RandomCropDataset | RandomClipDataset:
         """The crops or clips to validate on, which are the same in every run."""

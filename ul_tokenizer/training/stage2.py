@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ul_tokenizer.diffusion.objective import SigmoidWeighting, stratified_times
 from ul_tokenizer.diffusion.schedule import LogSNRSchedule
-from ul_tokenizer.models.latent_normalization import normalize_latents
+from ul_tokenizer.models.latent_normalization import is_normalized, normalize_latents
 from ul_tokenizer.models.presets import build_base, check_config_keys
 from ul_tokenizer.models.repository import AUTOENCODER, CLASS_NAMES, PRIOR
 from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
@@ -30,6 +31,7 @@ from ul_tokenizer.training.denoising import Stage2Model
 from ul_tokenizer.training.draws.crops import NO_LABEL, RandomCropDataset, collate_crops
 from ul_tokenizer.training.draws.latents import collate_latents
 from ul_tokenizer.training.draws.noise import Draws, sample_noise
+from ul_tokenizer.training.draws.repeats import RepeatedImages
 from ul_tokenizer.training.engine.loop import run_stage
 from ul_tokenizer.training.engine.stage import Batch
 from ul_tokenizer.training.estimate.stages import estimate_base
@@ -57,8 +59,9 @@ from ul_tokenizer.training.validation_metrics import FeatureDistance, Validation
 def train_base_model(args: Stage2Arguments) -> bool:
     """Trains a base model on the latents of a frozen autoencoder (stage 2).
 
-    A whole pipeline is written to `args.output_dir`, which `UnifiedLatentsPipeline.from_pretrained` loads. Progress is
-    printed on standard error.
+    A whole pipeline is written to `args.output_dir`, which `UnifiedLatentsPipeline.from_pretrained` loads. With
+    `args.as_prior`, it is the autoencoder with a new prior, as `train_autoencoder` writes it. Progress is printed on
+    standard error.
 
     Args:
         args: the arguments of the run.
@@ -95,6 +98,8 @@ class Stage2:
         self.autoencoder = _load_autoencoder(args)
         self.class_names = data.class_names if args.class_conditional else ()
         self._images, self._held_out_source, self._latents = data.images, data.held_out_images, data.latents
+        if args.cached_crops is not None and self._images is not None:
+            self._images = RepeatedImages(self._images, args.cached_crops)
         if self._latents is not None:
             check_latents(args, self._latents, self.autoencoder)
         num_frames = latent_frames(args, self._latents)
@@ -108,7 +113,8 @@ class Stage2:
             self.models["text_encoder"] = TrainedTextEncoder.of(self._text)
         level = self.transformer.config.latent_logsnr
         self.schedule = LogSNRSchedule(level, args.logsnr_min, args.schedule)
-        self.weighting = SigmoidWeighting(1.0, args.sigmoid_bias)
+        # The prior's weight is 1 at all levels, which the sigmoid tends to.
+        self.weighting = SigmoidWeighting(1.0, math.inf if args.as_prior else args.sigmoid_bias)
         trained_text = text_encoder_in(self.models)
         self.model: nn.Module = Stage2Model(self.transformer, self.schedule, self.weighting, trained_text)
         self._check_resolution()
@@ -187,7 +193,8 @@ class Stage2:
         self.text.to(torch.device("cpu"))
 
     def _encode_held_out(self, device: torch.device) -> HeldOutLatents:
-        args, parts = self.args, []
+        args = self.args
+        parts: list[Tensor] = []
         if self._split is not None and self._latents is not None:
             batch: Any = collate_latents([self._latents[int(i)] for i in self._split.held_out])
             latents, num_context = self._normalized(batch["latents"].to(device)), args.num_context_latents
@@ -195,7 +202,9 @@ class Stage2:
             assert self._held_out_source is not None  # only a latent data set has none
             crops = self._crops(self._held_out_source, seed=0)
             batch = self.collate([crops[n] for n in range(args.num_validation_images)])
-            parts = [self.autoencoder.encode(x.to(device)) for x in batch["pixel_values"].split(args.train_batch_size)]
+            for x in batch["pixel_values"].split(args.train_batch_size):
+                first = sum(map(len, parts))
+                parts.append(self._encoded(x.to(device), range(first, first + len(x))))
             latents, num_context = torch.cat(parts), 0
         self._held_out_captions = batch["captions"]
         text = None if self.text is None or self.text.is_trained else self.text(batch["captions"])
@@ -212,8 +221,9 @@ class Stage2:
     # ------------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted loss in nats per latent dimension."""
-        z = self._normalized(batch["latents"]) if "latents" in batch else self.autoencoder.encode(batch["pixel_values"])
+        """Returns the weighted loss in nats per latent dimension, 0-dimensional."""
+        stored = "latents" in batch
+        z = self._normalized(batch["latents"]) if stored else self._encoded(batch["pixel_values"], draws.local)
         context, z = self._divided(z, draws.of_step.start)
         (noise,) = sample_noise([tuple(z.shape[1:])], draws.local, self.args.seed, z.device)
         generator = torch_generator(self.args.seed, Stream.TIMES, draws.of_step.start)
@@ -225,6 +235,14 @@ class Stage2:
     def _normalized(self, latents: Tensor) -> Tensor:
         """Stored latents are z_clean as the autoencoder gives it."""
         return normalize_latents(self.autoencoder.vae, latents)
+
+    def _encoded(self, pixels: Tensor, draws: Sequence[int]) -> Tensor:
+        """Normalised latents; an encoder that learned a variance draws them, each sample with noise of its own."""
+        if not self.autoencoder.is_random:
+            return self.autoencoder.encode(pixels)
+        shape = (self.autoencoder.latent_channels, *(side // self.autoencoder.ratio for side in pixels.shape[-2:]))
+        _, noise = sample_noise([shape, shape], draws, self.args.seed, pixels.device)  # the first is that of z_t
+        return self.autoencoder.encode(pixels, noise)
 
     def _divided(self, z: Tensor, first_draw: int) -> tuple[Tensor | None, Tensor]:
         """Splits clips (B, c, t, h, w) into context and target; in some steps there is no context."""
@@ -279,10 +297,18 @@ class Stage2:
             metrics, picture = validate_base(
                 pipeline, held_out, self.schedule, self.weighting, args.train_batch_size, *sampling
             )
+            if args.as_prior:
+                metrics["bits_per_pixel"] = metrics["bits_per_latent_dim"] * self._dims_per_pixel(held_out.latents)
             distance = self._distance(held_out)
             if distance is not None:
                 metrics["kid"] = distance(draw_samples(pipeline, held_out, args.train_batch_size, *sampling))
         return metrics, picture
+
+    def _dims_per_pixel(self, latents: Tensor) -> float:
+        """Latent dimensions per pixel, for clips per pixel of a frame."""
+        frames = self.autoencoder.frames_of(latents.shape[2]) if latents.ndim == 5 else 1
+        height, width = (side * self.autoencoder.ratio for side in latents.shape[-2:])
+        return latents[0].numel() / (frames * height * width)
 
     def _distance(self, held_out: HeldOutLatents) -> FeatureDistance | None:
         """The distance from decoded held-out latents, which a perfect base model would draw; None if not asked for."""
@@ -313,7 +339,14 @@ class Stage2:
         return UnifiedLatentsPipeline(self.transformer, scheduler, self.autoencoder.vae, *parts)
 
     def save(self, folder: Path) -> None:
-        """Writes a whole pipeline, the prior of its autoencoder if there is one, and the names of its classes."""
+        """Writes a whole pipeline, the prior of its autoencoder if there is one, and the names of its classes.
+
+        A prior is written below its autoencoder.
+        """
+        if self.args.as_prior:
+            self.autoencoder.vae.save_pretrained(folder)
+            self.transformer.save_pretrained(folder / PRIOR)
+            return
         self.pipeline(with_text=True).save_pretrained(folder)
         if self.autoencoder.prior is not None:
             self.autoencoder.prior.save_pretrained(folder / AUTOENCODER / PRIOR)
@@ -338,7 +371,13 @@ class Stage2:
 
 def _load_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
     if args.pretrained_autoencoder is not None:
-        return load_ours(args.pretrained_autoencoder, args.revision)
+        autoencoder = load_ours(args.pretrained_autoencoder, args.revision)
+        if args.as_prior and is_normalized(autoencoder.vae):
+            raise ValueError(
+                "--as_prior needs an autoencoder without statistics of its latents, since the level of z_0 is relative "
+                f"to their own scale, got {args.pretrained_autoencoder}."
+            )
+        return autoencoder
     assert args.pretrained_vae is not None  # Stage2Arguments requires one of the two
     return load_other(args.pretrained_vae, args.vae_subfolder, args.revision)
 
@@ -367,6 +406,8 @@ def _make_base(
     else:
         check_config_keys(UnifiedLatentsTransformer, args.base_config)
         base = UnifiedLatentsTransformer.from_pretrained(args.pretrained_model_name_or_path, **args.base_config)
+        if base.config.sample_size is None:  # a prior of stage 1; sampling in validation needs a size
+            base.register_to_config(sample_size=args.resolution // autoencoder.ratio)
         flag = "--pretrained_model_name_or_path"
     if text is None and base.config.cross_attention_dim is not None:
         raise ValueError(

@@ -33,13 +33,25 @@ class Stage2Arguments(TrainingArguments):
         "text_embeddings_dir",
     )
     RENAMED: ClassVar[dict[str, str]] = {"base": "base_config"}
+    GROUPS: ClassVar[dict[str, str]] = {
+        "pretrained_autoencoder": "latents",
+        "train_data_dir": "data",
+        "text_encoder": "captions",
+        "num_context_latents": "clips",
+        "preset": "network",
+        "sigmoid_bias": "objective",
+        **TrainingArguments.GROUPS,
+        "dry_run_latent_frames": "dry run",
+        "validation_inference_steps": "validation",
+    }
     VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("kid",)
 
     # Latents
     pretrained_autoencoder: str | None = arg(None, "The frozen autoencoder (bundled name, folder or hub id).")
     pretrained_vae: str | None = arg(
         None,
-        "Any autoencoder of diffusers, of images or of clips, instead of --pretrained_autoencoder, to compare latents.",
+        "Train on the latents of any autoencoder of diffusers, for images or clips, instead of those of "
+        "--pretrained_autoencoder. Use it to compare latents.",
     )
     autoencoder_preset: str | None = arg(
         None,
@@ -55,6 +67,12 @@ class Stage2Arguments(TrainingArguments):
         False,
         "Encode every training image once before the first step, into a latent data set in the output folder, which "
         "later runs use again.",
+    )
+    cached_crops: int | None = arg(
+        None,
+        "With --cache_latents, encode this number of random crops of every image, as --scale_min, --scaling and "
+        "--random_flip say, instead of the only crop.",
+        POSITIVE,
     )
 
     # Captions
@@ -72,10 +90,10 @@ class Stage2Arguments(TrainingArguments):
     text_encoder_config: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Condition the model on captions through a fresh text encoder instead of --text_encoder. This JSON "
-            "object has entries of its transformers config to change, {} for none: a small DistilBERT or, with "
-            "model_type, another kind. Its tokenizer is made from the training captions, with at most vocab_size "
-            "(8192) tokens."
+            "help": "Condition the model on captions through a fresh text encoder instead of --text_encoder: a small "
+            "DistilBERT, or another kind with the key model_type. This JSON object has the entries of its transformers "
+            "config to change; {} changes none. Its tokenizer is learned from the training captions and has at most "
+            "vocab_size (8192) tokens."
         },
     )
     train_text_encoder: bool | None = arg(
@@ -84,13 +102,13 @@ class Stage2Arguments(TrainingArguments):
     )
     token_dropout: float = arg(
         0.05,
-        "Probability of making a token of a caption unknown when a fresh text encoder is trained, which prepares it "
-        "for prompts with unknown words.",
+        "Probability of replacing a token of a caption by the unknown token while a fresh text encoder is trained. It "
+        "prepares the encoder for prompts with unknown words.",
         BELOW_1,
     )
     max_text_tokens: int | None = arg(
         None,
-        "Cut off captions after this number of tokens. Without it, it is the encoder's own limit, and at most 256.",
+        "Cut off captions after this number of tokens. The default is the encoder's own limit, but at most 256.",
         POSITIVE,
     )
     caption_dropout: float = arg(0.1, "Probability of training without the caption, which guidance needs.", BELOW_1)
@@ -113,13 +131,18 @@ class Stage2Arguments(TrainingArguments):
     )
 
     # Objective
+    as_prior: bool = arg(
+        False,
+        "Train a prior of --pretrained_autoencoder instead of a base model: without classes, with the weight 1 of the "
+        "bound on its bits at all levels, and written with the autoencoder, as `train autoencoder` does.",
+    )
     sigmoid_bias: float = arg(
         2.0, "Bias b of the loss weight sigmoid(b - log-SNR). A higher bias gives fine detail more weight."
     )
     logsnr_max: float | None = arg(
         None,
-        f"Highest log-SNR, for --pretrained_vae only, where {OTHERS_LOGSNR_MAX} is used without it. Our own "
-        "autoencoders define it themselves.",
+        f"Highest log-SNR. For --pretrained_vae only, where the default is {OTHERS_LOGSNR_MAX}. Our own autoencoders "
+        "define it themselves.",
     )
     logsnr_min: float = arg(-10.0, "Lowest log-SNR.")
     schedule: Literal["linear", "cosine"] = arg("linear", "Noise schedule.")
@@ -168,6 +191,8 @@ class Stage2Arguments(TrainingArguments):
             raise ValueError("--logsnr_max needs --pretrained_vae, because our autoencoders define their own level.")
         self._check_data()
         self._check_text()
+        if self.as_prior:
+            self._check_prior()
 
     @property
     def has_text(self) -> bool:
@@ -203,10 +228,26 @@ class Stage2Arguments(TrainingArguments):
             raise ValueError(
                 f"either images (--train_data_dir or --dataset_name) or --latent_dataset are needed, got {got}."
             )
-        if self.cache_latents and not self._crops_are_fixed():
+        if self.cached_crops is not None:
+            if not self.cache_latents:
+                raise ValueError("--cached_crops needs --cache_latents.")
+            if self.aspect_ratio_buckets or self.latent_dataset is not None:
+                raise ValueError("--cached_crops needs images, cut to squares without --aspect_ratio_buckets.")
+        elif self.cache_latents and not self._crops_are_fixed():
             raise ValueError(
-                "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1."
+                "--cache_latents needs crops that never change: --center_crop, --no-random_flip, --scale_min 1; or a "
+                "number of random crops of every image, --cached_crops."
             )
+
+    def _check_prior(self) -> None:
+        for name in ("pretrained_vae", "text_encoder", "num_context_latents"):
+            if getattr(self, name):
+                raise ValueError(f"--as_prior trains a prior of an autoencoder of ours alone, without --{name}.")
+        if self.text_encoder_config is not None:
+            raise ValueError(
+                "--as_prior trains a prior of an autoencoder of ours alone, without --text_encoder_config."
+            )
+        self.class_conditional = False
 
     def _crops_are_fixed(self) -> bool:
         return self.latent_dataset is None and self.center_crop and not self.random_flip and self.scale_min == 1

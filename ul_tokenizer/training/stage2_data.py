@@ -115,7 +115,7 @@ def check_sizes(latents: LatentDataset, multiple: int) -> None:
     """Refuses latents of a height or width that the base model can't take.
 
     Raises:
-        ValueError: a side is no multiple of `multiple`.
+        ValueError: a side is not a multiple of `multiple`.
     """
     for shape, count in latents.shapes.items():
         if any(side % multiple for side in shape[-2:]):

@@ -24,7 +24,7 @@ class TextStates(NamedTuple):
     mask: Tensor  # (B, L) bool, true where there is a token; a row without tokens has no text
 
     def rows(self, which: slice | Tensor) -> TextStates:
-        """Some of the texts."""
+        """Some of the texts, by a slice or by their numbers (n,) int64."""
         return TextStates(self.states[which], self.mask[which])
 
     def without(self, is_dropped: Tensor) -> TextStates:

@@ -146,7 +146,7 @@ class TextCache:
     def _write(self, texts: Sequence[str], states: Sequence[Tensor]) -> None:
         joined = torch.cat(list(states))
         if not joined.isfinite().all():
-            raise ValueError("--cache_text_embeddings needs finite hidden states in half precision, got others.")
+            raise ValueError("--cache_text_embeddings needs hidden states that are finite in half precision.")
         tensors = {
             "hashes": torch.from_numpy(np.array([hash_of(text) for text in texts], np.uint64).view(np.int64)),
             "stops": torch.tensor(list(itertools.accumulate(map(len, states)))),

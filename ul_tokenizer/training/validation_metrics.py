@@ -32,7 +32,7 @@ class FeatureDistance:
         self._net, self._originals = net, _features(net, originals)
 
     def __call__(self, images: Iterable[Tensor]) -> float:
-        """The distance of images in such batches; NaN if one of them is not finite."""
+        """The distance of batches of pixels (B, 3, [T,] H, W) in [−1, 1]; NaN if one of them is not finite."""
         features = _features(self._net, images)
         if not features.isfinite().all():
             return math.nan
@@ -80,7 +80,11 @@ class ValidationMetrics:
             _check(f"--validation_features {self.net.name}", side, partial(self.net, picture))
 
     def distance_from(self, originals: Callable[[], Iterable[Tensor]]) -> FeatureDistance | None:
-        """The distance from originals, which are made only once; None if no distance is asked for."""
+        """The distance from originals; None if no distance is asked for.
+
+        Args:
+            originals: makes batches of pixels (B, 3, [T,] H, W) in [−1, 1]. It is called only once.
+        """
         if self._distance is None and self.net is not None:
             self._distance = FeatureDistance(self.net, originals())
         return self._distance

@@ -14,7 +14,11 @@ LONG_HOLD = 4  # times the shortest hold
 
 @dataclass
 class PriorWarmup:
-    """The weight of the prior loss as a function of the step and of the validations so far."""
+    """The weight of the prior loss as a function of the step and of the validations so far.
+
+    Raises:
+        ValueError: a weight outside [0, 1].
+    """
 
     hold_weight: float  # weight during the hold
     min_hold_steps: int  # shortest hold

@@ -255,7 +255,7 @@ def test_other_weights_for_inception_are_refused(tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.zeros(5, 3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"weights must be a file of torch-fidelity's Inception weights, got .*other"):
         load_feature_net("inception", tmp_path / "other.pth")
-    with pytest.raises(MissingFeatureNetError, match="which is none"):
+    with pytest.raises(MissingFeatureNetError, match="which does not exist"):
         load_feature_net("inception", tmp_path / "nowhere.pth")
 
 

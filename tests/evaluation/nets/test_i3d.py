@@ -166,7 +166,7 @@ def test_other_clips_are_refused(features: I3DFeatures, bad: Tensor) -> None:
 
 
 def test_files_that_are_no_i3d_are_refused(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(MissingFeatureNetError, match=r"FVD needs an I3D network, .* which is no file"):
+    with pytest.raises(MissingFeatureNetError, match=r"FVD needs an I3D network, .* which is not a file"):
         load_i3d(tmp_path / "nowhere.safetensors")
     state = load_file(file)
     save_file({**state, "extra": torch.zeros(1)}, tmp_path / "extra.safetensors")

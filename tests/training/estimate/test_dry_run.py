@@ -12,10 +12,13 @@ import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.training.text_models import save_text_encoder
 from ul_tokenizer.models.presets import build_autoencoder
 from ul_tokenizer.training.command import Target, run_command
 from ul_tokenizer.training.estimate import networks
-from ul_tokenizer.training.estimate.stages import estimate_autoencoder, estimate_base
+from ul_tokenizer.training.estimate.networks import make_base, make_frozen_autoencoder
+from ul_tokenizer.training.estimate.stages import estimate_autoencoder, estimate_base, plan_base
+from ul_tokenizer.training.estimate.text import plan_text
 from ul_tokenizer.training.recipes import find_config, recipe_names, stage_of
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
@@ -206,3 +209,55 @@ def test_given_data_are_checked_and_planned_for(dry_run: DryRun, images: Path) -
     assert "# training images: " in shown and "# FLOPs per sample: " in shown
     error = dry_run("autoencoder", 1, preset="ul-tiny-f8", resolution=16, train_data_dir=images / "not-there")
     assert "not-there" in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------- text encoders
+
+TEXT: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 16}
+
+
+def text_arguments(**changes: Any) -> Stage2Arguments:
+    given = {**TINY_BASE, "resolution": 16, "dry_run": True, "text_encoder_config": {**TEXT, "vocab_size": 100}}
+    return Stage2Arguments(**{**given, **changes})
+
+
+def test_a_fresh_text_encoder_is_counted_with_its_weights_and_flops() -> None:
+    shown = estimate_base(text_arguments())
+    embeddings = 100 * 32 + 16 * 32 + 2 * 32
+    block = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
+    assert number("text encoder: @ parameters, trained", shown) == embeddings + 2 * block
+    products = 2 * 16 * 2 * (4 * 32 * 32 + 2 * 32 * 64)  # of the linear layers; attention adds a little
+    attention = 2 * 2 * 2 * 16 * 16 * 32
+    assert number("; @ G FLOPs for a text of 16 tokens", shown) == pytest.approx((products + attention) / 1e9, rel=0.02)
+    assert "texts of 16 tokens" in shown
+
+
+def test_a_trained_text_encoder_costs_a_step_more_than_a_frozen_one_and_a_cached_one_nothing() -> None:
+    plans = {}
+    cached = {"train_text_encoder": False, "cache_text_embeddings": True}
+    for name, changes in (("trained", {}), ("frozen", {"train_text_encoder": False}), ("cached", cached)):
+        args = text_arguments(**changes)
+        frozen, text = make_frozen_autoencoder(args), plan_text(args)
+        assert text is not None
+        plans[name] = text, plan_base(args, frozen, make_base(args, frozen, text.width), text)
+    flops = plans["trained"][0].flops()
+    trained, frozen_plan, cached_plan = (plans[name][1] for name in ("trained", "frozen", "cached"))
+    assert trained.flops_per_sample - cached_plan.flops_per_sample == 3 * flops
+    assert frozen_plan.flops_per_sample - cached_plan.flops_per_sample == flops
+    assert trained.cost.activations > frozen_plan.cost.activations == cached_plan.cost.activations
+    weights = plans["trained"][0].weights
+    assert trained.weights.trained - frozen_plan.weights.trained == weights
+    assert frozen_plan.weights.frozen - trained.weights.frozen == weights
+
+
+@pytest.mark.parametrize("kind", ["clip-text", "t5", "bert"])
+def test_a_text_encoder_on_this_machine_is_counted_and_another_one_said_to_be_missing(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = save_text_encoder(tmp_path / "text", kind)
+    args = text_arguments(text_encoder_config=None, text_encoder=str(folder))
+    plan = plan_text(args)
+    assert plan is not None and plan.weights > 500 and plan.width and plan.flops() > 8 * plan.tokens * plan.width**2
+    assert number("text encoder: @ parameters, frozen", estimate_base(args)) == plan.weights
+    elsewhere = estimate_base(text_arguments(text_encoder_config=None, text_encoder="someone/encoder"))
+    assert "text encoder: not counted, because it is not on this machine" in elsewhere

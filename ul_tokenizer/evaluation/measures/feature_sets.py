@@ -27,14 +27,14 @@ FeatureSet = Tensor | np.ndarray | StoredFeatures  # (N, D), of any float dtype
 
 
 def rows(features: FeatureSet, which: slice | Indices) -> Tensor:
-    """Some rows, in float64; of a memory map, nothing else is read."""
+    """Some rows, (n, D) in float64; of a memory map, nothing else is read."""
     if isinstance(features, Tensor):
         return features[which if isinstance(which, slice) else torch.from_numpy(which)].detach().double()
     return torch.from_numpy(np.array(features[which], np.float64))
 
 
 def blocks(features: FeatureSet, size: int) -> Iterator[tuple[int, Tensor]]:
-    """All rows in blocks of at most `size`, in float64, each with the index of its first row."""
+    """All rows in blocks (n, D) of at most `size`, in float64, each with the index of its first row."""
     for first in range(0, len(features), size):
         yield first, rows(features, slice(first, first + size))
 

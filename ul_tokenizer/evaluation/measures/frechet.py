@@ -73,7 +73,7 @@ class Moments:
             ValueError: fewer than two samples.
         """
         if self.count < 2:
-            raise ValueError(f"features must have at least 2 samples before they have a covariance, got {self.count}.")
+            raise ValueError(f"features must have at least 2 samples for a covariance, got {self.count}.")
         return Gaussian(self._mean.clone(), self._scatter / (self.count - 1))
 
 

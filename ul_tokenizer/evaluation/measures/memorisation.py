@@ -16,7 +16,8 @@ from ul_tokenizer.evaluation.parts import Array, Batch
 from ul_tokenizer.evaluation.samples import EvaluationSamples
 from ul_tokenizer.media.pixels import to_float
 
-NUM_NEIGHBOURS = 8  # generated images that are shown beside the training images nearest to them
+NUM_NEIGHBOURS = 8  # generated images of a line, beside the training images nearest to them
+GAP = 12  # pixels between the pairs of lines
 NEAR = 0.01  # the part of unseen real images that is as near as what counts as memorised
 
 
@@ -36,17 +37,22 @@ class Nearest:
         return cls(np.asarray(distances)[:, 0], np.asarray(rows)[:, 0], np.asarray(of_real)[:, 0])
 
     def figures(self) -> dict[str, float]:
-        """The share of generated images that are nearer than all but 1 % of the real ones, and medians."""
+        """The share and number of generated images that are nearer than all but 1 % of the real ones, and medians."""
         closest = float(np.quantile(self.of_real, NEAR))
+        is_near = self.of_generated < closest
         return {
-            "value": float((self.of_generated < closest).mean()),
+            "value": float(is_near.mean()),
+            "count": int(is_near.sum()),
             "nearer_than": closest,
             "median": float(np.median(self.of_generated)),
             "median_of_real": float(np.median(self.of_real)),
         }
 
     def picture(self, generated: Generated, numbers: Array, train: EvaluationSamples, of_train: Array) -> Image.Image:
-        """Above the generated images nearest to a training image, nearest first, and below them these.
+        """Two pairs of lines, generated images above and the training images nearest to them below.
+
+        The first pair has the generated images nearest to a training image, nearest first. The second pair has images
+        spread evenly over all distances, as a typical sample.
 
         Args:
             generated: the generated images.
@@ -54,8 +60,15 @@ class Nearest:
             train: the training images.
             of_train: their numbers, likewise.
         """
-        places = np.argsort(self.of_generated, kind="stable")[:NUM_NEIGHBOURS]
-        wanted = [int(numbers[place]) for place in places]
-        images, _ = generated.images(Batch(wanted, [generated.read(number) for number in wanted]))
-        found = [train.read(int(of_train[self.rows[place]])).pixels for place in places]
-        return comparison_grid([to_float(images), to_float(torch.stack(found))], NUM_NEIGHBOURS)
+        order = np.argsort(self.of_generated, kind="stable")
+        spread = order[np.linspace(0, len(order) - 1, NUM_NEIGHBOURS).round().astype(int)]
+        pairs = []
+        for places in (order[:NUM_NEIGHBOURS], spread):
+            wanted = [int(numbers[place]) for place in places]
+            images, _ = generated.images(Batch(wanted, [generated.read(number) for number in wanted]))
+            found = [train.read(int(of_train[self.rows[place]])).pixels for place in places]
+            pairs.append(comparison_grid([to_float(images), to_float(torch.stack(found))], NUM_NEIGHBOURS))
+        picture = Image.new("RGB", (pairs[0].width, 2 * pairs[0].height + GAP), "white")
+        for number, pair in enumerate(pairs):
+            picture.paste(pair, (0, number * (pair.height + GAP)))
+        return picture

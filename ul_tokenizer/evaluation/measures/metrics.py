@@ -55,7 +55,7 @@ def psnr(mse: Tensor) -> Tensor:
 
 
 def ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
-    """Structural similarity of each image, at most 1.
+    """Structural similarity of each image, (B,), at most 1.
 
     Arguments, result and errors are those of `squared_errors`; sides must be at least 11.
     """
@@ -63,7 +63,7 @@ def ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def ms_ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
-    """Structural similarity at five scales of each image, 0 to 1.
+    """Structural similarity at five scales of each image, (B,), 0 to 1.
 
     Arguments, result and errors are those of `squared_errors`; sides must be at least `MS_SSIM_MIN_SIDE`, 161.
     """
@@ -71,7 +71,7 @@ def ms_ssim(reference: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def gradient_energy(images: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels, those side by side plus those one above the other.
+    """Mean squared difference of neighbouring pixels of each image, (B,): horizontal neighbours plus vertical ones.
 
     Arguments, result and errors are those of `squared_errors` for a single batch. The energy of a reconstruction over
     that of its original is its sharpness: below 1 where detail is lost, above 1 where noise or edges are added.
@@ -167,12 +167,15 @@ def mean_squared_errors(reference: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def psnr_of_mean_mse(reference: Tensor, reconstruction: Tensor) -> float:
-    """PSNR in dB of the mean MSE of all samples. It is dominated by the worst samples, so it is the stricter mean."""
+    """PSNR in dB of the mean MSE of all samples; arguments as in `mean_squared_errors`.
+
+    It is dominated by the worst samples, so it is the stricter mean.
+    """
     return _psnr(float(mean_squared_errors(reference, reconstruction).mean()))
 
 
 def mean_psnr(reference: Tensor, reconstruction: Tensor) -> float:
-    """Mean over samples of their PSNR in dB."""
+    """Mean over samples of their PSNR in dB; arguments as in `mean_squared_errors`."""
     errors = mean_squared_errors(reference, reconstruction).tolist()
     return sum(map(_psnr, errors)) / len(errors)
 

@@ -101,7 +101,7 @@ def load_feature_net(
     if name == "dinov2":
         return _dinov2(device) if path is None else _DINOv2Folder(path, device)
     if path is not None:
-        raise ValueError(f"weights must be None for {name}, which brings its own, got {path}.")
+        raise ValueError(f"weights must be None for {name}, which comes with its own, got {path}.")
     if name == "efficientnet-lite0":
         return _EfficientNetLite0(device)
     if name.startswith(_CLASSIFIER) and name != _CLASSIFIER:
@@ -255,8 +255,8 @@ def _inception(weights: Path | None, device: torch.device) -> _TorchFidelityNet:
     }
     if weights is not None and not weights.is_file():
         raise MissingFeatureNetError(
-            f"weights must be a file of torch-fidelity's Inception weights, got {weights}, which is none "
-            f"({STILL_WORKS})."
+            f"weights must be a file of torch-fidelity's Inception weights, got {weights}, which does "
+            f"not exist ({STILL_WORKS})."
         )
     library = optional_module("torch_fidelity", "torch-fidelity", "eval", "inception")
     url = import_module("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
@@ -419,7 +419,11 @@ class ClassifierNet:
         }
 
     def __call__(self, images: Tensor) -> Tensor:
-        """As `FeatureNet`; the images must have the size of those that the classifier was trained on."""
+        """Features of images (B, 3, H, W), uint8, on any device → (B, D), fp32, on the CPU.
+
+        Raises:
+            ValueError: another dtype or shape; H and W must be those of the images that the classifier was trained on.
+        """
         check_images(images)
         if images.shape[2:] != self.reference.image_shape[1:]:
             height, width = self.reference.image_shape[1:]

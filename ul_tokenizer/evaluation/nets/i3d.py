@@ -215,13 +215,13 @@ def load_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3DFeature
 
     Raises:
         MissingFeatureNetError: there is no such file.
-        ValueError: it is no I3D.
+        ValueError: it is not an I3D.
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():
         raise MissingFeatureNetError(
             f"FVD needs an I3D network, as safetensors with pytorch-i3d's names or StyleGAN-V's i3d_torchscript.pt, "
-            f"got {path}, which is no file (PSNR and SSIM of frames need none)."
+            f"got {path}, which is not a file (PSNR and SSIM of frames work without it)."
         )
     facts = {
         "name": I3DFeatures.name,

@@ -116,6 +116,6 @@ def check_alike(train: LabelledImages, test: LabelledImages) -> None:
     only_test = sorted(set(test.class_names) - set(train.class_names))
     if only_train or only_test:
         raise ValueError(
-            f"test must have the classes of train, got {only_test} in {test.root} alone and {only_train} in "
-            f"{train.root} alone."
+            f"test must have the classes of train, got {only_test} only in {test.root} and {only_train} only in "
+            f"{train.root}."
         )

@@ -58,22 +58,31 @@ class Report:
     sections: int = 0
     results: int = 0
     without_plots: str | None = None  # why, in a sentence
+    families: plots.Families = field(default_factory=dict)  # models that the plots of rates join
 
 
 # ---------------------------------------------------------------- making and writing
 
 
-def make_report(files: Sequence[ResultFile]) -> Report:
+def make_report(files: Sequence[ResultFile], families: plots.Families | None = None) -> Report:
     """Makes a report.
 
     Args:
         files: as `read_results` gives them. Their pictures lie beside them.
+        families: name → patterns of the names of models of several rates, which rate–distortion plots join to a line.
 
     Returns:
         the page, the table, plots and pictures. Without matplotlib there are no plots, and the page says so.
+
+    Raises:
+        ValueError: no result belongs to one of the families.
     """
     sections = by_protocol(files)
-    report = Report(sections=len(sections), results=len(files))
+    report = Report(sections=len(sections), results=len(files), families=families or {})
+    found = {plots.family_of(row, report.families) for section in sections for row in section.rows}
+    for name, patterns in report.families.items():
+        if name not in found:
+            raise ValueError(f"families must have models among the results, got none for {name}={','.join(patterns)}.")
     try:
         check_matplotlib()
     except MissingMatplotlibError as error:
@@ -159,7 +168,7 @@ def _section(number: int, section: Section, report: Report) -> str:
         "### Results",
         _results_table(section.rows),
     ]
-    parts += _plot(report, f"{number}-rate-distortion.png", "Rate and distortion", plots.rate_distortion, section)
+    parts += _plot(report, f"{number}-rate-distortion.png", "Rate and distortion", _rates(report), section)
     parts += _plot(report, f"{number}-psnr-per-frame.png", "PSNR of each frame", plots.psnr_per_frame, section)
     parts += _distances(number, section.rows, report)
     parts += ["### Cost", _cost_table(section.rows), *_environments(section.rows)]
@@ -167,6 +176,10 @@ def _section(number: int, section: Section, report: Report) -> str:
     parts += _gaps(section)
     parts += _pictures(number, section, report)
     return "\n\n".join(parts)
+
+
+def _rates(report: Report) -> Callable[[Section], bytes | None]:
+    return functools.partial(plots.rate_distortion, families=report.families)
 
 
 def _plot(report: Report, name: str, title: str, draw: Callable[..., bytes | None], *arguments: Any) -> list[str]:

@@ -1,20 +1,24 @@
-"""The plots of a report: rate against distortion, distances against steps, and PSNR frame by frame."""
+"""The plots of a report: rate against distortion, distances against steps, and PSNR frame by frame.
+
+The README's plot of rates is `rate_plot`, too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase as fnmatch
 from typing import TYPE_CHECKING, NamedTuple
 
 from ul_tokenizer.evaluation.report.style import (
-    FLOOR,
     HEIGHT,
+    LIGHT,
     WIDTH,
     Look,
-    background_look,
+    Theme,
+    label_lines,
     legend_beside,
-    look,
     render,
     whole_ticks,
     write_beside,
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 BITS, PSNR = "metrics.bits_per_pixel", "metrics.psnr_of_mean_mse"
 NOMINAL = "nominal"  # how the kind of bits begins that no prior and no file gave
 FLOOR_LABEL = "floor: real against real"
+Families = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Series:
 
     label: str
     rows: list[Row] = field(default_factory=list)
+    is_family: bool = False  # whether these are models of several rates
 
     @property
     def is_codec(self) -> bool:
@@ -51,12 +57,12 @@ def series_of(rows: Iterable[Row], label: Callable[[Row], str]) -> list[Series]:
     return list(found.values())
 
 
-def looks(series: Sequence[Series]) -> list[Look]:
+def looks(series: Sequence[Series], theme: Theme) -> list[Look]:
     """A look for each series: colours for models, grey for codecs."""
     models, codecs = 0, 0
     chosen = []
     for one in series:
-        chosen.append(background_look(codecs) if one.is_codec else look(models))
+        chosen.append(theme.background_look(codecs) if one.is_codec else theme.look(models))
         codecs, models = codecs + one.is_codec, models + (not one.is_codec)
     return chosen
 
@@ -64,41 +70,105 @@ def looks(series: Sequence[Series]) -> list[Look]:
 # ---------------------------------------------------------------- rate and distortion
 
 
-def rate_distortion(section: Section) -> bytes | None:
+class Axis(NamedTuple):
+    """What stands against the bits: a figure of a result, its name, and the factor that makes it readable."""
+
+    path: str
+    name: str
+    scale: float = 1.0
+
+
+QUALITY = Axis(PSNR, "PSNR of the mean MSE (dB)")
+
+
+def rate_distortion(section: Section, families: Families | None = None) -> bytes | None:
     """Bits per pixel against PSNR: codecs as curves, models as points, those of several steps joined.
 
     Args:
         section: results of one protocol.
+        families: see `rate_plot`.
 
     Returns:
         a PNG file; None if fewer than two results have both figures.
     """
-    rows = [row for row in section.rows if _value(row, BITS) and _value(row, PSNR) is not None]
-    if len(rows) < 2:
+    return rate_plot(section.rows, [QUALITY], families=families)
+
+
+def rate_plot(
+    rows: Sequence[Row],
+    axes: Sequence[Axis],
+    theme: Theme = LIGHT,
+    intervals: bool = True,
+    size: tuple[float, float] = (WIDTH, HEIGHT + 0.4),
+    families: Families | None = None,
+) -> bytes | None:
+    """Bits per pixel against one or several figures, in a panel for each.
+
+    Args:
+        rows: results of one protocol.
+        axes: the figures.
+        theme: light or dark.
+        intervals: whether to draw them.
+        size: width and height of a panel in inches.
+        families: name → patterns of the names of models that differ in their rate. Those of a family are joined, a
+            line for each number of steps.
+
+    Returns:
+        a PNG file; None if no panel has two results.
+    """
+    found = {axis: [row for row in rows if _value(row, BITS) and _value(row, axis.path) is not None] for axis in axes}
+    panels = {axis: _rate_series(part, families or {}) for axis, part in found.items() if len(part) > 1}
+    if not panels:
         return None
-    series = series_of(rows, lambda row: label_of(row.result, without=("name", "num_inference_steps")))
-    series = [Series(one.label, sorted(one.rows, key=_codec_bits)) for one in series]
 
-    def draw(figure: Figure, panels: Sequence[Axes]) -> None:
-        axes = panels[0]
-        axes.set_xscale("log")
-        for one, style in zip(series, looks(series), strict=True):
-            _draw_rates(axes, one, style)
-        _plain_rate_ticks(axes)
-        axes.set_xlabel("bits per pixel")
-        axes.set_ylabel("PSNR of the mean MSE (dB)")
-        legend_beside(figure, axes)
+    def draw(_: Figure, all_axes: Sequence[Axes], theme: Theme) -> None:
+        for one, (axis, series) in zip(all_axes, panels.items(), strict=True):
+            _draw_rate_panel(one, axis, series, theme, intervals)
 
-    return render(draw, size=(WIDTH, HEIGHT + 0.4))
+    return render(draw, columns=len(panels), size=size, theme=theme)
 
 
-def _codec_bits(row: Row) -> float:
-    """Sorts qualities of a codec by their bits, and leaves models in the order of their steps."""
-    return _known(row, BITS) if is_codec(row.result) else 0.0
+def _rate_series(rows: Sequence[Row], families: Families) -> list[Series]:
+    series = series_of(rows, lambda row: _rate_label(row, family_of(row, families)))
+    return [_by_rate(one, family_of(one.rows[0], families)) for one in series]
 
 
-def _draw_rates(axes: Axes, series: Series, style: Look) -> None:
-    x, y = ([_known(row, path) for row in series.rows] for path in (BITS, PSNR))
+def _by_rate(series: Series, family: str | None) -> Series:
+    """Qualities of a codec and members of a family by their bits; steps of a model stay in their order."""
+    rows = sorted(series.rows, key=lambda row: _known(row, BITS)) if series.is_codec or family else series.rows
+    return Series(series.label, rows, family is not None)
+
+
+def family_of(row: Row, families: Families) -> str | None:
+    """The first family one of whose patterns fits the model's name, or the last part of its path; None if none does."""
+    name = str(row.result["subject"]["name"])
+    spellings = () if is_codec(row.result) else (name, name.rstrip("/").rpartition("/")[2])
+    fits = (family for family, patterns in families.items() for p in patterns if any(fnmatch(s, p) for s in spellings))
+    return next(fits, None)
+
+
+def _rate_label(row: Row, family: str | None) -> str:
+    """What the line of a result is called: its codec, its model whatever the steps, or its family at these steps."""
+    if family is None:
+        return label_of(row.result, without=("name", "num_inference_steps"))
+    return label_of({**row.result, "subject": {**row.result["subject"], "name": family}})
+
+
+def _draw_rate_panel(axes: Axes, axis: Axis, series: Sequence[Series], theme: Theme, intervals: bool) -> None:
+    axes.set_xscale("log")
+    axes.margins(x=0.12)  # room for labels
+    for one, style in zip(series, looks(series, theme), strict=True):
+        _draw_rates(axes, axis, one, style)
+        for row in one.rows if intervals else ():
+            _draw_interval(axes, axis, row, style)
+    _plain_rate_ticks(axes)
+    axes.set_xlabel("bits per pixel")
+    axes.set_ylabel(axis.name)
+    label_lines(axes, theme)
+
+
+def _draw_rates(axes: Axes, axis: Axis, series: Series, style: Look) -> None:
+    x, y = [_known(row, BITS) for row in series.rows], [axis.scale * _known(row, axis.path) for row in series.rows]
     nominal = str(series.rows[0].figure(f"{BITS}.kind")).startswith(NOMINAL)
     label = f"{series.label} (nominal bits)" if nominal else series.label
     options = style.options()
@@ -106,25 +176,26 @@ def _draw_rates(axes: Axes, series: Series, style: Look) -> None:
     if len(series.rows) == 1:
         options["linestyle"] = "none"
     if nominal:
-        options |= {"markerfacecolor": "white", "markeredgecolor": style.color, "markeredgewidth": 1.4}
+        options |= {"markerfacecolor": style.rim, "markeredgecolor": style.color, "markeredgewidth": 1.4}
     axes.plot(x, y, **options, label=label)
-    for row in series.rows:
-        _draw_interval(axes, row, style)
-    if len(series.rows) > 1 and all(row.figure("subject.num_inference_steps") for row in series.rows):
-        _name_steps(axes, series, style)
+    has_steps = all(row.figure("subject.num_inference_steps") for row in series.rows)
+    if len(series.rows) > 1 and has_steps and not series.is_family:
+        _name_steps(axes, series, list(zip(x, y, strict=True)), style)
 
 
-def _draw_interval(axes: Axes, row: Row, style: Look) -> None:
-    low, high = row.figure(f"{PSNR}.low"), row.figure(f"{PSNR}.high")
+def _draw_interval(axes: Axes, axis: Axis, row: Row, style: Look) -> None:
+    low, high = (row.figure(f"{axis.path}.{end}") for end in ("low", "high"))
     if low is not None and high is not None:
-        axes.vlines(_known(row, BITS), low, high, color=style.color, linewidth=1, alpha=0.55, zorder=1)
+        ends = (axis.scale * low, axis.scale * high)
+        axes.vlines(_known(row, BITS), *ends, color=style.color, linewidth=1, alpha=0.55, zorder=1)
 
 
-def _name_steps(axes: Axes, series: Series, style: Look) -> None:
-    """Writes the numbers of steps of the first and of the last point beside them."""
-    for row in (series.rows[0], series.rows[-1]):
-        steps, place = row.figure("subject.num_inference_steps"), (_known(row, BITS), _known(row, PSNR))
-        write_beside(axes, f"{steps} step{'' if steps == 1 else 's'}", place, style.color)
+def _name_steps(axes: Axes, series: Series, places: Sequence[tuple[float, float]], style: Look) -> None:
+    """Writes the numbers of steps of the lowest and of the highest point beside them."""
+    ordered = sorted(zip(places, series.rows, strict=True), key=lambda pair: pair[0][1])
+    for place, row in (ordered[0], ordered[-1]):
+        steps = row.figure("subject.num_inference_steps")
+        write_beside(axes, f"{steps} step{'' if steps == 1 else 's'}", place, style.color, style.rim)
 
 
 def _plain_rate_ticks(axes: Axes) -> None:
@@ -194,13 +265,13 @@ def distance_against_steps(rows: Sequence[Row], net: str, axis: str) -> bytes | 
     lines = {panel: _lines(rows, panel, axis) for panel in panels}
     others = [row for row in rows if not is_codec(row.result) and steps_of(row, axis) is None]
     labels = dict.fromkeys([*(one.label for panel in panels for one in lines[panel]), *(row.label for row in others)])
-    palette = {label: look(index) for index, label in enumerate(labels)}
 
-    def draw(figure: Figure, axes: Sequence[Axes]) -> None:
+    def draw(figure: Figure, axes: Sequence[Axes], theme: Theme) -> None:
+        palette = {label: theme.look(index) for index, label in enumerate(labels)}
         for one, panel in zip(axes, panels, strict=True):
             _draw_lines(one, lines[panel], panel, axis, palette)
             _draw_levels(one, others, panel, palette)
-            _draw_floors(one, rows, panel)
+            _draw_floors(one, rows, panel, theme)
             if one.dataLim.y0 >= 0:  # a KID can be negative
                 one.set_ylim(bottom=0)
             one.set_xlabel("steps of the decoder" if axis == "decoder" else "steps of the sampler")
@@ -244,11 +315,11 @@ def _draw_levels(axes: Axes, rows: Sequence[Row], panel: Panel, palette: Mapping
             axes.axhline(panel.scale * value, color=colour, linewidth=1.2, label=f"{row.label} (no steps)")
 
 
-def _draw_floors(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
+def _draw_floors(axes: Axes, rows: Sequence[Row], panel: Panel, theme: Theme) -> None:
     floors = {row.figure(f"{panel.path}.floor") for row in rows} - {None}
     for number, floor in enumerate(sorted(floors)):
         label = FLOOR_LABEL if number == 0 else None
-        axes.axhline(panel.scale * floor, color=FLOOR, linestyle=":", linewidth=1.6, label=label, zorder=1)
+        axes.axhline(panel.scale * floor, color=theme.floor, linestyle=":", linewidth=1.6, label=label, zorder=1)
 
 
 # ---------------------------------------------------------------- frames
@@ -267,11 +338,11 @@ def psnr_per_frame(section: Section) -> bytes | None:
     if not rows:
         return None
 
-    def draw(figure: Figure, panels: Sequence[Axes]) -> None:
+    def draw(figure: Figure, panels: Sequence[Axes], theme: Theme) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes, series = panels[0], [Series(row.label, [row]) for row in rows]
-        for one, style in zip(series, looks(series), strict=True):
+        for one, style in zip(series, looks(series, theme), strict=True):
             values = one.rows[0].figure("metrics.psnr_per_frame.value")
             known = [math.nan if value is None else value for value in values]  # null is infinite
             axes.plot(range(1, len(values) + 1), known, **style.options(), label=one.label)

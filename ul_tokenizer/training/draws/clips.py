@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ul_tokenizer.media.pixels import frame_to_uint8
 from ul_tokenizer.randomness import Stream, numpy_generator
+from ul_tokenizer.training.draws.camera import film
 from ul_tokenizer.training.draws.crops import NO_LABEL, CropSample, RandomCropDataset
 from ul_tokenizer.training.draws.video_pool import VideoPool
 
@@ -33,6 +35,8 @@ class RandomClipDataset(Dataset[CropSample]):
         pan_fraction: Fraction of the clips that are pans, if there are videos.
         max_stride: A clip takes every frame of a video, every second one, and so on up to this number.
         epoch: Number of draws in an epoch; None is the number of images.
+        pan_motion: "steady" for `pan`, "camera" for `film`.
+        pan_layer_fraction: Fraction of the pans with a foreground, if `pan_motion` is "camera".
     """
 
     def __init__(
@@ -45,10 +49,13 @@ class RandomClipDataset(Dataset[CropSample]):
         pan_fraction: float = 0.5,
         max_stride: int = 2,
         epoch: int | None = None,
+        pan_motion: Literal["steady", "camera"] = "steady",
+        pan_layer_fraction: float = 0.5,
     ) -> None:
         self.crops, self.videos, self.num_frames = crops, videos, num_frames
         self.draws_per_step, self.image_fraction = draws_per_step, image_fraction
         self.pan_fraction, self.max_stride = 1.0 if videos is None else pan_fraction, max_stride
+        self.pan_motion, self.pan_layer_fraction = pan_motion, pan_layer_fraction
         self._length = len(crops) if epoch is None else epoch
 
     def __len__(self) -> int:
@@ -77,7 +84,8 @@ class RandomClipDataset(Dataset[CropSample]):
 
     def _pan(self, n: int, random: np.random.Generator) -> tuple[Tensor, tuple[str, ...]]:
         image, _, skipped = self.crops.read(n, random)
-        return pan(image, self.crops.resolution, self.num_frames, self.crops.factors(image), random), skipped
+        where = image, self.crops.resolution, self.num_frames, self.crops.factors(image), random
+        return pan(*where) if self.pan_motion == "steady" else film(*where, self.pan_layer_fraction), skipped
 
 
 def _cropped(frames: Sequence[Image.Image], side: int, random: np.random.Generator) -> Tensor:

@@ -71,7 +71,12 @@ class Draws:
         return cls(step, of_step, range(first + accelerator.process_index, first + batch_size * processes, processes))
 
     def pick(self, values_of_step: Tensor, device: torch.device) -> Tensor:
-        """This micro-batch's entries of a CPU tensor that has one entry for each sample of the step, on a device."""
+        """This micro-batch's entries (B, …), on a device.
+
+        Args:
+            values_of_step: on the CPU, (N, …), one entry for each sample of the step.
+            device: where the result is.
+        """
         start = self.of_step.start
         values = values_of_step[self.local.start - start : self.local.stop - start : self.local.step]
         if device.type == "cuda":  # from memory that isn't pinned, the copy would wait for all work on the GPU

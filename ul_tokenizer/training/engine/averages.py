@@ -88,7 +88,7 @@ class Averages:
         """Updates the averages after an optimiser step, without waiting for the device.
 
         Args:
-            is_finite: 1.0 or 0.0 (0-dimensional, on the device of the weights); at 0 the step was skipped.
+            is_finite: 1.0 or 0.0, (), on the device of the weights; at 0 the step was skipped.
         """
         parts = self._parts()
         if not parts:

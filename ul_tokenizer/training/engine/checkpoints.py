@@ -202,7 +202,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def report(self) -> None:
-        """Waits for a checkpoint that is being written, and says if it could not be; the training may go on."""
+        """Waits for a checkpoint that is being written, and prints an error if that failed; the training may go on."""
         try:
             self._result()
         except OSError as error:

@@ -68,7 +68,7 @@ def _frees_after_forward() -> bool:
 
 
 def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Turns FSDP on for processes on CPUs, for which accelerate leaves it out without a word although torch has it."""
+    """Turns FSDP on for processes on CPUs, for which accelerate silently ignores it although torch has it."""
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
@@ -96,7 +96,7 @@ def is_sharding(accelerator: Accelerator) -> bool:
 
 
 def part_of(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor; it shares memory with it."""
+    """This process's part of a tensor of any shape; it shares memory with it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -108,7 +108,7 @@ def divided(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def joined(part: Tensor, like: Tensor) -> Tensor:
-    """A tensor of which this process has a part, divided as another one."""
+    """A tensor of which this process has a part; it has the shape of `like` and is divided in the same way."""
     if not isinstance(like, DTensor):
         return part
     return DTensor.from_local(
@@ -155,7 +155,7 @@ def _fitted(value: Any, parameter: Tensor) -> Any:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the parts of all processes."""
+    """A tensor of any shape with the parts of all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -47,7 +47,7 @@ class Stage(Protocol):
         """Sizes of networks and data; every line is a YAML comment."""
 
     def loss(self, model: nn.Module, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the scalar to minimise and values to log, for one batch."""
+        """Returns the scalar to minimise, (), and values to log, for one batch."""
 
     def validate(self, accelerator: Accelerator, step: int) -> tuple[dict[str, float], Image.Image]:
         """Returns metrics and a picture; runs on the main process only, with the averaged weights in place.

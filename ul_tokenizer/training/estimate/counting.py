@@ -65,6 +65,11 @@ def count_inference(function: Callable[[], Any]) -> int:
         return count_flops(lambda: _on_gpu(function))
 
 
+def saved_bytes(networks: Sequence[nn.Module], function: Callable[[], Any]) -> int:
+    """Bytes that a call on the meta device keeps for its backward pass."""
+    return _saved(networks, lambda _: function(), 0)
+
+
 def to_meta(network: ModelMixin, dtype: torch.dtype) -> ModelMixin:
     """Moves a network to the meta device, in the dtype in which autocast would compute its products.
 
@@ -141,7 +146,7 @@ def _weights(networks: Sequence[nn.Module]) -> list[Tensor]:
     return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
 
 
-def _saved(networks: Sequence[ModelMixin], loss: Loss, batch_size: int) -> int:
+def _saved(networks: Sequence[nn.Module], loss: Loss, batch_size: int) -> int:
     storages = _Storages(_weights(networks))
     with saved_tensors_hooks(storages.keep, _unchanged):
         kept = _on_gpu(loss, batch_size)

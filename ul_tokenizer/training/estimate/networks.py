@@ -77,8 +77,15 @@ def make_frozen_autoencoder(args: Stage2Arguments) -> FrozenAutoencoder:
         return FrozenAutoencoder(build_autoencoder(args.autoencoder_preset))
 
 
-def make_base(args: Stage2Arguments, autoencoder: FrozenAutoencoder) -> UnifiedLatentsTransformer:
+def make_base(
+    args: Stage2Arguments, autoencoder: FrozenAutoencoder, text_width: int | None = None
+) -> UnifiedLatentsTransformer:
     """The base model; of the preset if the pretrained one is not on this machine.
+
+    Args:
+        args: the arguments of the run.
+        autoencoder: the frozen autoencoder.
+        text_width: channels of the text encoder's hidden states; None without text, or if they aren't known.
 
     Raises:
         ValueError: a config key or value is illegal.
@@ -92,6 +99,7 @@ def make_base(args: Stage2Arguments, autoencoder: FrozenAutoencoder) -> UnifiedL
     config: dict[str, Any] = {"in_channels": autoencoder.latent_channels, "latent_logsnr": float(level)}
     config["num_class_embeds"] = _preset(args).get("num_class_embeds") if args.class_conditional else None
     config["context_conditioning"] = args.num_context_latents > 0
+    config |= {} if text_width is None else {"cross_attention_dim": text_width}
     with META:
         return build_base(args.preset, {**config, **args.base_config})
 

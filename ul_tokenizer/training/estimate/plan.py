@@ -65,6 +65,7 @@ class Plan:
         hardware: the GPUs.
         is_checkpointed: whether the run uses gradient checkpointing.
         extra_is_encoder: whether `extra_flops` are those of a frozen encoder alone, which stored latents save.
+        text_flops: of one sample's text in a frozen text encoder, which stored latents don't save.
     """
 
     cost: StepCost
@@ -73,6 +74,7 @@ class Plan:
     hardware: Hardware
     is_checkpointed: bool
     extra_is_encoder: bool = True
+    text_flops: int = 0
 
     def largest_batch(self, is_checkpointed: bool) -> int:
         """The most samples that fit on a GPU at once."""
@@ -94,7 +96,8 @@ class Plan:
     @property
     def flops_per_sample(self) -> int:
         """FLOPs of one sample in a step."""
-        return self.extra_flops + (self.cost.checkpointed_flops if self.is_checkpointed else self.cost.flops)
+        beside = self.extra_flops + self.text_flops
+        return beside + (self.cost.checkpointed_flops if self.is_checkpointed else self.cost.flops)
 
     @property
     def samples_per_second(self) -> float:

@@ -92,7 +92,9 @@ def _batches(args: TrainingArguments, plan: Plan) -> list[str]:
         if given > plan.largest_batch(plan.is_checkpointed):
             lines.append(f"warning: --train_batch_size {given} does not fit; use {of_gpu}")
         elif batch % (count * given):
-            lines.append(f"warning: a global batch of {batch} is no multiple of {count} GPUs × {given}; use {of_gpu}")
+            lines.append(
+                f"warning: a global batch of {batch} is not a multiple of {count} GPUs × {given}; use {of_gpu}"
+            )
     return lines
 
 

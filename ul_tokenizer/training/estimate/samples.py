@@ -68,6 +68,8 @@ def stage1_loss(
     def loss(batch_size: int) -> Tensor:
         t, z, x = ((batch_size, *shape) for shape in ((), latents.shape, pixels.shape))
         noise = Stage1Noise(*(torch.empty(shape, device=META) for shape in (t, t, z, z, x)))
+        if autoencoder.config.learned_variance:
+            noise.variance = torch.empty(z, device=META)
         return model(torch.empty(x, device=META), noise).total(divisor)
 
     return loss

@@ -28,11 +28,11 @@ from ul_tokenizer.training.estimate.samples import (
     stage1_loss,
     stage2_loss,
 )
+from ul_tokenizer.training.estimate.text import DEFAULT_TOKENS, TextPlan, plan_text
 from ul_tokenizer.training.frozen import FrozenAutoencoder
 from ul_tokenizer.training.stage1_arguments import Stage1Arguments
 from ul_tokenizer.training.stage2_arguments import Stage2Arguments
 
-TEXT_TOKENS = 77  # if no argument says how many a text has
 # Bytes of an optimiser's state for each weight. Muon has one moment, but for what it leaves to AdamW.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 
@@ -61,12 +61,14 @@ def estimate_autoencoder(args: Stage1Arguments, stage: Any = None) -> str:
 def estimate_base(args: Stage2Arguments, stage: Any = None) -> str:
     """What a run of stage 2 needs, as YAML comments; arguments and errors as in `estimate_autoencoder`."""
     frozen: FrozenAutoencoder = make_frozen_autoencoder(args) if stage is None else stage.autoencoder
-    base = make_base(args, frozen) if stage is None else stage.transformer
-    latents = _latents(args, frozen, base)
+    text = plan_text(args, None if stage is None else stage.text)
+    base = make_base(args, frozen, None if text is None else text.width) if stage is None else stage.transformer
+    latents = _latents(args, frozen, base, text)
     lines = [] if stage is not None else _sizes({"base model": base, "frozen autoencoder": frozen.vae})
+    lines += [] if text is None else [text.describe()]
     lines.append(f"sample: a latent of {' × '.join(map(str, latents.shape))}{_conditions(base, latents)}")
     samples = "images" if latents.frames is None else "clips"
-    return as_comments(lines + describe_plan(args, plan_base(args, frozen, base), samples))
+    return as_comments(lines + describe_plan(args, plan_base(args, frozen, base, text), samples))
 
 
 def estimate_distillation(args: DistillArguments, stage: Any = None) -> str:
@@ -90,7 +92,7 @@ def plan_distillation(args: DistillArguments, student: UnifiedLatentsAutoencoder
     has_auxiliary, pixels = args.objective == "moments", Pixels(args.resolution)
     # In the costs of a step, the auxiliary network is a second pass of the student, which has the same size.
     cost = count_step((student,), distillation_loss([student] * (1 + has_auxiliary), pixels))
-    x = torch.empty(1, *pixels.shape, device="meta")
+    x = torch.empty(1, *pixels.shape, device="meta", dtype=student.dtype)
     steps = 1 if has_auxiliary else args.teacher_inference_steps
     extra = count_inference(lambda: student.encode(x)) + _flops_of_decoding(student, x, steps)
     trained = count_weights(student.decoder) * (1 + has_auxiliary)
@@ -102,7 +104,8 @@ def plan_distillation(args: DistillArguments, student: UnifiedLatentsAutoencoder
 def _flops_of_decoding(autoencoder: UnifiedLatentsAutoencoder, x: Tensor, num_steps: int) -> int:
     """FLOPs of decoding latents of images (B, 3, H, W) on the meta device; latents are embedded only once."""
     decoder, clip = autoencoder.decoder, x.unsqueeze(2)
-    z = torch.empty(len(x), *latents_of(autoencoder, Pixels(x.shape[-1])).shape, device="meta").unsqueeze(2)
+    shape = (len(x), *latents_of(autoencoder, Pixels(x.shape[-1])).shape)
+    z = torch.empty(shape, device="meta", dtype=x.dtype).unsqueeze(2)
     features, logsnr = decoder.embed_latents(z), torch.empty(len(x), device="meta")
     of_step = count_inference(lambda: decoder(clip, logsnr, features))
     return count_inference(lambda: decoder.embed_latents(z)) + num_steps * of_step
@@ -127,23 +130,30 @@ def plan_autoencoder(
     return Plan(cost, 0, weights, hardware_of(args, precision_of(args)), args.gradient_checkpointing)
 
 
-def plan_base(args: Stage2Arguments, frozen: FrozenAutoencoder, base: UnifiedLatentsTransformer) -> Plan:
+def plan_base(
+    args: Stage2Arguments, frozen: FrozenAutoencoder, base: UnifiedLatentsTransformer, text: TextPlan | None = None
+) -> Plan:
     """How a run of stage 2 fits on the GPUs of its arguments; moves the networks to the meta device.
 
     Raises:
         ValueError: the networks don't fit the resolution or the number of frames.
     """
-    latents = _latents(args, frozen, base)
+    latents = _latents(args, frozen, base, text)
     frozen.vae.to("meta")
     cost = count_step((to_meta(base, _dtype(args)),), stage2_loss(base, latents))
     encodes = not (args.latent_dataset or args.cache_latents or latents.frames)
     pixels = torch.empty(1, *Pixels(args.resolution).shape, device="meta")
     extra = count_inference(lambda: frozen.encode(pixels)) if encodes else 0
-    weights = _weights(args, count_weights(base), count_weights(frozen.vae))
-    return Plan(cost, extra, weights, hardware_of(args, precision_of(args)), args.gradient_checkpointing)
+    trained, kept = count_weights(base), count_weights(frozen.vae)
+    hardware = hardware_of(args, precision_of(args))
+    if text is None:
+        return Plan(cost, extra, _weights(args, trained, kept), hardware, args.gradient_checkpointing)
+    weights = _weights(args, trained + text.weights * text.is_trained, kept + text.weights * (not text.is_trained))
+    beside = text.flops_beside
+    return Plan(text.in_step(cost), extra, weights, hardware, args.gradient_checkpointing, text_flops=beside)
 
 
-def _latents(args: Stage2Arguments, frozen: FrozenAutoencoder, base: Any) -> Latents:
+def _latents(args: Stage2Arguments, frozen: FrozenAutoencoder, base: Any, text: TextPlan | None) -> Latents:
     _check_side(args.resolution, frozen.ratio * base.size_multiple)
     frames = base.config.sample_frames or args.dry_run_latent_frames
     if args.num_context_latents and (frames is None or frames <= args.num_context_latents):
@@ -151,14 +161,14 @@ def _latents(args: Stage2Arguments, frozen: FrozenAutoencoder, base: Any) -> Lat
             f"--dry_run with --num_context_latents {args.num_context_latents} needs more --dry_run_latent_frames, "
             f"got {frames}."
         )
-    tokens = getattr(args, "max_text_tokens", None) or TEXT_TOKENS
+    tokens = DEFAULT_TOKENS if text is None else text.tokens
     return Latents(frozen.latent_channels, args.resolution // frozen.ratio, frames, args.num_context_latents, tokens)
 
 
 def _conditions(base: Any, latents: Latents) -> str:
     conditions = (
         (base.config.num_class_embeds, f"{base.config.num_class_embeds} classes"),
-        (base.config.cross_attention_dim, f"texts of {latents.text_tokens} tokens, whose encoder is not counted"),
+        (base.config.cross_attention_dim, f"texts of {latents.text_tokens} tokens"),
         (latents.context_frames, f"{latents.context_frames} given latent frames"),
     )
     return "".join(f"; {text}" for value, text in conditions if value)
