@@ -21,7 +21,7 @@ PYTEST_IN_PARALLEL := -m pytest --numprocesses logical --maxprocesses 8 --dist l
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench figures figures-fashion pictures notebooks dit photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
+.PHONY: help demo test test-all lint format docs docs-serve bench figures figures-fashion pictures notebooks dit photos pack-photos train-photo emoji fashion train-fashion clips train-video weights clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -47,6 +47,13 @@ lint: $(TEST_ENV)/.installed ## ruff, the format and mypy, changing nothing
 format: $(TEST_ENV)/.installed ## format the code and apply ruff's safe fixes
 	$(TEST_ENV)/bin/ruff check --fix-only .
 	$(TEST_ENV)/bin/ruff format .
+
+docs: $(TEST_ENV)/.installed ## check the spelling and build the site into site/; a broken link or an undocumented public name is an error
+	$(TEST_ENV)/bin/codespell
+	$(TEST_ENV)/bin/python -m mkdocs build --strict
+
+docs-serve: $(TEST_ENV)/.installed ## show the site at http://127.0.0.1:8000 and build it again after each change
+	$(TEST_ENV)/bin/python -m mkdocs serve
 
 bench: $(TEST_ENV)/.installed ## print the figures that README and MODEL_CARD quote; BENCHMARKS=file for one
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV)/bin/python $$script; done
@@ -127,7 +134,7 @@ weights: $(TEST_ENV)/.installed ## train all bundled weights in a queue, for hou
 	$(TEST_ENV)/bin/python examples/train_weights.py $(WEIGHTS)
 
 clean: ## remove the environments, caches and the demo's pictures; runs and photos stay
-	rm -rf $(DEMO_ENV) $(TEST_ENV) demo build *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO_ENV) $(TEST_ENV) demo site build *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # A stamp is written last: an install that was cut off is done again, a finished one costs nothing.
 $(DEMO_ENV)/.installed: EXTRAS :=

@@ -34,8 +34,10 @@ from ul_tokenizer.training.stage1 import Stage1Arguments
 from ul_tokenizer.training.stage2 import Stage2Arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "docs/latent_format.md", "docs/training.md"]
-DOCUMENTS += [f"docs/notes/{page}.md" for page in ("processes-and-signals", "training")]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "MODEL_CARD.md"]
+DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+# Pages that only explain, or that list other pages.
+WITHOUT_COMMANDS = re.compile(r"docs/(concepts|notes|reference)/.*|.*/index\.md")
 PROGRAMS = ("ul-tokenizer", "accelerate", "torchrun", "sbatch", "python")
 # What the documents' commands read; `~` is a temporary folder, too.
 FOLDERS = ["photos", "videos", "latents", "runs/my-model", "runs/first-evening-base", "my/photos", "my/classes"]
@@ -148,7 +150,7 @@ def check_launcher(program: str, words: list[str], is_complete: bool) -> None:
             raise CommandError(f"there is no command accelerate {command}")
     else:
         parser = torch.distributed.run.get_args_parser()
-    if not is_complete and not any("." in word for word in words):
+    if not is_complete and "-m" not in words and not any("." in word for word in words):
         words += ["-m", "ul_tokenizer.train"]  # a sentence about the launcher alone
     with refusing(words):
         args = parser.parse_args(words)
@@ -231,9 +233,9 @@ def test_a_command_in_a_document_is_legal(document: str, command: str, is_comple
     check(command, is_complete)
 
 
-def test_commands_of_every_document_but_the_format_are_found() -> None:
+def test_commands_of_every_document_that_has_some_are_found() -> None:
     found = {name for name, command, _ in commands() if command.split()[0] not in FOREIGN}
-    assert found == set(DOCUMENTS)
+    assert [name for name in DOCUMENTS if name not in found and not WITHOUT_COMMANDS.fullmatch(name)] == []
 
 
 def help_texts(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:

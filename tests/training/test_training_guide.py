@@ -1,4 +1,4 @@
-"""docs/training.md: its curve is that of the bundled weights, its flags and recipes exist, its rule is the presets'."""
+"""The pages on training: the curve is the bundled weights', flags and recipes exist, the rule is the presets'."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ul_tokenizer.training.kinds import kinds_of
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = {"multi_gpu", "use_fsdp", "fsdp_sharding_strategy"}  # flags of `accelerate launch`
-GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+PAGES = ("train", "latent-collapse", "distill", "memory", "gpus-and-clusters")
+GUIDE = "\n".join((ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
 
 
 def test_the_curve_of_a_healthy_run_is_that_of_the_bundled_weights() -> None:

@@ -99,7 +99,7 @@ class LatentDataset(Dataset[Sample]):
 
     @property
     def header(self) -> dict[str, Any]:
-        """The header; `docs/latent_format.md` lists its fields."""
+        """The header; `docs/reference/latent-format.md` lists its fields."""
         return self._index.header
 
     @property

@@ -1,4 +1,4 @@
-"""The header and the manifests of a latent data set, as `docs/latent_format.md` describes them; needs no torch."""
+"""The header and the manifests of a latent data set (`docs/reference/latent-format.md`); needs no torch."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _check_required(header: Mapping[str, Any], where: str) -> None:
 
 
 def make_header(**values: Any) -> Header:
-    """Makes a header with format and version; `docs/latent_format.md` lists the fields.
+    """Makes a header with format and version; `docs/reference/latent-format.md` lists the fields.
 
     Raises:
         ValueError: a required field is missing.

@@ -4,8 +4,8 @@
 per shard: ids, columns, the other fields as JSON ─ … ─ counts, places ─ contents as JSON ─ where that begins, magic
 ```
 
-The layout is private: it serves one machine and may change with every version. `docs/latent_format.md` describes the
-files that data sets consist of.
+The layout is private: it serves one machine and may change with every version.
+`docs/reference/latent-format.md` describes the files that data sets consist of.
 """
 
 from __future__ import annotations

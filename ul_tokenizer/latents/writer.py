@@ -48,8 +48,8 @@ class LatentWriter:
     Args:
         folder: folder of the data set; made if needed.
         header: what made the latents, and how. `latent_channels`, `latent_logsnr` and `dtype` ("float32", "float16",
-            "bfloat16" or "int8") are required; `docs/latent_format.md` lists the other fields. A data set that is
-            continued must have the same header.
+            "bfloat16" or "int8") are required; `docs/reference/latent-format.md` lists the other fields. A data set
+            that is continued must have the same header.
         rank: number of this process, below `world_size`; each process writes its own files.
         world_size: number of processes that write now.
         shard_samples: largest number of samples in a shard.
