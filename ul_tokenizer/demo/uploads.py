@@ -79,13 +79,19 @@ def read_picture(upload: Upload | None, longest_side: int, which: str = "a pictu
     try:
         image = read_image(upload.path)
     except UnreadableImageError as error:
-        raise UploadError(f"“{upload.name}” can't be read: {error.reason}.") from error
+        raise _unreadable(upload, error.reason) from error
     scaled = scaled_down(image, longest_side)
     note = ""
     if scaled.size != image.size:
         before, after = f"{image.width}×{image.height}", f"{scaled.width}×{scaled.height}"
         note = f"“{upload.name}” has {before} pixels and was scaled down to {after}."
     return Picture(scaled, upload.name, note)
+
+
+def _unreadable(upload: Upload, reason: str) -> UploadError:
+    """The error for a file that can't be read, with the visitor's name for it instead of the server's path."""
+    known = reason.replace(str(upload.path), upload.name).replace("PIL.Image.MAX_IMAGE_PIXELS allows", "are allowed")
+    return UploadError(f"“{upload.name}” can't be read: {known}.")
 
 
 def scaled_down(image: Image.Image, longest_side: int) -> Image.Image:
@@ -112,7 +118,7 @@ def read_clip(upload: Upload | None, longest_side: int, most_frames: int) -> Cli
             if not more:
                 frames.append(np.asarray(scaled_down(Image.fromarray(frame), longest_side)))
     except UnreadableVideoError as error:
-        raise UploadError(f"“{upload.name}” can't be read: {error.reason}.") from error
+        raise _unreadable(upload, error.reason) from error
     notes = [f"Only the first {most_frames} frames of “{upload.name}” are used."] if more else []
     height, width = frames[0].shape[:2]
     if (width, height) != (info.width, info.height):
