@@ -31,17 +31,21 @@ def models() -> Models:
     return Models(torch.device("cpu"))
 
 
+def disturbed(model: Any) -> Any:
+    """The same network, whose last layers answer, which start at zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a tiny autoencoder and another one as its teacher; neither is trained."""
     folder = tmp_path_factory.mktemp("distilled")
     for seed, place in ((0, folder), (1, folder / "teacher")):
         torch.manual_seed(seed)
-        model = build_autoencoder("ul-tiny-f8")
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        model.save_pretrained(place)
+        disturbed(build_autoencoder("ul-tiny-f8")).save_pretrained(place)
     return str(folder)
 
 
@@ -49,14 +53,14 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> str:
 def prompted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a tiny pipeline that takes prompts; nothing in it is trained."""
     torch.manual_seed(0)
-    base = build_base("ul-base-tiny", {"sample_size": 2, "cross_attention_dim": 16}).eval()
+    base = disturbed(build_base("ul-base-tiny", {"sample_size": 2, "cross_attention_dim": 16}))
     words = Tokenizer(WordLevel({"[PAD]": 0, "a": 1, "red": 2, "car": 3}, unk_token="[PAD]"))
     words.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", model_max_length=8)
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = CLIPTextConfig(vocab_size=4, num_attention_heads=2, max_position_embeddings=8, pad_token_id=0, **sizes)
     scheduler = LogSNRScheduler(base.config.latent_logsnr)
-    vae = build_autoencoder("ul-tiny-f8").eval()
+    vae = disturbed(build_autoencoder("ul-tiny-f8"))
     pipeline = UnifiedLatentsPipeline(base, scheduler, vae, CLIPTextModel(config).eval(), tokenizer)
     folder = tmp_path_factory.mktemp("prompted")
     pipeline.save_pretrained(folder)

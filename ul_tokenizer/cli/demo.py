@@ -23,7 +23,10 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets othe
 Port = Annotated[
     int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="the first free one from 7860")
 ]
-Share = Annotated[bool, typer.Option("--share", help="Make a public address through Gradio's servers.")]
+Share = Annotated[
+    bool,
+    typer.Option("--share", help="Make a public address through Gradio's servers, which then send a part of the page."),
+]
 
 
 def demo(
@@ -35,8 +38,8 @@ def demo(
 ) -> None:
     """Serve a page in the browser to try the models: reconstruct, interpolate, generate and video.
 
-    Only this machine can open it, unless you give --host or --share. Nothing is fetched from elsewhere, and uploaded
-    files are deleted at the end. Needs the extra "demo": pip install 'ul_tokenizer[demo]'.
+    Only this machine can open it, unless you give --host or --share. The browser fetches nothing from elsewhere, and
+    uploaded files are deleted at the end. Needs the extra "demo": pip install 'ul_tokenizer[demo]'.
     """
     from ul_tokenizer.demo.serve import serve
 

@@ -31,7 +31,7 @@ CSS = """
 .ul-figures > div { min-width: 96px; }
 .ul-figures .ul-value { font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.25;
   color: var(--body-text-color); }
-.ul-figures .ul-unit { font-size: 13px; font-weight: 400; color: var(--body-text-color-subdued); margin-left: 4px; }
+.ul-figures .ul-unit { font-size: 13px; font-weight: 400; color: var(--body-text-color-subdued); }
 .ul-figures .ul-label { font-size: 12.5px; color: var(--body-text-color-subdued); line-height: 1.4; }
 .html-container { padding: 0 !important; }
 .ul-result .image-container { padding-top: 30px; box-sizing: border-box; }
@@ -77,7 +77,7 @@ class Figure(NamedTuple):
 def figures(rows: Sequence[Figure]) -> str:
     """Figures in a row."""
     cells = (
-        f'<div><div class="ul-value">{escape(row.value)}<span class="ul-unit">{escape(row.unit)}</span></div>'
+        f'<div><div class="ul-value">{escape(row.value)} <span class="ul-unit">{escape(row.unit)}</span></div>'
         f'<div class="ul-label">{escape(row.label)}</div></div>'
         for row in rows
     )

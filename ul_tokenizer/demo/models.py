@@ -77,9 +77,12 @@ class Models:
         Raises:
             ValueError: it can't be loaded.
         """
-        if not teacher:
-            return self._once("autoencoder", name, lambda: load_any_autoencoder(name, device=self.device))
-        return self._once("teacher", name, lambda: self._load_teacher(name))
+        model: AnyAutoencoder
+        if teacher:
+            model = self._once("teacher", name, lambda: self._load_teacher(name))
+        else:
+            model = self._once("autoencoder", name, lambda: load_any_autoencoder(name, device=self.device))
+        return model
 
     def _load_teacher(self, name: str) -> AnyAutoencoder:
         model = load_teacher(name).eval().requires_grad_(False).to(self.device)

@@ -29,6 +29,7 @@ def build(page: panel.Page) -> Blocks:
     """The page of all tabs for which there is a model."""
     import gradio as gr
 
+    blocks: Blocks
     with gr.Blocks(
         title=look.TITLE, analytics_enabled=False, delete_cache=(CACHE_CHECKED, CACHE_KEPT), fill_width=True
     ) as blocks:

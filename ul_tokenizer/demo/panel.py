@@ -169,7 +169,12 @@ def picture_field(label: str, height: int = 220, value: Path | None = None) -> C
     from ul_tokenizer.demo.uploads import take_files_as_they_are
 
     field = gr.Image(
-        value and str(value), label=label, sources=["upload", "clipboard"], type="filepath", height=height, buttons=[]
+        str(value) if value else None,
+        label=label,
+        sources=["upload", "clipboard"],
+        type="filepath",
+        height=height,
+        buttons=[],
     )
     shown: Component = take_files_as_they_are(field)
     return shown
@@ -212,5 +217,14 @@ def samples_field(page: Page, image: Component) -> Sequence[Any]:
 
     if not page.samples:
         return []
-    examples = gr.Examples([[str(path)] for path in page.samples], [image], label="Or start with one of these")
-    return [examples.load_input_event]
+    # Not `gr.Examples`: it would make a new component for each visitor, which passes on something else than `Upload`s.
+    samples = gr.Dataset(
+        components=[image],
+        samples=[[str(path)] for path in page.samples],
+        type="index",
+        label="Or start with one of these",
+    )
+    click = samples.click(
+        lambda index: str(page.samples[index]), samples, image, show_progress="hidden", api_visibility="private"
+    )
+    return [click]

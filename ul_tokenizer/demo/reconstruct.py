@@ -209,7 +209,10 @@ def build(page: panel.Page) -> None:
     triggers = [go.click, image.upload]  # type: ignore[attr-defined]
     panel.start_work(triggers, _run(page, show, status), inputs, outputs, status, stop, after=clicks)
     name.change(  # type: ignore[attr-defined]
-        lambda name: gr.update(visible=page.models.is_distilled(name), value=False), name, teacher
+        lambda name: gr.update(visible=page.models.is_distilled(name), value=False),
+        name,
+        teacher,
+        api_visibility="private",
     )
 
 

@@ -110,7 +110,8 @@ def _launch_options(host: str, port: int | None, share: bool, samples: Sequence[
         "css": look.CSS,
         "max_file_size": uploads.MAX_UPLOAD,
         "allowed_paths": sorted({str(path.parent) for path in samples}),
-        "app_kwargs": {"middleware": [Middleware(_ContentPolicy)]},
+        # Of a shared page, Gradio's servers send a part.
+        "app_kwargs": {"middleware": [] if share else [Middleware(_ContentPolicy)]},
         "footer_links": [],
         "run_history": False,  # which would keep pictures in the browser
         "enable_monitoring": False,

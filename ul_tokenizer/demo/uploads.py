@@ -111,8 +111,10 @@ def read_clip(upload: Upload | None, longest_side: int, most_frames: int) -> Cli
     """
     if upload is None:
         raise UploadError("Please drop a clip first.")
+    frames: list[Frame] = []
+    more = False
     try:
-        info, frames, more = probe(upload.path), [], False
+        info = probe(upload.path)
         for frame in read_frames(upload.path, num_frames=most_frames + 1):
             more = len(frames) == most_frames
             if not more:

@@ -204,8 +204,10 @@ def _run(
         with tempfile.TemporaryDirectory() as folder:
 
             def work(job: Job) -> None:
-                is_photo = isinstance(source, Path)
-                clips.append((pan_over if is_photo else read_clip)(source, side, int(frames)))  # type: ignore[operator]
+                if isinstance(source, Path):
+                    clips.append(pan_over(source, side, int(frames)))
+                else:
+                    clips.append(read_clip(source, side, int(frames)))
                 model = page.models.autoencoder(name)
                 reconstruct(job, model, clips[0], steps, read_seed(seed), Path(folder) / "side-by-side.mp4")
 
