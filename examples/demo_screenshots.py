@@ -87,7 +87,7 @@ TABS: dict[str, tuple[str, Callable[[Page], None]]] = {
 
 
 def take(browser: Browser, address: str, name: str, scheme: str, folder: Path) -> Path:
-    """Uses a tab and saves its picture, with as many colours as the size allows."""
+    """Uses a tab and saves its picture, with 256 colours and as large as `MAX_BYTES` allows."""
     title, use = TABS[name]
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(address)
@@ -96,8 +96,9 @@ def take(browser: Browser, address: str, name: str, scheme: str, folder: Path) -
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     page.close()
     path = folder / f"demo-{name}{'-dark' if scheme == 'dark' else ''}.png"
-    for colours in (256, 192, 128, 96, 64):
-        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    for width in (WIDTH, 1100, 1000, 900, 800):
+        size = width, round(picture.height * width / picture.width)
+        picture.resize(size, Image.Resampling.LANCZOS).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < MAX_BYTES:
             break
     return path

@@ -144,10 +144,10 @@ def figures_of(result: Result) -> str:
     """The figures of a reconstruction, as HTML."""
     rows = [look.Figure("PSNR", decibels(result.psnr), "dB")]
     if result.bits is not None:
-        what = "at most, by the prior" if result.is_bound else "nominal"
+        what = "at most" if result.is_bound else "nominal"
         rows.append(look.Figure(f"bits per pixel ({what})", f"{result.bits / result.pixels:.3f}"))
         rows.append(look.Figure("size of the latent", look.size(result.bits / 8)))
-        rows.append(look.Figure("smaller than 24-bit RGB", f"{24 * result.pixels / result.bits:.0f}", "×"))
+        rows.append(look.Figure("smaller than RGB", f"{24 * result.pixels / result.bits:.0f}", "×"))
     seconds = f"{result.encode_seconds:.2f} + {result.decode_seconds:.2f}"
     rows.append(look.Figure("to encode and to decode", seconds, "s"))
     return look.figures(rows)
