@@ -72,7 +72,7 @@ def test_a_dropped_picture_is_reconstructed_with_its_figures(open_page: OpenTab,
     expect(pictures).to_have_count(4)
     wait_for(lambda: all(is_loaded(pictures.nth(number)) for number in range(4)))
     sides = shown(page, ".slider-wrap img")
-    assert {side.evaluate("image => image.naturalWidth") for side in sides.all()} == {128}
+    wait_for(lambda: {side.evaluate("image => image.naturalWidth") for side in sides.all()} == {128})
     page.get_by_label("4", exact=True).filter(visible=True).first.check()
     page.get_by_role("button", name="Reconstruct", exact=True).filter(visible=True).click()
     wait_for(lambda: shown(page, ".ul-figures").inner_text() != figures)

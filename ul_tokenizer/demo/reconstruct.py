@@ -197,12 +197,15 @@ def build(page: panel.Page) -> None:
                 channels = panel.result_field("Channels of the latent", 280, "ul-pixels")
 
     def show(result: Result) -> panel.Updates:
-        shown = dict.fromkeys(codecs) | {
-            codec: gr.Image(compressed.image, label=label_of(compressed, result.pixels))
-            for codec, compressed in zip(codecs, result.codecs, strict=False)
-        }
-        pair = (result.original, result.again)
-        return {slider: pair, figures: figures_of(result), error: result.error, channels: result.channels, **shown}
+        # Only what is new: Gradio would write the other files again while the browser still reads them.
+        if result.bits is None:
+            pair, nothing = (result.original, result.again), dict.fromkeys(codecs)
+            first = {slider: pair, error: result.error, channels: result.channels}
+            return {figures: figures_of(result), **first, **nothing}
+        if not result.codecs:
+            return {figures: figures_of(result)}
+        newest = result.codecs[-1]
+        return {codecs[len(result.codecs) - 1]: gr.Image(newest.image, label=label_of(newest, result.pixels))}
 
     inputs = [image, name, teacher, steps, side, seed]
     outputs = [slider, figures, *codecs, error, channels]
