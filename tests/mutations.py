@@ -489,7 +489,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the bits of a video are those of its last piece",
-        "ul_tokenizer/cli/video_codec.py",
+        "ul_tokenizer/evaluation/whole_videos.py",
         "total += float(latent_bits(",
         "total = float(latent_bits(",
         "tests/test_cli_video.py",

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["evaluation"] = {*MAY_IMPORT}
 MAY_IMPORT["training"] = {*MAY_IMPORT["evaluation"], "evaluation"}
-MAY_IMPORT["cli"] = {*MAY_IMPORT["training"], "training"}
+MAY_IMPORT["demo"] = {*MAY_IMPORT["evaluation"], "evaluation"}
+MAY_IMPORT["cli"] = {*MAY_IMPORT["training"], "training", "demo"}
 ONLY_TORCH = {"torch"}  # what the theory may import beside the standard library
 MAX_FUNCTION_LINES, MEDIAN_FUNCTION_LINES = 80, 8
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -446,7 +447,9 @@ def table_of_rooms(text: str) -> dict[str, set[str]]:
     for line in lines[1:]:
         rooms, *_, allowed = line.strip("| ").split(" | ")
         words = set(re.findall(r"`([^`]+)`", allowed))
-        if "all of the above" in allowed or allowed == "everything":
+        if "all of the above but" in allowed:
+            words = {*table} - words
+        elif "all of the above" in allowed or allowed == "everything":
             words |= {*table}
         elif not words:
             assert allowed in ("nothing", "–", "torch only"), line

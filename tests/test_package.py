@@ -24,7 +24,7 @@ class WithoutExtras:
     def __getattr__(self, name):
         return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"datasets", "webdataset", "tensorboard", "ray"}:
+        if name.partition(".")[0] in {"datasets", "gradio", "matplotlib", "webdataset", "tensorboard", "ray"}:
             return None
         return self.finder.find_spec(name, path, target)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ul_tokenizer.evaluation.codecs import Codec, from_mosaic, mosaic
+from ul_tokenizer.evaluation.codecs import Codec, compress_within, from_mosaic, mosaic
 from ul_tokenizer.evaluation.subjects import CodecSubject
 from ul_tokenizer.media.images import read_image
 from ul_tokenizer.media.pixels import frame_to_uint8
@@ -83,3 +83,19 @@ def test_other_names_are_no_codecs(text: str) -> None:
 def test_a_quality_out_of_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="quality must be from 0 to 100, got"):
         Codec.parse(text)
+
+
+@pytest.mark.parametrize("file_format", ["jpeg", "webp"])
+def test_the_best_quality_within_a_number_of_bytes_is_found(file_format: str) -> None:
+    pixels = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = pixels.repeat_interleave(8, -1).repeat_interleave(8, -2)
+    sizes = [len(Codec(file_format, quality).compress(pixels)) for quality in range(101)]
+    for most in (sizes[10], sizes[60] - 1, sizes[100]):
+        codec, data = compress_within(file_format, pixels, most)
+        assert len(data) == sizes[codec.quality] <= most
+        assert codec.quality == 100 or sizes[codec.quality + 1] > most
+
+
+def test_quality_0_is_taken_where_no_file_is_small_enough() -> None:
+    codec, data = compress_within("jpeg", torch.zeros(3, 16, 16, dtype=torch.uint8), 10)
+    assert codec.quality == 0 and len(data) > 10

@@ -211,7 +211,7 @@ def test_what_steps_and_tiles_share_is_computed_once_per_decode(
     count(decoding, "ode_step")
     model.enable_tiling(32, 32)
     model.decode(torch.randn(1, 4, 4, 8), num_inference_steps=3)
-    tiles = len(model._tile_grid(4, 8).tiles)
+    tiles = len(model.tile_grid(4, 8).tiles)
     assert tiles > 1
     # After its last step, a tile is finished and needs no further noisy sample.
     assert calls == {"rotary_table": 1, "alpha_sigma": 3, "ode_step": 2 * tiles}

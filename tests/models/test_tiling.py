@@ -130,7 +130,7 @@ def test_there_is_no_seam_at_the_borders_of_tiles(model: UnifiedLatentsAutoencod
     whole = model.decode(latent, noise=noise).sample
     model.enable_tiling(64, 64, 0.25)
     steps = (model.decode(latent, noise=noise).sample - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))
-    columns = model._tile_grid(8, 32).columns
+    columns = model.tile_grid(8, 32).columns
     assert len(columns.spans) > 3
     borders = [8 * s.start - 1 for s in columns.spans[1:]] + [8 * s.stop - 1 for s in columns.spans[:-1]]
     elsewhere = torch.ones(255, dtype=torch.bool)

@@ -11,6 +11,7 @@ import typer
 from ul_tokenizer import __version__
 from ul_tokenizer.cli import (
     decode,
+    demo,
     encode,
     encode_dataset,
     evaluate,
@@ -68,6 +69,7 @@ _register(app, decode.decode, "decode latents/ -o pictures/ --steps 4")
 _register(app, reconstruct.reconstruct, "reconstruct photo.jpg -o out")
 _register(app, generate.generate, "generate --class sneaker --num 16 --guidance 2 -o grid.png")
 _register(app, info.info, "info ul-photo-f8 --json")
+_register(app, demo.demo, "demo --port 8000")
 _register(app, encode_dataset.encode_dataset, "encode-dataset photos/ -o latents/ --resolution 256")
 
 _register(evaluate.app, evaluate.reconstruction, "evaluate reconstruction photos/ --model ul-photo-f8 --steps 1,4")

@@ -157,12 +157,13 @@ def generate(
 
     from ul_tokenizer.cli import sampling as work
     from ul_tokenizer.cli.codec import pick_device
+    from ul_tokenizer.pipelines.sampling import SamplingOptions, load_pipeline
 
-    pipeline = work.load_pipeline(model, revision, pick_device(device), getattr(torch, dtype.value), solver.value)
+    pipeline = load_pipeline(model, revision, pick_device(device), getattr(torch, dtype.value), solver.value)
     labels = work.labels_of(classes or [], model, revision, pipeline.transformer.config.num_class_embeds)
     wanted = work.Conditions(labels, work.prompts_of(prompts or [], model, pipeline))
     work.refuse_existing(wanted, num, output, force)
-    options = work.GenerateOptions(steps, decoder_steps, guidance, interval, height, width, seed, batch_size)
+    options = SamplingOptions(steps, decoder_steps, guidance, interval, height, width, seed, batch_size)
     if output.suffix == ".mp4":
         clip = work.ClipOptions(frames, context, given or GIVEN, fps)
         work.generate_clips(pipeline, wanted, num, options, clip, output)

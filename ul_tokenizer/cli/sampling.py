@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
@@ -23,38 +22,10 @@ from ul_tokenizer.media.pixels import frame_to_float, to_image
 from ul_tokenizer.media.videos import VideoWriter, probe, read_frames
 from ul_tokenizer.models.repository import class_names
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.pipelines.sampling import SamplingOptions, Wanted, in_batches
 from ul_tokenizer.progress import track
-from ul_tokenizer.randomness import mixed_seed
 
 DEFAULT_FPS = 10.0  # of clips without a context
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """How to sample; None stands for the model's own value."""
-
-    steps: int  # of the base model
-    decoder_steps: int | None
-    guidance: float
-    guidance_interval: tuple[float, float] | None  # log-SNR; None for all levels
-    height: int | None  # pixels
-    width: int | None
-    seed: int
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One image: its class and its number, which determine its noise, and its prompt with the prompt's number."""
-
-    label: int | None
-    number: int
-    prompt: str | None = None
-    prompt_number: int = 0
-
-    def generator(self, seed: int) -> torch.Generator:
-        """A generator that depends on the seed and this image, not on what else is generated."""
-        return torch.Generator().manual_seed(mixed_seed(seed, self.number, 0 if self.label is None else 1 + self.label))
 
 
 @dataclass(frozen=True)
@@ -79,22 +50,6 @@ def prompts_of(texts: Sequence[str], name: str, pipeline: UnifiedLatentsPipeline
     if texts and pipeline.text_encoder is None:
         raise ValueError(f"--prompt can't be used: {name} has no text encoder.")
     return list(texts) or [None]
-
-
-def load_pipeline(
-    name: str, revision: str | None, device: torch.device, dtype: torch.dtype, solver: str
-) -> UnifiedLatentsPipeline:
-    """Loads a pipeline onto a device and sets its solver.
-
-    Raises:
-        ValueError: no pipeline of this name, or one that can't be loaded.
-    """
-    diffusers_logging.disable_progress_bar()  # the one of loading, which takes a moment only
-    pipeline: UnifiedLatentsPipeline = UnifiedLatentsPipeline.from_pretrained(name, revision=revision, dtype=dtype)
-    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, algorithm_type=solver)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    return pipeline
 
 
 def labels_of(words: Sequence[str], name: str, revision: str | None, num_classes: int | None) -> list[int | None]:
@@ -122,7 +77,7 @@ def _label_of(word: str, names: Sequence[str], model: str, num_classes: int | No
 
 
 def generate(
-    pipeline: UnifiedLatentsPipeline, conditions: Conditions, num: int, sampling: GenerateOptions, output: Path
+    pipeline: UnifiedLatentsPipeline, conditions: Conditions, num: int, sampling: SamplingOptions, output: Path
 ) -> list[Path]:
     """Generates `num` images of each class and prompt: one grid if `output` is a .png file, else files in a folder.
 
@@ -131,7 +86,7 @@ def generate(
     """
     wanted = conditions.images(num)
     start = time.perf_counter()
-    images = torch.cat(list(_in_batches(pipeline, wanted, sampling)))
+    images = torch.cat(list(_tracked(in_batches(pipeline, wanted, sampling), wanted, sampling)))
     seconds = time.perf_counter() - start
     files = _save_grid(images, num, output) if output.suffix == ".png" else _save_files(images, wanted, output)
     rate = f"{seconds:.1f} s, {len(wanted) / seconds:.1f} images/s"
@@ -172,7 +127,7 @@ def generate_clips(
     pipeline: UnifiedLatentsPipeline,
     conditions: Conditions,
     num: int,
-    sampling: GenerateOptions,
+    sampling: SamplingOptions,
     clip: ClipOptions,
     output: Path,
 ) -> None:
@@ -186,7 +141,7 @@ def generate_clips(
     context, fps = clip.read_context(), clip.rate()
     wanted = conditions.images(num)
     start = time.perf_counter()
-    clips = torch.cat(list(_in_batches(pipeline, wanted, sampling, clip.frames, context)))
+    clips = torch.cat(list(_tracked(in_batches(pipeline, wanted, sampling, clip.frames, context), wanted, sampling)))
     seconds = time.perf_counter() - start
     columns = math.ceil(math.sqrt(len(clips)))
     gap = columns * -(-len(clips) // columns) - len(clips)
@@ -198,36 +153,8 @@ def generate_clips(
     print(f"generated {len(wanted)} clips of {clips.shape[1]} frames in {seconds:.1f} s: {output}", file=sys.stderr)
 
 
-def _in_batches(
-    pipeline: UnifiedLatentsPipeline,
-    wanted: Sequence[Wanted],
-    sampling: GenerateOptions,
-    num_frames: int | None = None,
-    context: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Pixels (B, [T,] 3, H, W) in [−1, 1], batch by batch."""
-    starts = range(0, len(wanted), sampling.batch_size)
-    for start in track(starts, "generating", len(starts), "batches"):
-        part = wanted[start : start + sampling.batch_size]
-        labels = [one.label for one in part if one.label is not None]
-        prompts = [one.prompt for one in part if one.prompt is not None]
-        (pixels,) = pipeline(
-            class_labels=labels or None,
-            prompt=prompts or None,
-            num_images_per_prompt=1 if labels or prompts else len(part),
-            height=sampling.height,
-            width=sampling.width,
-            num_inference_steps=sampling.steps,
-            decoder_num_inference_steps=sampling.decoder_steps,
-            guidance_scale=sampling.guidance,
-            guidance_interval=sampling.guidance_interval,
-            generator=[one.generator(sampling.seed) for one in part],
-            num_frames=num_frames,
-            context_frames=None if context is None else context.expand(len(part), -1, -1, -1, -1),
-            output_type="pt",
-            return_dict=False,
-        )
-        yield 2 * pixels.cpu() - 1
+def _tracked(batches: Iterator[Tensor], wanted: Sequence[Wanted], sampling: SamplingOptions) -> Iterator[Tensor]:
+    return track(batches, "generating", math.ceil(len(wanted) / sampling.batch_size), "batches")
 
 
 def _save_grid(images: Tensor, num: int, output: Path) -> list[Path]:

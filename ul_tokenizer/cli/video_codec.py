@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +20,11 @@ from ul_tokenizer.cli.codec import DecodeOptions, LoadedModel
 from ul_tokenizer.cli.latent_file import NUM_FRAMES, read_latent, write_latent
 from ul_tokenizer.cli.options import Fit
 from ul_tokenizer.cli.tasks import FileTask
-from ul_tokenizer.diffusion.schedule import LogSNRSchedule, alpha_sigma
+from ul_tokenizer.evaluation.whole_videos import ComparedFrames, noisy_latents, psnr_of, video_bits
 from ul_tokenizer.media.frame_times import Frame
 from ul_tokenizer.media.pixels import frame_to_float, to_uint8
 from ul_tokenizer.media.videos import VideoWriter, count_frames, probe, read_frames
-from ul_tokenizer.models.rate import latent_bits
-from ul_tokenizer.models.transformer import UnifiedLatentsTransformer
 from ul_tokenizer.progress import progress, track
-
-BITS_SIDE, BITS_FRAMES, BITS_LEVELS = 16, 4, 4  # latents a side and frames of a piece, and noise levels, of the bound
-LEAST_MSE = 1e-10  # an exact frame counts as 100 dB, so that the mean over frames is finite
 
 
 class VideoReconstruction(NamedTuple):
@@ -73,15 +68,11 @@ def video_totals(model: str, rows: Sequence[VideoReconstruction]) -> VideoTotals
         model,
         len(rows),
         sum(row.mean_psnr * n for row, n in zip(rows, frames, strict=True)) / sum(frames),
-        _psnr(sum(squares) / sum(pixels)),
+        psnr_of(sum(squares) / sum(pixels)),
         sum(bits) / sum(pixels) if len(bits) == len(rows) else None,
         sum(frames),
         sum(pixels),
     )
-
-
-def _psnr(relative_mse: float) -> float:
-    return -10 * float(np.log10(max(relative_mse, LEAST_MSE)))
 
 
 @dataclass
@@ -156,31 +147,11 @@ class VideoCodec:
         """Frames (H, W, 3), uint8, of z_clean in pieces (1, c, t', h, w)."""
         autoencoder = self.model.autoencoder
         noise_of_pixels = torch.Generator().manual_seed(how.seed + 1)
-        noisy = self._noisy(latents, how)
+        on_device = (piece.to(autoencoder.device) for piece in latents)
+        noise_of_latents = None if how.mode else torch.Generator().manual_seed(how.seed)
+        noisy = noisy_latents(on_device, self.model.latent_logsnr, noise_of_latents)
         for frames in autoencoder.decode_stream(noisy, num_frames, noise_of_pixels, how.steps):
             yield from to_uint8(frames[0]).cpu().permute(1, 2, 3, 0).numpy()
-
-    def _noisy(self, latents: Iterable[Tensor], how: DecodeOptions) -> Iterator[Tensor]:
-        """z_0 of z_clean, piece by piece."""
-        generator = torch.Generator().manual_seed(how.seed)
-        alpha, sigma = alpha_sigma(torch.tensor(self.model.autoencoder.config.latent_logsnr))
-        for piece in latents:
-            z = piece.to(self.model.autoencoder.device)
-            noise = torch.zeros_like(z) if how.mode else torch.randn(z.shape, generator=generator).to(z)
-            yield alpha.to(z) * z + sigma.to(z) * noise
-
-    def bits(self, latents: Sequence[Tensor], prior: UnifiedLatentsTransformer) -> float:
-        """Bound on the bits in a video's latents, pieces z_clean (B, c, t, h, w).
-
-        It is a sum over smaller pieces, since the prior's attention grows with the square of their size.
-        """
-        schedule = LogSNRSchedule(self.model.autoencoder.config.latent_logsnr, -10.0, "linear")
-        generator = torch.Generator().manual_seed(0)
-        total = 0.0
-        for z in latents:
-            for piece in _pieces(z.to(prior.device)):
-                total += float(latent_bits(piece, prior, schedule, BITS_LEVELS, generator).sum())
-        return total
 
     # ---------------------------------------------------------------- files
 
@@ -222,9 +193,9 @@ class VideoCodec:
         height, width = clip.fitted_size(self.model.prior_multiple, fit)
         start = time.perf_counter()
         latents = self.latents(clip, height, width)
-        bits = None if prior is None else self.bits(latents, prior)
+        bits = None if prior is None else video_bits(latents, prior, self.model.latent_logsnr)
         height, width = min(height, clip.height), min(width, clip.width)
-        compared = _Compared()
+        compared = ComparedFrames()
         pairs = zip(clip.frames(), self.pictures(latents, clip.num_frames, how), strict=True)
         with VideoWriter(job.target, clip.fps, job.source if audio else None) as writer:
             for original, frame in track(pairs, "decoding", clip.num_frames, "frames", shown=self.shows_frames):
@@ -232,7 +203,7 @@ class VideoCodec:
                 compared.add(left, right)
                 writer.write(np.concatenate([left, right], axis=1))
         seconds = time.perf_counter() - start
-        return compared.figures(job, clip.fps, bits, seconds)
+        return _figures(compared, job, clip.fps, bits, seconds)
 
 
 def _checked_time(path: Path, most: int, metadata: dict[str, str]) -> tuple[int, float]:
@@ -253,55 +224,22 @@ def _checked_time(path: Path, most: int, metadata: dict[str, str]) -> tuple[int,
     return int(num_frames), rate
 
 
-def _pieces(z: Tensor) -> list[Tensor]:
-    """Pieces of (1, c, t, h, w) that are small enough for the prior's attention."""
-    pieces = [z]
-    for dimension, size in ((2, BITS_FRAMES), (3, BITS_SIDE), (4, BITS_SIDE)):
-        pieces = [part for piece in pieces for part in torch.split(piece, size, dim=dimension)]
-    return pieces
-
-
-@dataclass
-class _Compared:
-    """Errors of a reconstruction, frame by frame, and of its changes from frame to frame."""
-
-    size: tuple[int, int] = (0, 0)  # height, width
-    errors: list[float] = field(default_factory=list)  # MSE of each frame, as a part of the squared range
-    flicker: list[float] = field(default_factory=list)
-    source_change: list[float] = field(default_factory=list)
-    before: Any = None  # the frames before these, as floats
-
-    def add(self, original: Frame, again: Frame) -> None:
-        """Takes the next frame and its reconstruction, both (H, W, 3), uint8."""
-        self.size = original.shape[0], original.shape[1]
-        self.errors.append(float(np.square(original.astype(np.float32) - again).mean()) / 255**2)
-        now = original.astype(np.float32) / 255, again.astype(np.float32) / 255
-        if self.before is not None:
-            moved, moved_again = now[0] - self.before[0], now[1] - self.before[1]
-            self.flicker.append(float(np.abs(moved - moved_again).mean()))
-            self.source_change.append(float(np.abs(moved).mean()))
-        self.before = now
-
-    def figures(self, job: FileTask, fps: float, bits: float | None, seconds: float) -> VideoReconstruction:
-        """The figures of all frames that were added."""
-        (height, width), frames = self.size, len(self.errors)
-        psnrs = [_psnr(error) for error in self.errors]
-        return VideoReconstruction(
-            file=job.name,
-            kind="video",
-            width=width,
-            height=height,
-            frames=frames,
-            fps=fps,
-            mean_psnr=float(np.mean(psnrs)),
-            psnr_of_mean_mse=_psnr(float(np.mean(self.errors))),
-            psnr_per_frame=[round(psnr, 3) for psnr in psnrs],
-            flicker=float(np.mean(self.flicker or [0.0])),
-            source_change=float(np.mean(self.source_change or [0.0])),
-            bits_per_pixel=None if bits is None else bits / (frames * height * width),
-            frames_per_second=frames / seconds,
-            output=str(job.target),
-        )
+def _figures(
+    compared: ComparedFrames, job: FileTask, fps: float, bits: float | None, seconds: float
+) -> VideoReconstruction:
+    (height, width), frames = compared.size, len(compared.errors)
+    return VideoReconstruction(
+        job.name,
+        "video",
+        width,
+        height,
+        frames,
+        fps,
+        *compared.figures(),
+        bits_per_pixel=None if bits is None else bits / (frames * height * width),
+        frames_per_second=frames / seconds,
+        output=str(job.target),
+    )
 
 
 # ---------------------------------------------------------------- frames

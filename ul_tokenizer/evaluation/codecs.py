@@ -84,3 +84,26 @@ def mosaic(pixels: Tensor) -> Tensor:
 def from_mosaic(picture: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `mosaic`: (3, rows · H, columns · W) → (B, 3, H, W)."""
     return torch.stack([image for line in picture.split(height, -2) for image in line.split(width, -1)])
+
+
+def compress_within(file_format: str, pixels: Tensor, most: int) -> tuple[Codec, bytes]:
+    """Compresses an image with the highest quality whose file has at most `most` bytes, found by bisection.
+
+    Args:
+        file_format: "jpeg", "webp" or "avif".
+        pixels: (3, H, W), uint8.
+        most: bytes of the file, header included.
+
+    Returns:
+        the codec and the file's bytes; quality 0, whose file is larger than `most`, where none is small enough.
+    """
+    best, high = Codec(file_format, 0), 101
+    data = best.compress(pixels)
+    while len(data) <= most and high - best.quality > 1:
+        codec = Codec(file_format, (best.quality + high) // 2)
+        file = codec.compress(pixels)
+        if len(file) <= most:
+            best, data = codec, file
+        else:
+            high = codec.quality
+    return best, data

@@ -268,7 +268,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
         self.tile_overlap_factor = overlap
         self.use_tiling = True
 
-    def _tile_grid(self, height: int, width: int) -> TileGrid:
+    def tile_grid(self, height: int, width: int) -> TileGrid:
         """The tiles of an (h, w) latent grid; a single one if tiling is off."""
         if not self.use_tiling:
             return TileGrid.whole(height, width)
@@ -331,7 +331,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
     def _encode_part(self, x: Tensor, caches: list[EncoderCache] | None = None) -> tuple[Tensor, list[EncoderCache]]:
         """A part (B, C, T, H, W) of a clip, tile by tile; takes and returns the encoder's cache of each tile."""
         ratio = self.spatial_compression_ratio
-        grid = self._tile_grid(x.shape[-2] // ratio, x.shape[-1] // ratio)
+        grid = self.tile_grid(x.shape[-2] // ratio, x.shape[-1] // ratio)
         given = [None] * len(grid.tiles) if caches is None else caches
         outputs = [self.encoder(tile.of(x, ratio), cache) for tile, cache in zip(grid.tiles, given, strict=True)]
         return grid.blend([latent for latent, _ in outputs], scale=1), [cache for _, cache in outputs]
@@ -474,7 +474,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
 
     def _decode_window(self, z: Tensor, x_1: Tensor, steps: DecodingSteps) -> Tensor:
         """A window of `_decode_clip`, tile by tile."""
-        ratio, grid = self.spatial_compression_ratio, self._tile_grid(z.shape[-2], z.shape[-1])
+        ratio, grid = self.spatial_compression_ratio, self.tile_grid(z.shape[-2], z.shape[-1])
         rotary = self.decoder.rotary_table(grid.tiles[0].of(z))  # all tiles have the same size
         outputs = (self._denoise(tile.of(z), tile.of(x_1, ratio), steps, rotary) for tile in grid.tiles)
         return grid.blend(outputs, scale=ratio)
