@@ -33,10 +33,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     build_autoencoder("ul-tiny-f8").save_pretrained(folder)
     build_prior("ul-tiny-f8").save_pretrained(folder / "prior")
-    rows = [{"step": n, "loss": 1 / n} for n in range(1, 1001)]
+    rows = [{"step": n, "loss": 1 / n, "images_per_second": 40.0} for n in range(1, 1001)]
     rows += [{"step": n, "validation/psnr_1_step": n / 50} for n in (500, 1000)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(f"preset: ul-tiny-f8\noutput_dir: {folder}\n")
+    (folder / "config.yaml").write_text(f"preset: ul-tiny-f8\nmax_train_steps: 1000\noutput_dir: {folder}\n")
     return folder
 
 
@@ -57,7 +57,8 @@ def test_what_is_bundled_with_this_package_is_undamaged_and_small() -> None:
     for name in pretrained.bundled_names():
         folder = pretrained.bundled_path(name)
         assert folder is not None
-        assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 10_000_000
+        assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 20_000_000
+    assert sum(path.stat().st_size for path in pretrained.ROOT.rglob("*.safetensors")) <= 60_000_000
 
 
 def test_a_bundled_model_is_listed_and_its_folder_found(bundled: Path) -> None:
@@ -140,7 +141,7 @@ def test_the_training_record_is_kept_in_short(bundled: Path) -> None:
     curve = json.loads((bundled / "training_curve.json").read_text())
     assert [row["step"] for row in curve["validation"]] == [500, 1000]
     assert 100 <= len(curve["training"]) <= 200
-    assert (bundled / "training-phase-1.yaml").read_text() == "preset: ul-tiny-f8\n"
+    assert (bundled / "training-phase-1.yaml").read_text() == "preset: ul-tiny-f8\nmax_train_steps: 1000\n"
 
 
 def test_the_curve_of_several_phases_goes_on_where_the_earlier_one_ended(

@@ -100,7 +100,7 @@ def test_every_command_and_snippet_runs_from_top_to_bottom(clone: Path) -> None:
         "latents/header.json",
         "out/photo.jpg.png",
         "grid.png",
-        "sneakers.png",
+        "shoes.png",
     ):
         assert (clone / made).is_file(), made
 

@@ -217,7 +217,10 @@ def test_the_command_takes_prompts_and_names_its_flags(
     for options, sentence in (
         ([*both, "--prompts", "x", "--unconditional"], "--prompts can't be used with --unconditional"),
         ([*both, "--prompts", "x", "--prior"], "--prompts can't be used with --prior"),
-        ([*words[:3], "--images", captioned, "--prompts", "x"], "--images can't be used with options of drawing"),
+        (
+            [*words[:3], "--images", captioned, "--prompts", "x"],
+            "--images can't be used with options for drawing images",
+        ),
     ):
         status, shown = run(*options)
         assert status != 0 and sentence in shown

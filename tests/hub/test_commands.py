@@ -125,7 +125,7 @@ def test_a_data_set_of_the_hub_is_encoded_by_threads_and_by_processes_alike(
     [
         (["push", "nowhere", "model"], "SRC must be a folder that exists or a bundled name"),
         (["push", ".", "model"], "holds no model"),
-        (["pull", "a b/c", "-o", "new"], "no hub id"),
+        (["pull", "a b/c", "-o", "new"], "nor a hub id"),
         (["pull", "owner/none", "-o", "new"], "neither a local folder nor a repository of the hub"),
         (["latents", "push", ".", "x"], "holds no latent data set"),
         (["latents", "pull", "owner/none", "-o", "new"], "neither a local folder nor a repository of the hub"),

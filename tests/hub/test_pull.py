@@ -372,7 +372,7 @@ def test_a_card_with_broken_yaml_harms_nothing(hub: LoopbackHub, saved: dict[str
 
 @pytest.mark.parametrize("name", ["owner/my model", "a/b/c", "owner/", "own er/x"])
 def test_what_is_no_id_is_refused_without_a_request(hub: LoopbackHub, load: Any, name: str) -> None:
-    with pytest.raises(ValueError, match="no hub id"):
+    with pytest.raises(ValueError, match="nor a hub id"):
         load(name)
     assert hub.log == []
 

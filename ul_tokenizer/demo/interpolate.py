@@ -101,7 +101,7 @@ def noisy_mix(
 
 
 def denoised(prior: UnifiedLatentsTransformer, z: Tensor, level: float, latent_logsnr: float) -> Tensor:
-    """A noisy latent of one log-SNR → one of a higher log-SNR, by the prior."""
+    """A noisy latent (B, c, h, w) at the log-SNR `level` → one of the same shape at `latent_logsnr`, by the prior."""
     scheduler = LogSNRScheduler(latent_logsnr, algorithm_type="dpmsolver++")
     scheduler.set_timesteps(timesteps=evenly_spaced(level, latent_logsnr, PRIOR_STEPS)[:-1], device=z.device)
     for logsnr in scheduler.timesteps:

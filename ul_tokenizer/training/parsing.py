@@ -105,7 +105,7 @@ def _make_parser(
         help="YAML file with any of these arguments as keys, or the name of a recipe of this package.",
     )
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(cls.GROUPS.values())}
-    group: argparse._ActionsContainer = parser
+    group: Any = parser  # or one of its groups
     for spec in dataclasses.fields(cls):
         if (title := cls.GROUPS.get(spec.name)) is not None:
             group = groups[title]
@@ -115,7 +115,7 @@ def _make_parser(
     return parser
 
 
-def _add_flag(group: argparse._ActionsContainer, spec: dataclasses.Field[Any], kind: Kind, is_path: bool) -> None:
+def _add_flag(group: Any, spec: dataclasses.Field[Any], kind: Kind, is_path: bool) -> None:
     default = spec.default if spec.default_factory is MISSING else spec.default_factory()
     default = (",".join(map(str, default)) or None) if isinstance(default, tuple) else default
     choices = f" Choices: {', '.join(kind.choices)}." if kind.choices else ""

@@ -53,7 +53,7 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
 
 def test_sets_of_different_classes_are_refused(train: Path, tmp_path: Path) -> None:
     other = squares(tmp_path, 2, seed=0, classes={"red": COLOURS["red"], "violet": (200, 40, 200)})
-    with pytest.raises(ValueError, match=r"\['violet'\] in .* alone and \['blue', 'green'\] in .* alone"):
+    with pytest.raises(ValueError, match=r"\['violet'\] only in .* and \['blue', 'green'\] only in "):
         check_alike(LabelledImages(train), LabelledImages(other))
 
 
