@@ -248,7 +248,8 @@ def test_the_table_fits_120_columns(
 ) -> None:
     speed.main(["--quick", "--runs", "1", "--only", "encode,base", "--shares"])
     lines = capsys.readouterr().out.splitlines()
-    assert HEAD in lines and max(len(text) for text in lines if not text.startswith("  ")) <= len(HEAD) <= 120
+    assert HEAD in lines and len(HEAD) <= 120
+    assert max(len(text) for text in lines if not text.startswith("  ")) <= 120  # a slow moment widens a column
     assert any(text.startswith("  ") and "matrix products" in text for text in lines), "shares by kind of operator"
 
 

@@ -1,7 +1,8 @@
-"""`benchmarks/startup.py`, and its bar: `ul-tokenizer info` starts in at most 1.5 × the time of what it imports."""
+"""`benchmarks/startup.py`, and what keeps `ul-tokenizer info` within its bar of 1.5 × the time of its imports."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import startup
@@ -21,6 +22,22 @@ def test_sleeping_takes_wall_time_and_hardly_any_cpu_time() -> None:
     assert sleeping.wall > 0.2 > sleeping.cpu - nothing.cpu
 
 
-def test_info_starts_within_the_bar() -> None:
-    pairs = startup.alternate(startup.INFO, startup.IMPORTS, 3)
-    assert startup.ratios(pairs).cpu < startup.BAR  # CPU time: other tests run beside this one
+HEAVY = (
+    *("av", "datasets", "gradio", "matplotlib", "onnx", "pandas", "pyarrow", "ray", "scipy.stats", "tensorboard"),
+    *(
+        "diffusers.models.autoencoders",
+        "diffusers.pipelines",
+        "transformers.modeling_utils",
+        "transformers.models.auto",
+    ),
+)
+
+
+def test_info_imports_nothing_heavy_beyond_torch_and_diffusers() -> None:
+    """What its time depends on; only the benchmark measures the time, since timed tests fail on busy machines."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from ul_tokenizer.cli import app; "
+        "print(CliRunner().invoke(app, ['info']).exit_code, 'torch' in sys.modules, *set(sys.argv[1:]) & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *HEAVY], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "True"]
