@@ -37,7 +37,8 @@ def test_info_imports_nothing_heavy_beyond_torch_and_diffusers() -> None:
     """What its time depends on; only the benchmark measures the time, since timed tests fail on busy machines."""
     code = (
         "import sys; from typer.testing import CliRunner; from ul_tokenizer.cli import app; "
-        "print(CliRunner().invoke(app, ['info']).exit_code, 'torch' in sys.modules, *set(sys.argv[1:]) & set(sys.modules))"
+        "status = CliRunner().invoke(app, ['info']).exit_code; "
+        "print(status, 'torch' in sys.modules, *set(sys.argv[1:]) & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, *HEAVY], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["0", "True"]
