@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ul_tokenizer.models.repository import PRIOR, load_autoencoder, load_prior
+from ul_tokenizer.models.repository import PRIOR
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
-from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
+from ul_tokenizer.pipelines.sampling import pipeline_of_prior
 
 
 def make_pipeline(name: str, resolution: int | None = None) -> UnifiedLatentsPipeline:
@@ -30,14 +30,13 @@ def make_pipeline(name: str, resolution: int | None = None) -> UnifiedLatentsPip
     Raises:
         ValueError: there is no such model or it has no prior, or a resolution that its ratio doesn't divide.
     """
-    vae, prior = load_autoencoder(name), load_prior(name)
-    side, ratio = resolution or vae.config.sample_size, vae.spatial_compression_ratio
+    pipeline = pipeline_of_prior(name)
+    side, ratio = resolution or pipeline.vae.config.sample_size, pipeline.vae.spatial_compression_ratio
     if side is not None:
         if side % ratio:
             raise ValueError(f"--resolution must be a multiple of {ratio}, got {side}.")
-        prior.register_to_config(sample_size=side // ratio)
-    scheduler = LogSNRScheduler(prior.config.latent_logsnr)
-    return UnifiedLatentsPipeline(prior.eval(), scheduler, vae.eval())
+        pipeline.transformer.register_to_config(sample_size=side // ratio)
+    return pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.output} must be empty, it holds files.")
         pipeline = make_pipeline(args.model, args.resolution)
         pipeline.save_pretrained(args.output)
-        load_prior(args.model).save_pretrained(args.output / "vae" / PRIOR)
+        pipeline.transformer.save_pretrained(args.output / "vae" / PRIOR)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -42,6 +42,18 @@ def test_the_decoder_is_told_the_level_and_none_means_the_cleanest(model: Unifie
 
 
 @torch.no_grad()
+def test_what_calls_the_decoder_without_a_level_means_the_cleanest(model: UnifiedLatentsAutoencoder) -> None:
+    """As the distillation and the benchmarks do."""
+    clip = Z.unsqueeze(2)
+    default, clean, noisy = (
+        model.decoder.embed_latents(clip, None if level is None else torch.full((2,), level))
+        for level in (None, 5.0, 0.0)
+    )
+    assert torch.equal(default, clean)
+    assert not torch.allclose(default, noisy)
+
+
+@torch.no_grad()
 def test_a_stream_decodes_at_the_cleanest_level(model: UnifiedLatentsAutoencoder) -> None:
     clip = Z.unsqueeze(2)
     streamed = torch.cat(list(model.decode_stream([clip], generator=seeded())), dim=2)

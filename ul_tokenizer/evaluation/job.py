@@ -33,10 +33,9 @@ from ul_tokenizer.evaluation.samples import Crops, EvaluationSamples
 from ul_tokenizer.evaluation.subjects import AutoencoderSubject, CodecSubject, Subject
 from ul_tokenizer.latents.job import SourceOptions, open_samples
 from ul_tokenizer.models.devices import pick_device
-from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
+from ul_tokenizer.pipelines.sampling import pipeline_of_prior
 from ul_tokenizer.processes import Processes, local_device
-from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 from ul_tokenizer.sources.base import CAPTION, Source
 
 if TYPE_CHECKING:
@@ -513,8 +512,4 @@ def load_generator(
     if not prior:
         pipeline: UnifiedLatentsPipeline = UnifiedLatentsPipeline.from_pretrained(name, revision=revision, dtype=dtype)
         return pipeline.to(device)
-    network = load_prior(name, revision=revision, torch_dtype=dtype)
-    scheduler = LogSNRScheduler(logsnr_max=network.config.latent_logsnr)
-    vae = load_autoencoder(name, revision=revision, torch_dtype=dtype)
-    of_prior: UnifiedLatentsPipeline = UnifiedLatentsPipeline(transformer=network, scheduler=scheduler, vae=vae)
-    return of_prior.to(device)
+    return pipeline_of_prior(name, revision, dtype).to(device)

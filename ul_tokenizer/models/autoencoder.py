@@ -446,13 +446,14 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             ValueError: wrong rank, channels or dtype, an empty z, noise of another shape, fewer than one step, a
                 number of frames that does not fit the latents, or a level that the decoder does not take.
         """
-        levels, latent_level = self._decoding_levels(num_inference_steps), self._latent_level(latent_logsnr)
+        levels = self._decoding_levels(num_inference_steps)
+        self._check_latent_level(latent_logsnr)
         check_latents("z", z, self.config.latent_channels)
         clip = (z if z.ndim == 5 else z.unsqueeze(2)).to(get_parameter_dtype(self.decoder.conv_in))
         num_frames = self._num_frames(clip.shape[2], 1 if z.ndim == 4 else num_frames)
         canvas = self._noise_canvas(clip, num_frames, generator, noise)
         slices = list(zip(clip.split(1), canvas.split(1), strict=True)) if self.use_slicing else [(clip, canvas)]
-        steps = decoding_steps(levels, clip.device, latent_level)
+        steps = decoding_steps(levels, clip.device, latent_logsnr)
         sample = _joined([self._decode_clip(latents, x_1, steps) for latents, x_1 in slices], dim=0).to(z.dtype)
         sample = (sample if z.ndim == 5 else sample.squeeze(2)).contiguous()
         return decoder_output(sample) if return_dict else (sample,)
@@ -490,14 +491,11 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
         return levels_at(evenly_spaced(self.config.decoder_logsnr_min, self.config.decoder_logsnr_max, steps))
 
-    def _latent_level(self, latent_logsnr: float | None) -> float | None:
-        """The level of z_0 that the decoder is given; None if it takes only one."""
+    def _check_latent_level(self, latent_logsnr: float | None) -> None:
         low, high = self.config.latent_logsnr_min, self.config.latent_logsnr
-        level = high if latent_logsnr is None else latent_logsnr
-        if not (high if low is None else low) <= level <= high:
+        if latent_logsnr is not None and not (high if low is None else low) <= latent_logsnr <= high:
             legal = f"{high}, the only level of this decoder" if low is None else f"from {low} to {high}"
             raise ValueError(f"latent_logsnr must be {legal}, got {latent_logsnr}.")
-        return None if low is None else float(level)
 
     def _num_frames(self, latent_frames: int, num_frames: int | None) -> int:
         ratio = self.temporal_compression_ratio
@@ -553,7 +551,7 @@ class UnifiedLatentsAutoencoder(BundledNamesMixin, ModelMixin, AttentionMixin, A
             return
         check_latents("latents", first, self.config.latent_channels)
         still = self._noise_canvas(first, 1, generator, None)
-        steps = decoding_steps(levels, first.device, self._latent_level(None))
+        steps = decoding_steps(levels, first.device)
         network_dtype = get_parameter_dtype(self.decoder.conv_in)
 
         def decode(window: Tensor, _: int, count: int) -> Tensor:

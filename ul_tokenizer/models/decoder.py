@@ -53,7 +53,7 @@ class DecoderConfig:
     temporal_ratio: int = 1  # R, frames per latent frame
     attention_train_tokens: int | None = None  # of `log_length_temperature`
     unfolds_latents: bool = False  # whether a latent frame holds the latents of R frames
-    takes_latent_logsnr: bool = False  # whether the noise level of z_0 varies and is given
+    cleanest_latent_logsnr: float | None = None  # λ of z_0 unless another is given; None: there is no other
 
     @classmethod
     def from_model(cls, config: Mapping[str, Any]) -> DecoderConfig:
@@ -74,7 +74,7 @@ class DecoderConfig:
             temporal_ratio=ratio,
             attention_train_tokens=config["attention_train_tokens"],
             unfolds_latents=ratio > 1 and config["temporal_downsample"] == "latents",
-            takes_latent_logsnr=config["latent_logsnr_min"] is not None,
+            cleanest_latent_logsnr=None if config["latent_logsnr_min"] is None else config["latent_logsnr"],
         )
 
 
@@ -102,8 +102,9 @@ class DecoderStage(nn.Module):
 class LatentLevelEmbedding(nn.Module):
     """λ of z_0 (B,) → (B, C, 1, 1), which starts at 0."""
 
-    def __init__(self, channels: int, embedding_channels: int) -> None:
+    def __init__(self, channels: int, embedding_channels: int, cleanest: float) -> None:
         super().__init__()
+        self.cleanest = cleanest
         self.logsnr_embedding = LogSNREmbedding(embedding_channels)
         self.proj = nn.Linear(embedding_channels, channels)
         nn.init.zeros_(self.proj.weight)
@@ -126,16 +127,18 @@ class LatentEmbedding(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels // ratio, channels, 3, padding=1)
         self.mix = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in layers])
         self.norms = nn.ModuleList([ChannelNorm(channels) for _ in layers])
-        self.level = LatentLevelEmbedding(channels, config.embedding_channels) if config.takes_latent_logsnr else None
+        cleanest = config.cleanest_latent_logsnr
+        self.level = None if cleanest is None else LatentLevelEmbedding(channels, config.embedding_channels, cleanest)
 
     def forward(self, z: Tensor, logsnr: Tensor | None = None) -> Tensor:
         """(N, c, h, w) → (N, C, h, w), or (N·R, C, h, w) if each latent frame is unfolded to R frames.
 
-        `logsnr` (B,) is the level of z_0, for decoders that take several; N is a multiple of B.
+        `logsnr` (B,) is the level of z_0, for decoders that take several, and the cleanest if None; N is a multiple of
+        B.
         """
         h = self.conv_in(z if self.unfold is None else self.unfold(z))
         if self.level is not None:
-            assert logsnr is not None
+            logsnr = torch.full((len(h),), self.level.cleanest, device=h.device) if logsnr is None else logsnr
             h = h + self.level(logsnr).repeat_interleave(len(h) // len(logsnr), dim=0).to(h.dtype)
         for norm, conv in zip(self.norms, self.mix, strict=True):
             h = h + conv(F.silu(norm(h)))
@@ -193,7 +196,7 @@ class Decoder(nn.Module):
     def embed_latents(self, z_BxCxTxHxW: Tensor, logsnr: Tensor | None = None) -> Tensor:
         """z_0 (B, c, t, h, w) → the `latent_features` of `forward`, (B·t, C, h, w), or (B·t·R, C, h, w) if unfolded.
 
-        `logsnr` (B,) is the level of z_0, for decoders that take several.
+        `logsnr` (B,) is the level of z_0, for decoders that take several; None means the cleanest.
         """
         return self.latent_embedding(fold_time(z_BxCxTxHxW), logsnr)
 

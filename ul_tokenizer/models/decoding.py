@@ -32,7 +32,7 @@ class DecodingSteps(NamedTuple):
     """All steps of a call."""
 
     steps: list[DecodingStep]
-    latent_logsnr: Tensor | None = None  # λ of z_0, (), fp32, for decoders that take several levels
+    latent_logsnr: Tensor | None = None  # λ of z_0, (), fp32, for decoders that take several; None: the cleanest
 
 
 def decoding_steps(levels: Sequence[Level], device: torch.device, latent_logsnr: float | None = None) -> DecodingSteps:

@@ -9,8 +9,10 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from ul_tokenizer.models.repository import load_autoencoder, load_prior
 from ul_tokenizer.pipelines.generation import UnifiedLatentsPipeline
 from ul_tokenizer.randomness import mixed_seed
+from ul_tokenizer.schedulers.log_snr import LogSNRScheduler
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,19 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     return pipeline
+
+
+def pipeline_of_prior(
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> UnifiedLatentsPipeline:
+    """A pipeline that generates with the stage-1 prior of an autoencoder's repository.
+
+    Raises:
+        ValueError: no model of this name, or one without a prior.
+    """
+    prior = load_prior(name, revision=revision, torch_dtype=dtype)
+    scheduler = LogSNRScheduler(prior.config.latent_logsnr)
+    return UnifiedLatentsPipeline(prior, scheduler, load_autoencoder(name, revision=revision, torch_dtype=dtype))
 
 
 def in_batches(
